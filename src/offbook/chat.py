@@ -1,0 +1,161 @@
+"""A conversation with a trained model, and with its base for comparison. Nothing here prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from tokenizers.decoders import DecodeStream
+
+from offbook import checkpoint
+from offbook.base import resolve_base
+from offbook.data import Message
+from offbook.errors import CheckpointError, ConfigError
+from offbook.generate import Sampling, generate
+from offbook.model import choose_device, choose_precision, load_adapter, load_base
+from offbook.run import RunDirectory
+from offbook.template import ChatTemplate
+from offbook.tokenizer import load_tokenizer
+
+
+class Chat:
+    """A multi-turn chat.
+
+    Attributes:
+        messages: the conversation so far.
+        system: system text for the conversation, if any.
+        sampling: how replies are chosen.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        template: ChatTemplate,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.messages: list[Message] = []
+        self.system = system
+        self.sampling = sampling or Sampling()
+        self._model, self._template = model, template
+        self._generator = torch.Generator()
+        if self.sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(self.sampling.seed)
+        eos = model.generation_config.eos_token_id if model.generation_config else None
+        self._stop_ids = {template.stop_id, *(eos if isinstance(eos, list) else [eos])}
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        sampling: Sampling | None = None,
+        announce: Callable[[str], None] = lambda text: None,
+    ) -> Chat:
+        """A chat with the adapter of a run directory, finished or not.
+
+        Raises:
+            CheckpointError: when there is nothing there to talk to.
+        """
+        run = RunDirectory.open(path)
+        config = run.config()
+        folder: Path | None = run.adapter
+        if not run.adapter.is_dir():
+            folder = checkpoint.newest(run)
+            if folder is None:
+                raise CheckpointError(
+                    "the run has no adapter yet", where=str(path), fix="finish it with --resume"
+                )
+            announce(f"the run is not finished; this is {folder.name}")
+        device = choose_device()
+        base = resolve_base(config.model.base, config.model.revision, announce)
+        template = ChatTemplate(load_tokenizer(base))
+        dtype = choose_precision(config.model.precision, device)
+        model = load_adapter(load_base(base, dtype, device), folder)
+        return cls(model, template, config.data.system, sampling)
+
+    def ask(self, question: str, base: bool = False) -> str:
+        """The whole reply to a question; see `stream`."""
+        return "".join(self.stream(question, base))
+
+    def stream(self, question: str, base: bool = False) -> Iterator[str]:
+        """Yield a reply in pieces of text; when it is complete, it joins the conversation.
+
+        Args:
+            question: what the user says.
+            base: ask the untuned model instead, without adding to the conversation.
+        """
+        asked = [*self.messages, Message("user", question)]
+        pieces = []
+        for piece in self._reply(asked, base):
+            pieces.append(piece)
+            yield piece
+        if not base:
+            self.messages = [*asked, Message("assistant", "".join(pieces))]
+
+    def last_question(self) -> str | None:
+        """What the user said last."""
+        return self.messages[-2].content if self.messages else None
+
+    def undo(self) -> None:
+        """Forget the last question and its reply."""
+        del self.messages[-2:]
+
+    def reset(self) -> None:
+        """Forget the conversation; the system text stays."""
+        self.messages.clear()
+
+    def save(self, path: str | Path) -> None:
+        """Append the conversation to a JSONL file that `train` can read.
+
+        Raises:
+            ConfigError: when there is nothing to save, or the file cannot be written.
+        """
+        if not self.messages:
+            raise ConfigError("nothing has been said yet")
+        turns = [{"role": m.role, "content": m.content} for m in self._opening() + self.messages]
+        line = json.dumps({"messages": turns}, ensure_ascii=False)
+        try:
+            with Path(path).expanduser().open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise ConfigError(f"cannot write ({error.strerror})", where=str(path)) from None
+
+    def _opening(self) -> list[Message]:
+        return [Message("system", self.system)] if self.system else []
+
+    def _reply(self, asked: list[Message], base: bool) -> Iterator[str]:
+        tokenizer = self._template.tokenizer.backend_tokenizer
+        stream = DecodeStream(skip_special_tokens=False)
+        lead = self._template.reply_lead
+        with self._model.disable_adapter() if base else nullcontext():
+            for token in generate(
+                self._model, self._prompt(asked), self._stop_ids, self.sampling, self._generator
+            ):
+                piece = stream.step(tokenizer, token) or ""
+                # The lead, such as the space after "Assistant:", belongs to the template.
+                while lead and piece and piece[0] == lead[0]:
+                    piece, lead = piece[1:], lead[1:]
+                if piece:
+                    lead = ""
+                    yield piece
+
+    def _prompt(self, asked: list[Message]) -> list[int]:
+        """The prompt's ids; the oldest exchanges are left out when it outgrows the context."""
+        context = self._model.config.max_position_embeddings
+        room = context - min(self.sampling.max_new_tokens, context // 2)
+        while True:
+            ids = self._template.build_prompt([*self._opening(), *asked])
+            if len(ids) <= room:
+                return ids
+            if len(asked) == 1:
+                raise ConfigError(
+                    f"the question has {len(ids)} tokens; this model takes {room}",
+                    fix="shorten it",
+                )
+            asked = asked[2:]

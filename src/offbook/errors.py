@@ -1,0 +1,66 @@
+"""What a user is told when something is wrong: what, where, and how to mend it.
+
+Each class also derives from the standard exception a Python caller would expect, so that
+`except ValueError` works in a notebook. The command line turns them into exit codes.
+"""
+
+from __future__ import annotations
+
+INTERRUPTED = 130  # 128 + SIGINT: the exit code of a run stopped by Ctrl-C after it has saved
+TERMINATED = 143  # 128 + SIGTERM
+
+
+class OffbookError(Exception):
+    """A problem the user can mend.
+
+    Args:
+        what: the problem, in words a user knows.
+        where: a place to look: `file:line`, a key, a folder.
+        fix: what to do about it, as an instruction.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        place = f"{where}: " if where else ""
+        advice = f"; {fix}" if fix else ""
+        super().__init__(f"{place}{what}{advice}")
+
+
+class ConfigError(OffbookError, ValueError):
+    """A setting or an argument that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(OffbookError, ValueError):
+    """A data file or a row that cannot be used."""
+
+    exit_code = 3
+
+
+class ModelError(ConfigError):
+    """A base model, tokenizer or chat template that cannot be used as it is."""
+
+
+class CheckpointError(OffbookError, RuntimeError):
+    """A run directory or checkpoint that cannot be used."""
+
+    exit_code = 4
+
+
+class NonFiniteError(OffbookError, ArithmeticError):
+    """A loss or gradient that is no longer a number."""
+
+    exit_code = 6
+
+
+def joined(errors: list[DataError], more: bool = False) -> DataError:
+    """One error for many: a line each, so that a file is mended in one go."""
+    if len(errors) == 1 and not more:
+        return errors[0]
+    lines = [str(error) for error in errors]
+    if more:
+        lines.append(f"stopped after {len(errors)} errors; there may be more")
+    return DataError("\n".join(lines))

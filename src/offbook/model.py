@@ -1,0 +1,207 @@
+"""Load a base model; attach, save and load adapters. The only user of PEFT."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from offbook.base import require_weights
+from offbook.config import LoraSettings
+from offbook.errors import CheckpointError, ConfigError, ModelError
+from offbook.tokenizer import quiet_transformers
+
+ALL_LINEAR = "all-linear"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def choose_device() -> torch.device:
+    """The first GPU, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(setting: str, device: torch.device) -> torch.dtype:
+    """The number format of the base: as set, or for `auto` as a measurement on this device says."""
+    if setting != "auto":
+        return torch.bfloat16 if setting == "bfloat16" else torch.float32
+    return torch.bfloat16 if _bfloat16_is_faster(device) else torch.float32
+
+
+def load_base(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A base model in evaluation mode, without gradients, from safetensors alone.
+
+    Raises:
+        ModelError: when it cannot be loaded without running its own code, has no safetensors
+            weights, or computes its logits in a way this project does not reproduce.
+    """
+    require_weights(folder)
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
+    model.to(device)
+    model.requires_grad_(False)
+    model.eval()
+    _check_head(model, folder)
+    return model
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The transformer below the output head, with its adapters if it has any."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return getattr(base, base.base_model_prefix)
+
+
+def head(model: nn.Module) -> nn.Module:
+    """The linear layer from hidden states [..., hidden] to logits [..., vocabulary]."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base.get_output_embeddings()
+
+
+def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: str) -> PeftModel:
+    """Add a fresh LoRA adapter, in float32, the same for the same seed.
+
+    Args:
+        base: the loaded base model.
+        lora: PEFT's settings.
+        seed: of the random A matrices; B is zero, so that training begins at the base model.
+        name: of the base, written into the adapter for those who load it.
+
+    Raises:
+        ConfigError: when `target_modules` names something that does not exist.
+    """
+    _check_targets(base, lora.target_modules)
+    targets = lora.target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+    )
+    torch.manual_seed(seed)
+    with quiet_transformers():
+        model = get_peft_model(base, config)
+    model.peft_config["default"].base_model_name_or_path = name
+    return model
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write a plain PEFT folder: `adapter_model.safetensors` and `adapter_config.json`."""
+    # "auto" would ask the hub whether the base's vocabulary has changed.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a form with nothing filled in
+
+
+def restore_adapter(model: PeftModel, folder: Path) -> None:
+    """Put a saved adapter's weights into one of the same shape, bit for bit.
+
+    Raises:
+        CheckpointError: when they do not fit.
+    """
+    try:
+        set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"the adapter does not fit: {error}", where=str(folder)) from error
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """A saved adapter on its base, in evaluation mode.
+
+    Raises:
+        CheckpointError: when the folder holds none, or it does not fit the base.
+    """
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError("no adapter here", where=str(folder), fix="train one first")
+    try:
+        with quiet_transformers():
+            model = PeftModel.from_pretrained(base, str(folder))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the adapter does not fit this base: {error}",
+            where=str(folder),
+            fix="use the base it was trained on",
+        ) from error
+    return model.eval()
+
+
+def _check_head(model: PreTrainedModel, folder: Path) -> None:
+    """Losses are computed from hidden states and the head alone; make sure the model agrees."""
+    ids = torch.tensor([[1, 2, 3, 4]], device=model.device)
+    with torch.no_grad():
+        want = model(input_ids=ids, use_cache=False).logits
+        got = head(model)(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.equal(want, got):
+        raise ModelError(
+            f"a {model.config.model_type} model changes its logits after the output head",
+            where=str(folder),
+            fix="use a Llama-family model",
+        )
+
+
+def _check_targets(base: PreTrainedModel, targets: tuple[str, ...] | str) -> None:
+    output = base.get_output_embeddings()
+    names = [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and module is not output
+    ]
+    exist = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    if isinstance(targets, str):
+        if targets != ALL_LINEAR and not _matches(targets, names):
+            raise ConfigError(
+                f'lora.target_modules: the regular expression "{targets}" matches no linear layer',
+                fix=f"the layers are {exist}; a full name is {names[0]}",
+            )
+        return
+    missing = [t for t in targets if not any(n == t or n.endswith("." + t) for n in names)]
+    if missing or not targets:
+        raise ConfigError(
+            f"lora.target_modules: no linear layer is named {', '.join(missing) or 'in an empty list'}",
+            fix=f"the layers are {exist}; or use {ALL_LINEAR}",
+        )
+
+
+def _matches(pattern: str, names: list[str]) -> bool:
+    try:
+        return any(re.fullmatch(pattern, name) for name in names)
+    except re.error as error:
+        raise ConfigError(f"lora.target_modules: not a regular expression: {error}") from None
+
+
+def _bfloat16_is_faster(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Processors without bfloat16 instructions emulate them, slower than float32: so measure. The
+    # shape is that of a small model's projection over a few hundred tokens.
+    x, w = torch.ones(256, 512), torch.ones(512, 512)
+    full = _fastest(lambda: x @ w)
+    x16, w16 = x.bfloat16(), w.bfloat16()
+    return _fastest(lambda: x16 @ w16) < full
+
+
+def _fastest(work: Callable[[], object], tries: int = 5) -> float:
+    work()  # the first call sets up kernels
+    times = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,234 @@
+"""Rows of JSON, JSONL, CSV or Parquet files as plain values, each with its `file:line`.
+
+Files are read as a stream, so that a data set of any size takes bounded memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, TextIO
+
+from offbook.config import suggest
+from offbook.errors import DataError
+from offbook.hub import download
+
+SAMPLES = {"lighthouse": "lighthouse.jsonl", "teahouse-zh": "teahouse-zh.json"}
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+MAX_ROW_CHARS = 64 * 2**20  # a longer "row" is a broken file, not a line someone speaks
+CHUNK_CHARS = 2**20
+
+Row = tuple[object, str]  # the decoded value, and the file:line it begins on
+
+
+def resolve(source: str) -> list[Path]:
+    """The local files of a data set: a path, a sample's name, or a hub id to download.
+
+    Raises:
+        DataError: when there is no such data.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if source in SAMPLES:
+        with as_file(files("offbook") / "samples" / SAMPLES[source]) as sample:
+            return [sample]
+    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::(.+))?", source)
+    if hub and (hub[2] or not source.lower().endswith(SUFFIXES)) and not path.is_dir():
+        return _from_hub(hub[1], hub[2])
+    advice = suggest(path.name, [p.name for p in path.parent.glob("*")] + list(SAMPLES))
+    raise DataError(
+        "this is a folder, not a file" if path.is_dir() else "no such file",
+        where=source,
+        fix=advice or f"give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLES)}",
+    )
+
+
+def read_rows(path: Path, errors: list[DataError]) -> Iterator[Row]:
+    """Yield the rows of one file; a bad row that can be stepped over goes into `errors`.
+
+    Raises:
+        DataError: when the file cannot be read on.
+    """
+    readers = {".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(
+            f'unknown file type "{path.suffix}"', where=str(path), fix=f"use {', '.join(SUFFIXES)}"
+        )
+    try:
+        yield from readers.get(suffix, _read_jsonl)(path, errors)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8 text ({error.reason})", where=str(path), fix="save the file as UTF-8"
+        ) from None
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error})", where=str(path)) from None
+
+
+def _from_hub(repo: str, name: str | None) -> list[Path]:
+    patterns = [name] if name else [f"*{suffix}" for suffix in SUFFIXES]
+    folder = download(repo, patterns, kind="dataset", error=DataError)
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    if name:
+        names = [name] if name in names else []
+    else:
+        names = [n for n in names if n.lower().endswith(SUFFIXES)]
+        names = [n for n in names if "train" in n.lower()] or names
+    if not names or len({Path(n).parent for n in names}) > 1:
+        raise DataError(
+            f"cannot tell which files to train on: {', '.join(names[:10]) or 'none found'}",
+            where=repo,
+            fix=f"name one, as in {repo}:{names[0] if names else 'rows.json'}",
+        )
+    return [folder / n for n in names]
+
+
+def _read_jsonl(path: Path, errors: list[DataError]) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                yield _DECODER.decode(line.strip()), where
+            except _BAD_JSON as error:
+                errors.append(DataError(f"not valid JSON: {_reason(error)}", where=where))
+
+
+def _read_json(path: Path, errors: list[DataError]) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        stream = _JsonArray(file, path)
+        first = stream.peek()
+        if first == "{":
+            raise DataError(
+                "one JSON object, not an array of rows",
+                where=str(path),
+                fix="put the rows in [ ], or name the file .jsonl if it has one object a line",
+            )
+        if first != "[":
+            what = "not a JSON array of rows" if first else "no rows: the file is empty"
+            raise DataError(what, where=f"{path}:{stream.line}", fix="the file should begin with [")
+        yield from stream.elements()
+
+
+def _read_csv(path: Path, errors: list[DataError]) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    what = f"not {len(reader.fieldnames or ())} columns"
+                    errors.append(DataError(what, where=where, fix="quote fields with commas"))
+                else:
+                    yield row, where
+        except csv.Error as error:
+            raise DataError(f"not valid CSV: {error}", where=f"{path}:{reader.line_num}") from None
+
+
+def _read_parquet(path: Path, errors: list[DataError]) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield row, f"{path}:{number}"
+    except pa.ArrowException as error:
+        raise DataError(f"not valid Parquet: {_reason(error)}", where=str(path)) from None
+
+
+class _JsonArray:
+    """Decode the elements of a JSON array from a text file, a chunk at a time."""
+
+    def __init__(self, file: TextIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self._text, self._at, self._ended = "", 0, False
+        self.line = 1
+
+    def elements(self) -> Iterator[Row]:
+        self._take(1)  # the opening bracket, which the caller has seen
+        after = "]" if self.peek() == "]" else ","
+        while after == ",":
+            self.peek()
+            line = self.line
+            yield self._element(), f"{self._path}:{line}"
+            after = self.peek()
+            if after not in (",", "]"):
+                raise self._error("no comma between rows" if after else "the file ends in the middle")
+            if after == ",":
+                self._take(1)
+        self._take(1)
+        if self.peek():
+            raise self._error("text after the end of the array")
+
+    def peek(self) -> str:
+        """The next character that is not white space; empty at the end of the file."""
+        while True:
+            space = _SPACE.match(self._text, self._at)
+            self._take(len(space[0]) if space else 0)
+            if self._at < len(self._text) or not self._fill():
+                return self._text[self._at : self._at + 1]
+
+    def _element(self) -> object:
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except _BAD_JSON as error:
+                # Perhaps the chunk ends inside the row: read on before calling it broken.
+                if len(self._text) - self._at < MAX_ROW_CHARS and self._fill():
+                    continue
+                self._take(max(getattr(error, "pos", 0) - self._at, 0))
+                raise self._error(f"not valid JSON: {_reason(error)}") from None
+            if end == len(self._text) and self._fill():
+                continue  # a number at the edge of a chunk may go on
+            self._take(end - self._at)
+            return value
+
+    def _take(self, count: int) -> None:
+        self.line += self._text.count("\n", self._at, self._at + count)
+        self._at += count
+
+    def _fill(self) -> bool:
+        # Read as much again as is held, so that a long row is not decoded anew for each chunk.
+        held = self._text[self._at :]
+        more = "" if self._ended else self._file.read(max(CHUNK_CHARS, len(held)))
+        self._ended = not more
+        self._text, self._at = held + more, 0
+        return bool(more)
+
+    def _error(self, what: str) -> DataError:
+        return DataError(what, where=f"{self._path}:{self.line}", fix="mend the JSON array")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'the key "{repeated}" stands twice in one object')
+    return row
+
+
+def _constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+_BAD_JSON = (ValueError, RecursionError)
+_SPACE = re.compile(r"[ \t\r\n]+")
+
+
+def _reason(error: BaseException) -> str:
+    """The message without json's own line number, which counts from the chunk."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,94 @@
+"""Load a tokenizer, and prove that it is not corrupted.
+
+A wrapper that loads without an error may still tokenize wrongly: transformers 5.6 turns the
+DeepSeek-LLM vocabulary into one that loses every space and all Chinese. So what was loaded must
+agree with the raw `tokenizer.json` on a probe set, token by token.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from offbook.errors import ModelError
+
+PROBES = (
+    "User: Hello world, it's 3.14!\n\nAssistant: Yes.",
+    "家父是大理寺少卿甄远道。\n臣妾  谢皇上！",
+    "  leading,   inner and trailing space  ",
+    "def f(x):\n\treturn x**2  # 注释\r\n",
+    "naïve Ünïcödé “quotes” — 🙂👩‍👩‍👧 日本語 العربية 한국어",
+    "1234567890 0x1F e=mc² ½",
+)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model folder, after it has passed `prove`.
+
+    Raises:
+        ModelError: when there is none, or it disagrees with its own `tokenizer.json`.
+    """
+    folder = Path(folder)
+    raw = folder / "tokenizer.json"
+    if not raw.is_file():
+        raise ModelError(
+            "no tokenizer.json here",
+            where=str(folder),
+            fix="use a model that ships one, or save it once with AutoTokenizer.save_pretrained",
+        )
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the tokenizer does not load: {error}", where=str(folder)) from error
+    prove(tokenizer, raw)
+    return tokenizer
+
+
+def prove(tokenizer: PreTrainedTokenizerBase, raw: Path) -> None:
+    """Compare a loaded tokenizer with the `tokenizer.json` it was loaded from.
+
+    Raises:
+        ModelError: naming the first text on which they differ.
+    """
+    reference = Tokenizer.from_file(str(raw))
+    for probe in PROBES:
+        want = reference.encode(probe, add_special_tokens=False).ids
+        got = tokenizer.encode(probe, add_special_tokens=False)
+        if got != want:
+            seen = tokenizer.decode(got)
+            raise ModelError(
+                f"the loaded tokenizer is corrupt: {probe!r} became {seen!r}",
+                where=str(raw.parent),
+                fix="install another version of transformers (5.22 and 5.23 load DeepSeek-LLM right)",
+            )
+        if tokenizer.decode(want, clean_up_tokenization_spaces=False) != reference.decode(want):
+            raise ModelError(
+                f"the loaded tokenizer decodes {probe!r} differently from tokenizer.json",
+                where=str(raw.parent),
+                fix="install another version of transformers",
+            )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' progress bars and notices to its developers; errors still show."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
