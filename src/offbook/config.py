@@ -30,8 +30,8 @@ BATCH_ADVICE = (
 FOREIGN_KEYS = {
     "per_device_train_batch_size": BATCH_ADVICE,
     "gradient_accumulation_steps": BATCH_ADVICE,
-    "fp16": "set model.precision to bfloat16 or float32; pure float16 training loses small gradients",
-    "bf16": "set model.precision to bfloat16",
+    "fp16": "set model.precision=bfloat16 or float32; pure float16 loses small gradients",
+    "bf16": "set model.precision=bfloat16",
     "trust_remote_code": "remove it; offbook never runs code that comes with a model",
 }
 
@@ -276,12 +276,14 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
         return {}, {}
     if not isinstance(values, dict):
         raise ConfigError(
-            "the configuration is not a mapping", where=str(path), fix="write `section: {key: value}`"
+            "the configuration is not a mapping",
+            where=str(path),
+            fix="write `section: {key: value}`",
         )
     return values, dict(_lines(root, path))
 
 
-def _lines(node: yaml.Node, path: Path, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def _lines(node: yaml.Node | None, path: Path, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     if not isinstance(node, yaml.MappingNode) or len(prefix) > 8:
         return
     seen: set[str] = set()

@@ -131,7 +131,9 @@ class ConversationReader:
             return "alpaca"
         if errors:
             raise joined(errors)
-        raise DataError("no rows", where=str(self.paths[0]), fix="check that this is the right file")
+        raise DataError(
+            "no rows", where=str(self.paths[0]), fix="check that this is the right file"
+        )
 
     def _conversation(self, row: object, where: str) -> Conversation:
         if not isinstance(row, dict):
@@ -201,7 +203,10 @@ def _turns(turns: object, role_key: str, text_key: str, where: str) -> list[Mess
             raise DataError(f'turn {number} lacks "{role_key}" or "{text_key}"', where=where)
         for key in turn:
             if key not in (role_key, text_key):
-                fix = suggest(str(key), (role_key, text_key)) or "remove it: it would not be trained on"
+                fix = (
+                    suggest(str(key), (role_key, text_key))
+                    or "remove it: it would not be trained on"
+                )
                 raise DataError(f'turn {number}: unknown key "{key}"', where=where, fix=fix)
         role = turn[role_key]
         if not isinstance(role, str) or role not in ROLES:
@@ -219,7 +224,7 @@ def _check_order(messages: Sequence[Message], where: str) -> None:
             raise DataError(
                 f"turn {number} is the {message.role}'s where the {due}'s is due",
                 where=where,
-                fix="user and assistant take turns, the user first, after at most one system message",
+                fix="user and assistant take turns, the user first; system text goes before them",
             )
         if not message.content.strip():
             name = "reply" if message.role == "assistant" else "prompt"
@@ -238,12 +243,20 @@ def _text(value: object, name: str, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{name} is {_kind(value)}, not text", where=where, fix="put it in quotes")
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise DataError(f"{name} has half a surrogate pair", where=where, fix="mend the broken escape")
+        raise DataError(
+            f"{name} has half a surrogate pair", where=where, fix="mend the broken escape"
+        )
     return value
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(type(value), "a number")
 
 

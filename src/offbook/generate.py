@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import nn
 from transformers import (
     DynamicCache,
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from offbook.config import Section
+from offbook.errors import ConfigError
 from offbook.model import backbone, head
 
 
@@ -40,6 +42,19 @@ class Sampling(Section):
 
     seed: int | None = Field(default=None, ge=0)
     """Makes replies repeatable."""
+
+
+def make_sampling(options: dict[str, Any]) -> Sampling:
+    """Sampling from options a user gave.
+
+    Raises:
+        ConfigError: naming each that is out of range.
+    """
+    try:
+        return Sampling(**options)
+    except ValidationError as error:
+        problems = [f"{detail['loc'][0]}: {detail['msg']}" for detail in error.errors()]
+        raise ConfigError("\n".join(problems)) from None
 
 
 def generate(
@@ -67,7 +82,8 @@ def generate(
         with torch.no_grad():
             out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
             scores = head(model)(out.last_hidden_state[:, -1]).float().cpu()
-        token = _choose(processors(torch.tensor([seen]), scores), sampling, generator)
+        scores = processors(torch.tensor([seen]), scores)  # type: ignore[arg-type]
+        token = _choose(scores, sampling, generator)
         if token in stop_ids:
             return
         yield token

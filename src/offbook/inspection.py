@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,11 @@ class Census:
     first_duplicates: list[str] = field(default_factory=list)
     _seen: set[bytes] = field(default_factory=set, repr=False)
     _replies_of: dict[bytes, int] = field(default_factory=dict, repr=False)
+
+    def counts(self) -> dict[str, int]:
+        """The numbers alone."""
+        names = ("rows", "replies", "duplicates", "open_prompts")
+        return {name: getattr(self, name) for name in names}
 
     def watch(self, conversations: Iterable[Conversation]) -> Iterator[Conversation]:
         """Yield the conversations unchanged, counting."""
@@ -103,7 +109,7 @@ def token_view(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Spa
     ids = example.input_ids.tolist()
     return [
         Span(bool(on[start]), tuple(_texts(ids[start:end], tokenizer)))
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in pairwise(edges)
     ]
 
 

@@ -54,23 +54,30 @@ def load_base(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrai
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
-    model.to(device)
+    nn.Module.to(model, device)
     model.requires_grad_(False)
     model.eval()
     _check_head(model, folder)
     return model
 
 
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The transformers model, under an adapter or bare."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    return base
+
+
 def backbone(model: nn.Module) -> nn.Module:
     """The transformer below the output head, with its adapters if it has any."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return getattr(base, base.base_model_prefix)
+    base = base_of(model)
+    return base.get_submodule(base.base_model_prefix)
 
 
 def head(model: nn.Module) -> nn.Module:
     """The linear layer from hidden states [..., hidden] to logits [..., vocabulary]."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base.get_output_embeddings()
+    output: nn.Module = base_of(model).get_output_embeddings()
+    return output
 
 
 def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: str) -> PeftModel:
@@ -90,7 +97,7 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: s
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=lora.lora_alpha,
+        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT multiplies by any number
         lora_dropout=lora.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=lora.use_rslora,
@@ -173,8 +180,9 @@ def _check_targets(base: PreTrainedModel, targets: tuple[str, ...] | str) -> Non
         return
     missing = [t for t in targets if not any(n == t or n.endswith("." + t) for n in names)]
     if missing or not targets:
+        named = f"no linear layer is named {', '.join(missing)}" if missing else "the list is empty"
         raise ConfigError(
-            f"lora.target_modules: no linear layer is named {', '.join(missing) or 'in an empty list'}",
+            f"lora.target_modules: {named}",
             fix=f"the layers are {exist}; or use {ALL_LINEAR}",
         )
 
@@ -188,7 +196,7 @@ def _matches(pattern: str, names: list[str]) -> bool:
 
 def _bfloat16_is_faster(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Processors without bfloat16 instructions emulate them, slower than float32: so measure. The
     # shape is that of a small model's projection over a few hundred tokens.
     x, w = torch.ones(256, 512), torch.ones(512, 512)

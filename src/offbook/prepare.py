@@ -14,10 +14,10 @@ from offbook.batching import Batch, micro_batches
 from offbook.config import Config
 from offbook.data import ConversationReader, read_conversations
 from offbook.examples import Examples, tokenize
-from offbook.model import attach_adapter, choose_device, choose_precision, load_base
+from offbook.model import attach_adapter, base_of, choose_device, choose_precision, load_base
 from offbook.monitor import Monitor
 from offbook.template import ChatTemplate, Example
-from offbook.tokenizer import load_tokenizer
+from offbook.tokenizer import load_tokenizer, quiet_transformers
 
 # Tokens of a padded micro-batch. On 2 processor cores 512 was the fastest of 512, 1024 and 2048,
 # for then a layer's activations stay near the caches; a GPU wants more work at a time.
@@ -59,7 +59,8 @@ def prepare(config: Config, monitor: Monitor) -> Parts:
         load_base(base, dtype, device), config.lora, config.train.seed, config.model.base
     )
     if config.train.gradient_checkpointing:
-        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        with quiet_transformers():  # 5.23 renames it; the old name works in all releases so far
+            base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     monitor.announce(
         f"{config.model.base} in {precision} on {device}, {trainable:,} parameters to train; "
@@ -74,7 +75,10 @@ def _examples(
     limit, share = config.data.max_length, config.data.validation
     examples = tokenize(reader, template, limit, monitor.reading)
     for places, what in (
-        (examples.cut, f"rows are longer than {limit} tokens; the oldest part of the prompt is cut"),
+        (
+            examples.cut,
+            f"rows are longer than {limit} tokens; the oldest part of the prompt is cut",
+        ),
         (examples.dropped, f"rows are left out, their reply alone being over {limit} tokens"),
     ):
         if places:

@@ -36,7 +36,8 @@ def make_receipt(
             "cut": list(training.cut),
             "dropped": list(training.dropped),
         },
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
         "device": {"name": gpu or platform.machine(), "threads": torch.get_num_threads()},
     }
 

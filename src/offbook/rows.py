@@ -44,7 +44,8 @@ def resolve(source: str) -> list[Path]:
     raise DataError(
         "this is a folder, not a file" if path.is_dir() else "no such file",
         where=source,
-        fix=advice or f"give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLES)}",
+        fix=advice
+        or f"give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLES)}",
     )
 
 
@@ -163,7 +164,9 @@ class _JsonArray:
             yield self._element(), f"{self._path}:{line}"
             after = self.peek()
             if after not in (",", "]"):
-                raise self._error("no comma between rows" if after else "the file ends in the middle")
+                raise self._error(
+                    "no comma between rows" if after else "the file ends in the middle"
+                )
             if after == ",":
                 self._take(1)
         self._take(1)

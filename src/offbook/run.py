@@ -79,7 +79,9 @@ class RunDirectory:
         train = begun.train.model_copy(update=free)
         merged = begun.model_copy(update={"train": train, "output_dir": asked.output_dir})
         before, now = merged.flat(), asked.flat()
-        changed = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if now[key] != before[key]]
+        changed = [
+            f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if now[key] != before[key]
+        ]
         if changed:
             raise ConfigError(
                 f"the run was begun with other settings: {'; '.join(changed)}",

@@ -61,6 +61,7 @@ class ChatTemplate:
         stop_id: the token that ends an assistant turn.
         reply_lead: what stands between the prompt and the reply's own text, such as the space
             after `Assistant:`. It is supervised, for the model has to produce it.
+        reply_tail: likewise, what stands between the reply's own text and `stop_id`.
         takes_system: whether the template has a place for system text. Where it has none, the
             text goes before the first user turn.
         takes_turns: whether a finished turn stays as it was when more turns follow.
@@ -79,7 +80,7 @@ class ChatTemplate:
         self._control_ids = frozenset(self._control.values())
         self._expected: dict[tuple[str, ...], int] = {}
         self.takes_system = self._takes_system()
-        self.reply_lead, self.stop_id = self._probe_reply()
+        self.reply_lead, self.reply_tail, self.stop_id = self._probe_reply()
         self.takes_turns = self._takes_turns()
         self.verify()
 
@@ -88,9 +89,13 @@ class ChatTemplate:
         """What a user should know of this template."""
         notes = []
         if not self.takes_system:
-            notes.append("the chat template takes no system text; it goes before the first user turn")
+            notes.append(
+                "the chat template takes no system text; it goes before the first user turn"
+            )
         if not self.takes_turns:
-            notes.append("the chat template rewrites earlier turns; rows of several turns are refused")
+            notes.append(
+                "the chat template rewrites earlier turns; rows of several turns are refused"
+            )
         return notes
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
@@ -164,7 +169,7 @@ class ChatTemplate:
                 break
             reply.append(index)
         text = self.tokenizer.decode(reply, clean_up_tokenization_spaces=False)
-        return str(text).removeprefix(self.reply_lead)
+        return str(text).removeprefix(self.reply_lead).removesuffix(self.reply_tail)
 
     def verify(self) -> None:
         """Prove the template, and this class, on probe conversations.
@@ -194,6 +199,8 @@ class ChatTemplate:
             if len(spans) != len(replies):
                 raise self._refusal(f"{len(spans)} of {len(replies)} replies are supervised")
             for (start, end), reply in zip(spans, replies, strict=True):
+                if ids[end - 1] != self.stop_id:
+                    raise self._refusal("the token that ends a reply is not supervised")
                 read_back = self.parse_reply(ids[start:end])
                 if read_back != reply:
                     raise self._refusal(f"{reply!r} reads back as {read_back!r}")
@@ -209,7 +216,7 @@ class ChatTemplate:
         except DataError:
             return False
 
-    def _probe_reply(self) -> tuple[str, int]:
+    def _probe_reply(self) -> tuple[str, str, int]:
         question, reply = _PROBE[:2]
         try:
             prompt = self.render([question], add_generation_prompt=True)
@@ -220,11 +227,14 @@ class ChatTemplate:
             raise self._refusal("a training row does not begin with the prompt given at chat time")
         lead, _, tail = whole[len(prompt) :].partition(reply.content)
         if not lead and (prompt[-1:].isalnum() or prompt[-1:] in ":："):
-            raise self._refusal(f"the reply is glued to its header, {prompt[-12:] + reply.content[:3]!r}")
+            raise self._refusal(
+                f"the reply is glued to its header, {prompt[-12:] + reply.content[:3]!r}"
+            )
         stops = [i for i in self._encode([tail])[0] if i in self._control_ids]
         if not stops:
             raise self._refusal("no token ends a reply, so the model would never learn to stop")
-        return lead, stops[0]
+        stop = self.tokenizer.convert_ids_to_tokens(stops[0])
+        return lead, tail.partition(stop)[0], stops[0]
 
     def _takes_turns(self) -> bool:
         try:
@@ -259,7 +269,9 @@ class ChatTemplate:
             prompts = [self.render(messages[:k], add_generation_prompt=True) for k in replies]
             return [*prompts, self.render(messages)]
         except DataError as error:
-            raise DataError(error.what, where=conversation.source, fix="change or remove it") from None
+            raise DataError(
+                error.what, where=conversation.source, fix="change or remove it"
+            ) from None
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         self._backend.encode_special_tokens = False

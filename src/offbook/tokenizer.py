@@ -1,8 +1,9 @@
 """Load a tokenizer, and prove that it is not corrupted.
 
-A wrapper that loads without an error may still tokenize wrongly: transformers 5.6 turns the
-DeepSeek-LLM vocabulary into one that loses every space and all Chinese. So what was loaded must
-agree with the raw `tokenizer.json` on a probe set, token by token.
+A tokenizer that loads without an error may still tokenize wrongly: transformers 5.6 to 5.20 build
+the class that DeepSeek-LLM names in its config, and lose every space and all Chinese. So it is
+loaded from `tokenizer.json` alone, whatever class is named, and must then agree with that file on a
+probe set, token by token.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
 from offbook.errors import ModelError
@@ -44,9 +45,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         )
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(folder), trust_remote_code=False, local_files_only=True
-            )
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the tokenizer does not load: {error}", where=str(folder)) from error
     prove(tokenizer, raw)
@@ -66,13 +65,13 @@ def prove(tokenizer: PreTrainedTokenizerBase, raw: Path) -> None:
         if got != want:
             seen = tokenizer.decode(got)
             raise ModelError(
-                f"the loaded tokenizer is corrupt: {probe!r} became {seen!r}",
+                f"the loaded tokenizer differs from tokenizer.json: {probe!r} reads back as {seen!r}",
                 where=str(raw.parent),
-                fix="install another version of transformers (5.22 and 5.23 load DeepSeek-LLM right)",
+                fix="install another version of transformers",
             )
         if tokenizer.decode(want, clean_up_tokenization_spaces=False) != reference.decode(want):
             raise ModelError(
-                f"the loaded tokenizer decodes {probe!r} differently from tokenizer.json",
+                f"the loaded tokenizer differs from tokenizer.json in decoding {probe!r}",
                 where=str(raw.parent),
                 fix="install another version of transformers",
             )

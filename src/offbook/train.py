@@ -142,9 +142,12 @@ def _steps(
         started = time.perf_counter()
         examples = [parts.training[row] for row in schedule.rows(progress.step)]
         learning_rate = learning_rate_at(progress.step, total, settings)
-        loss = accumulate(model, parts.batches(examples), [settings.seed, progress.step], should_stop)
+        loss = accumulate(
+            model, parts.batches(examples), [settings.seed, progress.step], should_stop
+        )
         if loss is None:
-            checkpoint.save(run, model, optimizer, progress, settings.save_total_limit)
+            if progress.step > 0:  # before the first step there is nothing to lose
+                checkpoint.save(run, model, optimizer, progress, settings.save_total_limit)
             break
         grad_norm = update(model, optimizer, learning_rate, settings.max_grad_norm)
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
@@ -247,9 +250,7 @@ def _not_finite(step: int, loss: float, grad_norm: float, sources: list[str]) ->
 
 
 @contextmanager
-def _log(
-    run: RunDirectory, settings: TrainSettings, monitor: Monitor, step: int
-) -> Iterator[Log]:
+def _log(run: RunDirectory, settings: TrainSettings, monitor: Monitor, step: int) -> Iterator[Log]:
     """A function that writes a record to `metrics.jsonl`, the monitor and TensorBoard."""
     board = None
     if settings.report_to == "tensorboard":

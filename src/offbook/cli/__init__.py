@@ -1,0 +1,63 @@
+"""The command line: arguments to a Config, one call, and what is printed of it.
+
+Only this package prints or exits. Commands import what they need when they run, so that `--help`
+does not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from offbook import __version__
+from offbook.cli import chat, check, demo, init, train
+from offbook.cli.console import err
+from offbook.errors import INTERRUPTED, OffbookError
+
+app = typer.Typer(
+    name="offbook",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (init.init, check.check, train.train, chat.chat, demo.demo):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"offbook {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Teach a chat model a role from its lines.
+
+    \b
+    [bold]See it work[/]      offbook demo
+    [bold]Your own role[/]    offbook init myrole
+                     offbook train myrole/config.yaml
+                     offbook chat runs/myrole
+    """
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in a message and its exit code."""
+    try:
+        app()
+    except OffbookError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, as in `offbook check ... | head`
+        sys.exit(0)

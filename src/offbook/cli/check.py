@@ -1,0 +1,123 @@
+"""`offbook check`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from offbook.cli.console import out, printable, say
+from offbook.cli.train import Settings
+
+if TYPE_CHECKING:
+    from offbook.inspection import Census, Lengths, Span
+
+TRAINED = "bold black on bright_green"
+ROWS_SHOWN = 200_000  # tell of progress each time this many more have been read
+
+
+def check(
+    data: Annotated[
+        str, typer.Argument(help="A data file, sample name or hub data set; or a YAML file.")
+    ],
+    settings: Settings = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose tokenizer and chat template to use.")
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="Rows to show token by token.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Count what a data set holds, and show which tokens are trained on.
+
+    \b
+    offbook check rows.json
+    offbook check rows.json --model deepseek-ai/deepseek-llm-7b-chat --show 3
+    offbook check rows.json 'data.ignore_keys=[id]' data.max_length=512
+    offbook check myrole/config.yaml --json
+    """
+    from offbook.base import resolve_base
+    from offbook.config import Config
+    from offbook.data import read_conversations
+    from offbook.examples import tokenize
+    from offbook.inspection import Census, measure, token_view
+    from offbook.template import ChatTemplate
+    from offbook.tokenizer import load_tokenizer
+
+    from_file = data.endswith((".yaml", ".yml"))
+    config = Config.load(Path(data) if from_file else None, settings or [])
+    if not from_file:
+        config = config.override(f"data.train={json.dumps(data)}")
+    reader = read_conversations(config.data.train, config.data)
+    say(reader.describe())
+    base = resolve_base(model or config.model.base, config.model.revision, say)
+    template = ChatTemplate(load_tokenizer(base))
+    for note in template.notes:
+        say(note)
+    census, limit = Census(), config.data.max_length
+
+    def progress(rows: int) -> None:
+        if rows % ROWS_SHOWN == 0:
+            say(f"{rows:,} rows read")
+
+    examples = tokenize(census.watch(reader), template, limit, progress)
+    lengths = measure(examples)
+    if as_json:
+        counts = {"format": reader.row_format, **asdict(lengths), **census.counts()}
+        counts |= {"cut": len(examples.cut), "dropped": len(examples.dropped)}
+        print(json.dumps(counts, ensure_ascii=False))
+        return
+    _print_counts(census, lengths)
+    for places, what in (
+        (examples.cut, f"longer than {limit} tokens; the oldest part of the prompt is cut"),
+        (examples.dropped, f"left out: the reply alone is over {limit} tokens"),
+    ):
+        if places:
+            _line(f"{len(places):,} rows", f"{what} ({_named(places)})")
+    for example in examples[:show]:
+        _print_view(example.source, token_view(example, template.tokenizer))
+
+
+def _print_counts(census: Census, lengths: Lengths) -> None:
+    _line("rows", f"{census.rows:,}, with {census.replies:,} replies")
+    if census.duplicates:
+        _line("duplicates", f"{census.duplicates:,} ({_named(census.first_duplicates)})")
+    if census.open_prompts:
+        _line("several replies", f"{census.open_prompts:,} prompts have more than one reply")
+    _line("tokens", f"{lengths.total:,}, of which {lengths.supervised:,} are trained on")
+    _line(
+        "a row",
+        f"{lengths.mean:.0f} tokens on average ({lengths.prompt_mean:.0f} prompt, "
+        f"{lengths.reply_mean:.0f} reply), median {lengths.median:.0f}",
+    )
+    _line("longest", f"{lengths.longest} tokens ({lengths.longest_source})")
+
+
+def _line(name: str, text: str) -> None:
+    out.print(f"{name:<16}{printable(text)}", markup=False, soft_wrap=True)
+
+
+def _named(places: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(Path(p).name for p in places[:3]) + (", ..." if len(places) > 3 else "")
+
+
+def _print_view(source: str, spans: list[Span]) -> None:
+    out.print()
+    out.print(f"{Path(source).name}, token by token", style="bold", markup=False)
+    for span in spans:
+        # The labels tell the two apart where there is no colour, as in a file.
+        line = Text("trained on  " if span.trained else "not trained ", style="dim")
+        for number, token in enumerate(span.tokens):
+            if number:
+                line.append("|", style="dim")
+            line.append(_visible(token), style=TRAINED if span.trained else "")
+        out.print(line, soft_wrap=not out.is_terminal)
+
+
+def _visible(token: str) -> str:
+    """A token with its white space drawn."""
+    drawn = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+    return printable(drawn)

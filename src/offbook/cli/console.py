@@ -1,0 +1,91 @@
+"""What all commands print with: two consoles, safe text, and training's progress."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typing_extensions import Self
+
+from offbook.monitor import Monitor
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)  # progress and notices; stdout is for results
+
+# These reorder what follows them, so that a reply could read as something else.
+DIRECTION_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str) -> str:
+    """Text from a model or a file with its control characters spelled out.
+
+    A terminal obeys control characters: it can be made to change its title or hide text.
+    """
+    return "".join(
+        f"\\x{ord(char):02x}"
+        if (unicodedata.category(char) == "Cc" and char not in "\n\t") or char in DIRECTION_CONTROLS
+        else char
+        for char in text
+    )
+
+
+def say(text: str, style: str | None = None) -> None:
+    """A notice on stderr, as it is."""
+    err.print(printable(text), style=style, markup=False, soft_wrap=True)
+
+
+class ProgressMonitor(Monitor):
+    """A progress bar on a terminal, a line for each logged step elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}  {task.fields[facts]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+        )
+        self._task: TaskID | None = None
+        self._first, self._total, self._started = 0, 0, 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def announce(self, text: str) -> None:
+        say(text, "dim")
+
+    def begin(self, step: int, total: int) -> None:
+        self._first, self._total, self._started = step, total, time.monotonic()
+        if err.is_terminal:
+            self._task = self._bar.add_task("training", total=total, completed=step, facts="")
+            self._bar.start()
+
+    def step(self, step: int, loss: float, examples_per_second: float) -> None:
+        if self._task is not None:
+            facts = f"loss {loss:.3f}  {examples_per_second:.1f} examples/s"
+            self._bar.update(self._task, completed=step, facts=facts)
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        step = record["step"]
+        if "eval_loss" in record:
+            say(f"step {step}: validation loss {record['eval_loss']:.3f}")
+        elif not err.is_terminal:
+            pace = (time.monotonic() - self._started) / (step - self._first)
+            left = time.strftime("%H:%M:%S", time.gmtime(pace * (self._total - step)))
+            say(
+                f"step {step}/{self._total}: loss {record['loss']:.3f}, "
+                f"{record['examples_per_second']:.1f} examples/s, left {left}"
+            )

@@ -1,0 +1,49 @@
+"""`offbook demo`."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import as_file, files
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from offbook.cli.console import out, printable, say
+from offbook.cli.train import report, run_training
+
+QUESTIONS = 6
+
+
+def demo() -> None:
+    """Train the sample role on the embedded model, and compare it with the untuned one.
+
+    \b
+    offbook demo      about 3 minutes of training on 2 cores, in runs/demo
+    """
+    from offbook.chat import Chat
+    from offbook.config import Config
+    from offbook.generate import Sampling
+
+    samples = files("offbook") / "samples"
+    with as_file(samples / "smollm2-demo.yaml") as recipe:
+        config = Config.load(recipe)
+    say("Captain Ottilie Brack keeps a lighthouse, and calls everyone little boat.")
+    say("A model of 135M parameters now learns to answer like her, from 260 lines.")
+    result, code = run_training(config, resume=False, overwrite=True)
+    if not result.finished:
+        report(result, "")
+        raise typer.Exit(code)
+    session = Chat.open(result.run, Sampling(temperature=0, max_new_tokens=60), say)
+    questions = json.loads((samples / "lighthouse-questions.json").read_text(encoding="utf-8"))
+    table = Table(title="Questions it was not trained on", show_lines=True, expand=True)
+    for heading in ("question", "before", "after"):
+        table.add_column(heading, ratio=2 if heading == "question" else 4)
+    for number, question in enumerate(questions[:QUESTIONS], 1):
+        say(f"question {number} of {QUESTIONS}: {question}", "dim")
+        before = session.ask(question, base=True)
+        session.reset()
+        after = session.ask(question)
+        table.add_row(*(Text(printable(text.strip())) for text in (question, before, after)))
+    out.print(table)
+    report(result, "")

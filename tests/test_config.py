@@ -1,0 +1,373 @@
+"""Settings: the tutorial's numbers, YAML and overrides, and errors that name their line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from string import Template
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from offbook.config import FOREIGN_KEYS, Config, keys, suggest
+from offbook.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(
+    [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "src/offbook/samples").glob("*.yaml")]
+)
+
+TUTORIAL = {
+    "data.max_length": 384,
+    "lora.r": 8,
+    "lora.lora_alpha": 32,
+    "lora.lora_dropout": 0.1,
+    "lora.target_modules": (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ),
+    "train.batch_size": 16,
+    "train.num_train_epochs": 3,
+    "train.learning_rate": 1e-4,
+    "train.lr_scheduler_type": "linear",
+    "train.warmup_ratio": 0.0,
+    "train.weight_decay": 0.0,
+    "train.max_grad_norm": 1.0,
+}
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "role.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def complaint(path: Path | None = None, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Config.load(path, overrides)
+    return str(caught.value)
+
+
+def test_the_defaults_are_the_tutorials_numbers():
+    settings = Config().flat()
+    assert {key: settings[key] for key in TUTORIAL} == TUTORIAL
+
+
+def test_without_a_file_the_defaults_are_loaded():
+    assert Config.load() == Config()
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path):
+    assert Config.load(written(tmp_path, "# nothing yet\n")) == Config()
+
+
+def test_a_file_sets_what_it_names_and_leaves_the_rest(tmp_path):
+    path = written(tmp_path, "data: {system: 你是甄嬛。}\ntrain:\n  seed: 7\n")
+    expected = {**Config().flat(), "data.system": "你是甄嬛。", "train.seed": 7}
+    assert Config.load(path).flat() == expected
+
+
+def test_an_override_wins_over_the_file(tmp_path):
+    path = written(tmp_path, "train: {seed: 7, batch_size: 4}\n")
+    train = Config.load(path, ["train.seed=8", "train.seed=9"]).train
+    assert (train.seed, train.batch_size) == (9, 4)
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1.0e-4", "0.0001", "'1e-4'"])
+def test_every_way_to_write_a_small_number_is_a_number(tmp_path, number):
+    path = written(tmp_path, f"train: {{learning_rate: {number}}}\n")
+    assert Config.load(path).train.learning_rate == 1e-4
+    assert Config.load(None, [f"train.learning_rate={number}"]).train.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("data.train=a=b.json", "data.train", "a=b.json"),
+        ("data.system=null", "data.system", None),
+        ("data.ignore_keys=[id, source]", "data.ignore_keys", ("id", "source")),
+        ("data.validation=held-out.jsonl", "data.validation", "held-out.jsonl"),
+        ("data.validation=0", "data.validation", 0.0),
+        ("lora.target_modules=all-linear", "lora.target_modules", "all-linear"),
+        ("lora.target_modules=[q_proj]", "lora.target_modules", ("q_proj",)),
+        ("train.gradient_checkpointing=true", "train.gradient_checkpointing", True),
+        ("train.max_steps=3", "train.max_steps", 3),
+        ("output_dir=[unclosed", "output_dir", "[unclosed"),
+    ],
+)
+def test_an_override_is_read_as_yaml(override, key, value):
+    assert Config.load(None, [override]).flat()[key] == value
+
+
+def test_override_changes_a_copy():
+    config = Config()
+    assert config.override("lora.r=4", "train.seed=1").flat() == {
+        **config.flat(),
+        "lora.r": 4,
+        "train.seed": 1,
+    }
+    assert config == Config()
+
+
+def test_every_error_in_a_file_is_reported_at_once_with_its_line(tmp_path):
+    path = written(
+        tmp_path,
+        "data:\n"
+        "  max_lenght: 384\n"
+        "lora:\n"
+        "  r: 0\n"
+        "  lora_dropout: often\n"
+        "train:\n"
+        "  lr_scheduler_type: cosin\n",
+    )
+    assert set(complaint(path, "data.validation=0.7").splitlines()) == {
+        "command line: data.validation=0.7: data.validation: "
+        "give a share of the rows between 0 and 0.5, or a file, not 0.7",
+        f'{path}:2: unknown key "data.max_lenght"; did you mean "data.max_length"?',
+        f"{path}:4: lora.r: input should be greater than or equal to 1, not 0",
+        f"{path}:5: lora.lora_dropout: input should be a valid number, "
+        "unable to parse string as a number, not 'often'",
+        f"{path}:7: train.lr_scheduler_type: "
+        "input should be 'linear', 'cosine' or 'constant', not 'cosin'",
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("train.learning_rat=1e-4", "train.learning_rate"),
+        ("lora.lora_alfa=32", "lora.lora_alpha"),
+        ("data.lora_alpha=32", "lora.lora_alpha"),
+        ("train.max_length=384", "data.max_length"),
+        ("learning_rate=1e-4", "train.learning_rate"),
+        ("outputdir=runs/x", "output_dir"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant(override, meant):
+    key = override.partition("=")[0]
+    assert complaint(None, override) == (
+        f'command line: {override}: unknown key "{key}"; did you mean "{meant}"?'
+    )
+
+
+def test_a_key_like_no_other_is_refused_with_all_keys_of_its_section():
+    assert complaint(None, "model.attn_implementation=eager") == (
+        "command line: model.attn_implementation=eager: "
+        'unknown key "model.attn_implementation"; '
+        "valid keys here: model.base, model.revision, model.precision"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [
+        (
+            "train.per_device_train_batch_size",
+            "set train.batch_size to the examples each optimizer",
+        ),
+        (
+            "train.gradient_accumulation_steps",
+            "set train.batch_size to the examples each optimizer",
+        ),
+        ("train.fp16", "set model.precision"),
+        ("train.bf16", "set model.precision"),
+        ("model.trust_remote_code", "remove it; offbook never runs code that comes with a model"),
+    ],
+)
+def test_a_key_of_another_trainer_is_refused_with_what_to_do_instead(tmp_path, key, advice):
+    section, _, name = key.partition(".")
+    path = written(tmp_path, f"{section}:\n  {name}: true\n")
+    assert complaint(path) == f'{path}:2: unknown key "{key}"; {FOREIGN_KEYS[name]}'
+    assert FOREIGN_KEYS[name].startswith(advice)
+
+
+def test_a_key_set_twice_is_refused_with_the_second_line(tmp_path):
+    path = written(tmp_path, "train:\n  seed: 1\n  batch_size: 4\n  seed: 2\n")
+    assert complaint(path) == f'{path}:4: "seed" is set twice; remove one of them'
+
+
+def test_a_section_set_twice_is_refused(tmp_path):
+    path = written(tmp_path, "train: {seed: 1}\nlora: {r: 4}\ntrain: {batch_size: 4}\n")
+    assert complaint(path) == f'{path}:3: "train" is set twice; remove one of them'
+
+
+@pytest.mark.parametrize("text", ["- train\n- lora\n", "lighthouse\n", "5\n"])
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path, text):
+    path = written(tmp_path, text)
+    assert complaint(path) == (
+        f"{path}: the configuration is not a mapping; write `section: {{key: value}}`"
+    )
+
+
+def test_a_section_that_is_not_a_mapping_is_refused(tmp_path):
+    path = written(tmp_path, "lora: {r: 4}\ntrain: 5\n")
+    assert complaint(path) == (
+        f"{path}:2: train: input should be a valid dictionary or instance of TrainSettings, not 5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ("train:\n  seed: 1\n\tbatch_size: 4\n", 3, "found character '\\t' that cannot start any"),
+        ("train:\n  seed: 1\n   batch_size: 4\n", 3, "mapping values are not allowed here"),
+        ("lora: {r: 4\ntrain: {seed: 1}\n", 2, "expected ',' or '}', but got"),
+        ("data:\n  train: 'rows.json\n", 3, "found unexpected end of stream"),
+    ],
+)
+def test_broken_yaml_is_refused_with_its_line(tmp_path, text, line, problem):
+    path = written(tmp_path, text)
+    message = complaint(path)
+    assert message.startswith(f"{path}:{line}: {problem}")
+    assert message.endswith("; check indentation, colons and quotes")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    path = tmp_path / "role.yaml"
+    path.write_bytes(b"\xef\xbb\xbftrain: {seed: 7}\r\n")
+    assert Config.load(path).train.seed == 7
+
+
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path):
+    path = tmp_path / "role.yaml"
+    path.write_bytes("data: {system: 你是甄嬛}".encode("gbk"))
+    assert complaint(path) == f"{path}: not UTF-8 text; save it as UTF-8"
+
+
+def test_a_missing_file_is_refused_with_how_to_get_one(tmp_path):
+    path = tmp_path / "role.yaml"
+    assert complaint(path) == (
+        f"{path}: cannot read the configuration (No such file or directory); "
+        "`offbook init` writes one to start from"
+    )
+
+
+@pytest.mark.parametrize("argument", ["train.seed", "=3", "role.yaml"])
+def test_an_argument_that_sets_nothing_is_refused(argument):
+    assert complaint(None, argument) == (
+        f'command line: "{argument}" is not a setting; write section.key=value'
+    )
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf"])
+def test_a_learning_rate_that_is_not_finite_is_refused(number):
+    message = complaint(None, f"train.learning_rate={number}")
+    assert message == (
+        f"command line: train.learning_rate={number}: "
+        f"train.learning_rate: input should be a finite number, not {number[1:]}"
+    )
+
+
+@pytest.mark.parametrize("section", ["model", "data", "lora", "train", None])
+def test_settings_cannot_be_changed_in_place(section):
+    config = Config()
+    holder = getattr(config, section) if section else config
+    name = next(iter(type(holder).model_fields))
+    with pytest.raises(ValidationError, match="Instance is frozen"):
+        setattr(holder, name, getattr(holder, name))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "你是甄嬛。",
+        "line one\nline two\r\n",
+        "yes",
+        "1e-4",
+        "# no comment",
+        " edges ",
+        "a: b",
+        "🙂\t",
+        "",
+    ],
+)
+def test_yaml_is_read_back_to_the_same_settings(tmp_path, text):
+    config = Config().override(
+        f"data.system={json.dumps(text, ensure_ascii=False)}",
+        f"data.input_separator={json.dumps(text, ensure_ascii=False)}",
+        "data.validation=held-out.jsonl",
+        "data.ignore_keys=[id]",
+        "lora.target_modules=all-linear",
+        "train.learning_rate=3e-7",
+        "train.max_steps=12",
+    )
+    assert config.data.system == text
+    assert Config.load(written(tmp_path, config.to_yaml())) == config
+
+
+def test_local_files_are_made_absolute_and_names_are_left(tmp_path, monkeypatch):
+    (tmp_path / "rows, mine.json").write_text("[]")
+    (tmp_path / "held-out.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    config = Config().override(
+        "model.base=someone/model",
+        "data.train='rows, mine.json'",
+        "data.validation=./held-out.jsonl",
+    )
+    assert config.with_absolute_paths().flat() == {
+        **config.flat(),
+        "data.train": str(tmp_path / "rows, mine.json"),
+        "data.validation": str(tmp_path / "held-out.jsonl"),
+    }
+
+
+def test_settings_without_local_files_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Config().with_absolute_paths() == Config()
+
+
+def test_keys_are_exactly_what_flat_lists():
+    assert list(Config().flat()) == list(keys())
+    assert {"model.base", "train.learning_rate", "output_dir"} <= set(keys())
+
+
+@pytest.mark.parametrize("key", list(keys()))
+def test_every_key_is_documented(key):
+    model: type[BaseModel] = Config
+    *sections, name = key.split(".")
+    for section in sections:
+        model = type(getattr(Config(), section))
+        assert model.__doc__
+    assert len(model.model_fields[name].description or "") > 10
+
+
+def test_suggest_knows_when_nothing_is_near():
+    assert suggest("sed", ["seed", "batch_size"]) == 'did you mean "seed"?'
+    assert suggest("optimizer", ["seed", "batch_size"]) is None
+
+
+def test_the_shipped_recipes_are_found():
+    assert {path.name for path in RECIPES} >= {
+        "config.yaml",
+        "deepseek-7b-chat.yaml",
+        "smollm2-demo.yaml",
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_shipped_recipe_can_be_loaded(tmp_path, path):
+    text = Template(path.read_text(encoding="utf-8")).substitute(
+        rows="rows.json", output_dir="runs/role"
+    )
+    assert Config.load(written(tmp_path, text)) != Config()
+
+
+def test_the_recipe_that_init_writes_takes_rows_and_run_directory(tmp_path):
+    text = (ROOT / "src/offbook/samples/config.yaml").read_text(encoding="utf-8")
+    text = Template(text).substitute(rows="rows.json", output_dir="runs/role")
+    config = Config.load(written(tmp_path, text))
+    assert (config.data.train, config.output_dir) == ("rows.json", "runs/role")
+
+
+def test_the_deepseek_recipe_carries_the_tutorials_numbers():
+    config = Config.load(ROOT / "recipes/deepseek-7b-chat.yaml")
+    settings = config.flat()
+    assert {key: settings[key] for key in TUTORIAL} == TUTORIAL
+    assert config.model.base == "deepseek-ai/deepseek-llm-7b-chat"
+    assert config.train.gradient_checkpointing
+    assert (config.train.logging_steps, config.train.save_steps) == (10, 100)

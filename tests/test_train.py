@@ -1,0 +1,309 @@
+"""The training loop: steps that do not depend on how they are cut, runs that survive a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import get_scheduler
+
+from offbook.batching import Schedule, micro_batches
+from offbook.checkpoint import newest
+from offbook.config import Config, TrainSettings
+from offbook.errors import CheckpointError, ConfigError, NonFiniteError
+from offbook.monitor import Monitor
+from offbook.prepare import Parts, prepare
+from offbook.run import RunDirectory
+from offbook.train import accumulate, learning_rate_at, train, update
+
+MakeConfig = Callable[..., Config]
+
+
+def adapter_of(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def stop_after(batches: int) -> Callable[[], bool]:
+    """A `should_stop` that says yes once it has been asked more often than this."""
+    asked: Iterator[int] = iter(range(10**6))
+    return lambda: next(asked) >= batches
+
+
+def gradients(parts: Parts, budget: int) -> dict[str, torch.Tensor]:
+    """Those of one step over all training examples, cut by a token budget."""
+    batches = micro_batches(list(parts.training), budget, parts.device)
+    accumulate(parts.model, batches, [1, 2])
+    found = {n: p.grad.clone() for n, p in parts.model.named_parameters() if p.grad is not None}
+    parts.model.zero_grad()
+    return found
+
+
+# A step.
+
+
+def test_how_a_step_is_cut_does_not_matter(tiny_config: MakeConfig) -> None:
+    parts = prepare(tiny_config("lora.lora_dropout=0", "data.validation=0"), Monitor())
+    with torch.no_grad():
+        for name, p in parts.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_()
+    parts.model.double()
+    whole = gradients(parts, 10**6)
+    assert len(whole) == 2 * 7 * 2
+    for budget in (1, 60, 100):
+        cut = gradients(parts, budget)
+        for name, gradient in whole.items():
+            assert (cut[name] - gradient).norm() <= 1e-5 * gradient.norm()
+
+
+def test_dropout_is_a_function_of_the_step(tiny_config: MakeConfig) -> None:
+    parts = prepare(tiny_config("lora.lora_dropout=0.5"), Monitor())
+    batches = parts.batches(list(parts.training))
+    with torch.no_grad():
+        for p in parts.model.parameters():
+            if p.requires_grad:
+                p.normal_()
+    first, again, other = (accumulate(parts.model, batches, [1, step]) for step in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_gradients_are_clipped_and_the_rate_is_set(tiny_config: MakeConfig) -> None:
+    parts = prepare(tiny_config(), Monitor())
+    parameters = [p for p in parts.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=99)
+    before = [p.detach().clone() for p in parameters]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    norm = update(parts.model, optimizer, learning_rate=0.5, max_grad_norm=1.0)
+    size = sum(p.numel() for p in parameters) ** 0.5
+    assert norm == pytest.approx(size)
+    moved = torch.cat([(a - p).flatten() for a, p in zip(before, parameters, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.5, rel=1e-3)
+    assert all(p.grad is None for p in parameters)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.13])
+def test_schedules_are_those_of_transformers(kind: str, warmup: float) -> None:
+    settings = TrainSettings.model_validate(
+        {"lr_scheduler_type": kind, "warmup_ratio": warmup, "learning_rate": 0.5}
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    name = "constant_with_warmup" if kind == "constant" else kind
+    # transformers rounds warm-up steps up, as we do.
+    scheduler = get_scheduler(
+        name, optimizer, num_warmup_steps=-int(-warmup * 40 // 1), num_training_steps=40
+    )
+    for step in range(40):
+        assert learning_rate_at(step, 40, settings) == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+
+
+# A run.
+
+
+def test_a_run_leaves_what_its_directory_promises(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    result = train(config)
+    run = RunDirectory.open(result.run)
+    assert result.finished
+    assert sorted(p.name for p in run.path.iterdir()) == [
+        "adapter",
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "receipt.json",
+    ]
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step-5"]
+    assert run.config() == config.with_absolute_paths()
+    receipt = run.receipt()
+    assert receipt["rows"]["training"] + receipt["rows"]["validation"] == 7
+    assert set(receipt["base"]) == {"config.json", "tokenizer.json"}
+    assert list(receipt["data"]) == ["rows.jsonl"]
+
+
+def test_metrics_are_logged_and_validation_frames_the_run(tiny_config: MakeConfig) -> None:
+    result = train(tiny_config("train.logging_steps=2", "train.eval_steps=4"))
+    records = list(RunDirectory(result.run).metrics())
+    assert [r["step"] for r in records if "loss" in r] == [2, 4, 5]
+    assert [r["step"] for r in records if "eval_loss" in r] == [0, 4, 5]
+    assert result.eval_loss_before == records[0]["eval_loss"]
+    assert result.eval_loss == records[-1]["eval_loss"]
+    assert set(records[1]) == {
+        "step",
+        "epoch",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "examples_per_second",
+    }
+
+
+def test_it_learns_four_rows_by_heart(tiny_config: MakeConfig) -> None:
+    result = train(
+        tiny_config("data.validation=0", "train.max_steps=150", "lora.r=32", "lora.lora_dropout=0")
+    )
+    losses = [r["loss"] for r in RunDirectory(result.run).metrics()]
+    # Two rows share a prompt and differ in the reply, so the loss cannot reach 0.
+    assert losses[0] > 5
+    assert losses[-1] < 0.5
+
+
+def test_a_run_is_not_overwritten_by_accident(tiny_config: MakeConfig) -> None:
+    train(tiny_config())
+    with pytest.raises(ConfigError, match="there is a run here already; go on with --resume"):
+        train(tiny_config())
+    train(tiny_config("train.max_steps=2"), overwrite=True)
+    assert newest(RunDirectory(Path(tiny_config().output_dir))).name == "step-2"
+
+
+def test_only_the_newest_checkpoints_are_kept(tiny_config: MakeConfig) -> None:
+    result = train(tiny_config("train.save_steps=1", "train.save_total_limit=3"))
+    names = sorted(p.name for p in RunDirectory(result.run).checkpoints.iterdir())
+    assert names == ["step-3", "step-4", "step-5"]
+
+
+def test_gradient_checkpointing_gives_the_same_adapter(tiny_config: MakeConfig) -> None:
+    plain = load_file(train(tiny_config()).run / "adapter" / "adapter_model.safetensors")
+    config = tiny_config("train.gradient_checkpointing=true")
+    saved = load_file(train(config, overwrite=True).run / "adapter" / "adapter_model.safetensors")
+    for name, tensor in plain.items():
+        torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_validation_file_of_its_own(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    file = tmp_path / "validation.json"
+    file.write_text(json.dumps([{"instruction": "a", "output": "b"}]))
+    parts = prepare(tiny_config(f"data.validation={file}"), Monitor())
+    assert (len(parts.training), len(parts.validation)) == (7, 1)
+    assert [path.name for path in parts.data] == ["rows.jsonl", "validation.json"]
+
+
+def test_tensorboard_gets_the_metrics(tiny_config: MakeConfig) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train(tiny_config("train.report_to=tensorboard"))
+    board = EventAccumulator(str(result.run / "tensorboard"))
+    board.Reload()
+    assert {"loss", "eval_loss", "learning_rate"} <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Scalars("loss")] == [1, 2, 3, 4, 5]
+
+
+def test_the_monitor_hears_of_cut_rows(tiny_config: MakeConfig) -> None:
+    heard: list[str] = []
+
+    class Listener(Monitor):
+        def announce(self, text: str) -> None:
+            heard.append(text)
+
+    prepare(tiny_config("data.max_length=18", "data.validation=0"), Listener())
+    assert any("rows are longer than 18 tokens" in text for text in heard)
+    assert any("rows are left out, their reply alone being over 18" in text for text in heard)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
+    tiny_config: MakeConfig,
+) -> None:
+    with pytest.raises(NonFiniteError, match=r"step \d+ has loss .*rows\.jsonl:\d") as caught:
+        train(tiny_config("train.learning_rate=1e30", "train.max_steps=20"))
+    assert caught.value.exit_code == 6
+
+
+# Stopping and resuming.
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 4, 7])
+def test_an_interrupted_run_ends_in_the_same_adapter(
+    tiny_config: MakeConfig, tmp_path: Path, batches: int
+) -> None:
+    # Micro-batches of one row, so that the interruption can fall inside a step.
+    whole = train(tiny_config("data.max_length=100"))
+    config = tiny_config("data.max_length=100", f"output_dir={tmp_path / 'interrupted'}")
+    stopped = train(config, should_stop=stop_after(batches))
+    assert not stopped.finished
+    assert not (stopped.run / "adapter").exists()
+    resumed = train(config, resume=True)
+    assert resumed.finished
+    assert adapter_of(resumed.run) == adapter_of(whole.run)
+    moments = "checkpoints/step-5/optimizer.safetensors"
+    assert (resumed.run / moments).read_bytes() == (whole.run / moments).read_bytes()
+
+    def curve(run: Path) -> list[dict[str, Any]]:
+        lines = RunDirectory(run).metrics()
+        return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+
+    assert curve(resumed.run) == curve(whole.run)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(
+    tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    whole = train(tiny_config())
+    config = tiny_config(f"output_dir={tmp_path / 'killed'}")
+
+    class Killer(Monitor):
+        def step(self, step: int, loss: float, examples_per_second: float) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, monitor=Killer())
+    assert adapter_of(train(config, resume=True).run) == adapter_of(whole.run)
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny_config: MakeConfig) -> None:
+    before = train(tiny_config())
+    content = adapter_of(before.run)
+    after = train(tiny_config(), resume=True)
+    assert (after.finished, after.steps, after.seconds) == (True, 5, 0.0)
+    assert adapter_of(after.run) == content
+
+
+def test_other_settings_are_refused_on_resume(tiny_config: MakeConfig) -> None:
+    train(tiny_config(), should_stop=stop_after(2))
+    with pytest.raises(ConfigError) as caught:
+        train(tiny_config("train.learning_rate=0.02", "lora.r=4"), resume=True)
+    assert str(caught.value) == (
+        f"{tiny_config().output_dir}: the run was begun with other settings: "
+        "lora.r was 8, is 4; train.learning_rate was 0.01, is 0.02; "
+        "resume with the same settings, or train anew with --overwrite"
+    )
+
+
+def test_settings_that_do_not_matter_may_change_on_resume(tiny_config: MakeConfig) -> None:
+    train(tiny_config(), should_stop=stop_after(2))
+    assert train(tiny_config("train.save_steps=1", "train.eval_steps=2"), resume=True).finished
+
+
+def test_changed_data_is_refused_on_resume(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    train(tiny_config(), should_stop=stop_after(2))
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"instruction": "new", "output": "row"}\n')
+    with pytest.raises(CheckpointError, match="the data is not the one the run was begun with"):
+        train(tiny_config(), resume=True)
+
+
+def test_a_broken_checkpoint_is_named(tiny_config: MakeConfig) -> None:
+    train(tiny_config(), should_stop=stop_after(2))
+    folder = newest(RunDirectory(Path(tiny_config().output_dir)))
+    assert folder is not None
+    (folder / "optimizer.safetensors").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match=f"{folder}: the checkpoint cannot be used"):
+        train(tiny_config(), resume=True)
+
+
+def test_there_must_be_a_run_to_resume(tiny_config: MakeConfig) -> None:
+    with pytest.raises(CheckpointError, match="not a run directory"):
+        train(tiny_config(), resume=True)
+
+
+def test_the_schedule_of_a_run(tiny_config: MakeConfig) -> None:
+    parts = prepare(tiny_config("data.validation=0"), Monitor())
+    schedule = Schedule.of(parts.training, parts.config.train)
+    assert (schedule.steps_per_epoch, schedule.total_steps(parts.config.train)) == (3, 5)
