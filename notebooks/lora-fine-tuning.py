@@ -28,9 +28,9 @@
 # | training | `Trainer`, batch 8 × 2, 3 epochs, learning rate 1e-4 | `train`, `batch_size: 16` |
 # | inference | `generate` after a prompt by hand | `Chat`, with the template of training |
 #
-# The recipe works well enough to have been copied a thousand times. It also has a handful of small
-# faults that raise no error and cost quality. Each section ends with a note, **What the usual
-# recipe gets wrong, and how it shows**, and wherever possible a cell that measures it.
+# The recipe works, which is why it is copied. It also has a dozen faults that raise no error. Each
+# section ends with a note, **What the usual recipe gets wrong, and how it shows**, and wherever
+# possible a cell that measures it.
 #
 # This notebook runs on a laptop without a GPU in a few minutes, with a model of 135 million
 # parameters. **To use another model, change the one line below.** On a GPU with 24 GB, for
@@ -66,7 +66,7 @@ from offbook.batching import Schedule
 from offbook.data import Conversation, Message
 from offbook.examples import tokenize
 from offbook.generate import Sampling, generate
-from offbook.inspection import Census, measure, token_view
+from offbook.inspection import Census, token_view
 from offbook.model import (
     attach_adapter,
     choose_device,
@@ -75,7 +75,6 @@ from offbook.model import (
     load_base,
 )
 from offbook.monitor import Monitor
-from offbook.rows import read_rows
 from offbook.run import RunDirectory
 from offbook.template import IGNORED, Example, supervised_spans
 from offbook.tokenizer import prove, quiet_transformers
@@ -115,10 +114,14 @@ print(f"{BASE} on {DEVICE}")
 
 # %%
 roles = {name: read_conversations(name) for name in ("lighthouse", "teahouse-zh")}
-rows = {
-    name: [row for path in reader.paths for row, _ in read_rows(path, [])]
-    for name, reader in roles.items()
-}
+
+
+def raw_rows(path):
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if path.suffix == ".json" else list(map(json.loads, text.splitlines()))
+
+
+rows = {name: raw_rows(reader.paths[0]) for name, reader in roles.items()}
 
 for name in roles:
     both = [row for row in rows[name] if row["instruction"] and row["input"]]
@@ -383,8 +386,8 @@ print(f"EOS supervised after masking by pad id: {left} in {count} rows")
 
 # %% [markdown]
 # - *The cut to 384 tokens drops EOS.* It keeps the beginning of a row and drops the end, which is
-#   the reply. A row that is cut teaches the model to break off in mid-sentence; one whose prompt
-#   alone is longer teaches nothing at all. Neither is counted or reported.
+#   the reply. A row that is cut no longer teaches the model to stop; one whose prompt alone is
+#   longer teaches nothing at all. Neither is counted or reported.
 #
 # To show it we give one of the role's rows a long input. offbook cuts the oldest part of the
 # *prompt*, keeps the reply and its stop token, and reports the row; if the reply alone is too
@@ -426,10 +429,10 @@ print(f"\noffbook reports: cut {', '.join(fitted.cut)}; left out {', '.join(fitt
 # %% [markdown]
 # ## 4. Tokenizer and half-precision model
 #
-# A tokenizer that loads without an error may still be wrong: one release of transformers loaded
-# the DeepSeek-LLM vocabulary in a way that lost every space and all Chinese. `load_tokenizer`
-# therefore compares what was loaded with the raw `tokenizer.json` on a set of probe texts. It
-# passed above, or we would not be here. To see it refuse, we break a copy:
+# A tokenizer that loads without an error may still be wrong: transformers 5.6.0 loaded the
+# DeepSeek-LLM vocabulary in a way that lost every space and all Chinese. `load_tokenizer` therefore
+# compares what was loaded with the raw `tokenizer.json` on a set of probe texts. It passed above,
+# or we would not be here. To see a refusal, we break a copy:
 
 # %%
 broken = deepcopy(tokenizer)
@@ -666,8 +669,8 @@ show_error(lambda: config.override("train.per_device_train_batch_size=8"))
 # - *A token's weight depends on its neighbours.* The recipe's version of transformers takes the
 #   mean loss of each micro-batch and averages those (versions from 4.46 on do not). A token in a
 #   micro-batch with few supervised tokens then weighs more. Here is how much, over an epoch in 2
-#   micro-batches of 8 rows; offbook divides by the tokens of the whole step, so there the ratio is
-#   always 1.
+#   micro-batches of 8 rows. It is little for this role, whose replies are of like length, and grows
+#   where they are not. offbook divides by the tokens of the whole step, so there the ratio is 1.
 
 # %%
 examples = tokenize(roles["lighthouse"], template, config.data.max_length)
@@ -765,8 +768,8 @@ def prompts(examples):
 shared = prompts(training) & prompts(validation)
 print(f"{len(training)} rows to learn, {len(validation)} held out, {len(shared)} shared prompts")
 print(f"validation loss: {result.eval_loss_before:.3f} before, {result.eval_loss:.3f} after")
-lengths = measure(validation)
-print(f"measured on {lengths.supervised} held-out tokens")
+held_out = sum(int((example.labels != IGNORED).sum()) for example in validation)
+print(f"measured on the {held_out} supervised tokens of the held-out rows")
 print(f"save_steps is {config.train.save_steps}, and the run of {result.steps} steps has", end=" ")
 print(", ".join(sorted(path.name for path in run.checkpoints.iterdir())), "and", end=" ")
 print(", ".join(sorted(path.name for path in run.adapter.iterdir())))
@@ -802,9 +805,9 @@ free_memory()
 #
 # - *The prompt lacks `Assistant:`*, and the tokenizer may add BOS to it: see section 3.
 # - *Dropout is left on.* After `trainer.train()` the model is still in training mode, and
-#   `generate` does not change that. With `lora_dropout=0.1` a tenth of the adapter's inputs is
-#   zeroed at random for every token it writes: the trained role plays with a tenth of its lines
-#   blacked out, and greedy decoding gives another reply each time.
+#   `generate` does not change that. With `lora_dropout=0.1` a tenth of each adapter's inputs is
+#   zeroed at random for every token that is written, so what answers is a damaged copy of the
+#   trained role, and greedy decoding need not give the same reply twice.
 #
 # We load the adapter just trained, with the recipe's dropout set in a copy of its configuration,
 # and ask the same thing twice in each mode.

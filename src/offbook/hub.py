@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from offbook.errors import OffbookError
@@ -26,13 +27,30 @@ def download(
         revision: branch, tag or commit.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
 
     try:
         folder = snapshot_download(
             repo, repo_type=kind, revision=revision, allow_patterns=list(patterns)
         )
-    except (OSError, HfHubHTTPError, HFValidationError) as problem:
+    except GatedRepoError:
+        raise error(
+            "the hub asks for an agreement first",
+            where=repo,
+            fix="accept it on the model's page, then run `hf auth login`",
+        ) from None
+    except RepositoryNotFoundError:
+        raise error(
+            "neither a path on this machine nor a public repository on the hub",
+            where=repo,
+            fix="check the name; for a private one run `hf auth login`",
+        ) from None
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, _http_error()) as problem:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise error(
             f"not on this machine, and not to be had from the hub ({reason})",
@@ -40,3 +58,14 @@ def download(
             fix="check the name, the revision and the network, or give a local path",
         ) from None
     return Path(folder)
+
+
+def _http_error() -> type[Exception]:
+    """The error of a broken connection; huggingface_hub 2 talks through another library than 1."""
+    for library in ("httpx2", "httpx"):
+        try:
+            found: type[Exception] = import_module(library).HTTPError
+        except ImportError:
+            continue
+        return found
+    return OSError

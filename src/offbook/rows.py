@@ -13,16 +13,15 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TextIO
 
-from offbook.config import suggest
+from offbook.config import SAMPLE_ROLES, suggest
 from offbook.errors import DataError
 from offbook.hub import download
 
-SAMPLES = {"lighthouse": "lighthouse.jsonl", "teahouse-zh": "teahouse-zh.json"}
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 MAX_ROW_CHARS = 64 * 2**20  # a longer "row" is a broken file, not a line someone speaks
 CHUNK_CHARS = 2**20
 
-Row = tuple[object, str]  # the decoded value, and the file:line it begins on
+Row = tuple[object, str]  # the decoded value or a DataError, and the file:line it begins on
 
 
 def resolve(source: str) -> list[Path]:
@@ -31,26 +30,27 @@ def resolve(source: str) -> list[Path]:
     Raises:
         DataError: when there is no such data.
     """
+    if source in SAMPLE_ROLES:
+        with as_file(files("offbook") / "samples" / SAMPLE_ROLES[source]) as sample:
+            return [sample]
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
-    if source in SAMPLES:
-        with as_file(files("offbook") / "samples" / SAMPLES[source]) as sample:
-            return [sample]
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::(.+))?", source)
     if hub and (hub[2] or not source.lower().endswith(SUFFIXES)) and not path.is_dir():
         return _from_hub(hub[1], hub[2])
-    advice = suggest(path.name, [p.name for p in path.parent.glob("*")] + list(SAMPLES))
+    near = [p.name for p in path.parent.glob("*") if p.is_file()]
+    advice = suggest(path.name, [*near, *SAMPLE_ROLES])
     raise DataError(
         "this is a folder, not a file" if path.is_dir() else "no such file",
         where=source,
         fix=advice
-        or f"give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLES)}",
+        or f"give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLE_ROLES)}",
     )
 
 
-def read_rows(path: Path, errors: list[DataError]) -> Iterator[Row]:
-    """Yield the rows of one file; a bad row that can be stepped over goes into `errors`.
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of one file. A bad row that can be stepped over is yielded as a DataError.
 
     Raises:
         DataError: when the file cannot be read on.
@@ -62,7 +62,7 @@ def read_rows(path: Path, errors: list[DataError]) -> Iterator[Row]:
             f'unknown file type "{path.suffix}"', where=str(path), fix=f"use {', '.join(SUFFIXES)}"
         )
     try:
-        yield from readers.get(suffix, _read_jsonl)(path, errors)
+        yield from readers.get(suffix, _read_jsonl)(path)
     except UnicodeDecodeError as error:
         raise DataError(
             f"not UTF-8 text ({error.reason})", where=str(path), fix="save the file as UTF-8"
@@ -89,7 +89,7 @@ def _from_hub(repo: str, name: str | None) -> list[Path]:
     return [folder / n for n in names]
 
 
-def _read_jsonl(path: Path, errors: list[DataError]) -> Iterator[Row]:
+def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path}:{number}"
@@ -98,10 +98,10 @@ def _read_jsonl(path: Path, errors: list[DataError]) -> Iterator[Row]:
             try:
                 yield _DECODER.decode(line.strip()), where
             except _BAD_JSON as error:
-                errors.append(DataError(f"not valid JSON: {_reason(error)}", where=where))
+                yield DataError(f"not valid JSON: {_reason(error)}", where=where), where
 
 
-def _read_json(path: Path, errors: list[DataError]) -> Iterator[Row]:
+def _read_json(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         stream = _JsonArray(file, path)
         first = stream.peek()
@@ -117,22 +117,36 @@ def _read_json(path: Path, errors: list[DataError]) -> Iterator[Row]:
         yield from stream.elements()
 
 
-def _read_csv(path: Path, errors: list[DataError]) -> Iterator[Row]:
+def _read_csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv.reader(file, strict=True)
+        header: list[str] | None = None
+        where = f"{path}:1"
         try:
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                if None in row or None in row.values():
-                    what = f"not {len(reader.fieldnames or ())} columns"
-                    errors.append(DataError(what, where=where, fix="quote fields with commas"))
-                else:
-                    yield row, where
+            while True:
+                where = f"{path}:{reader.line_num + 1}"  # a quoted field may span lines
+                values = next(reader, None)
+                if values is None:
+                    return
+                if header is None:
+                    header = _header(values, where)
+                elif len(values) == len(header):
+                    yield dict(zip(header, values, strict=True)), where
+                elif values:
+                    what = f"{len(values)} columns, not {len(header)}"
+                    yield DataError(what, where=where, fix="quote fields with commas"), where
         except csv.Error as error:
-            raise DataError(f"not valid CSV: {error}", where=f"{path}:{reader.line_num}") from None
+            raise DataError(f"not valid CSV: {error}", where=where) from None
 
 
-def _read_parquet(path: Path, errors: list[DataError]) -> Iterator[Row]:
+def _header(names: list[str], where: str) -> list[str]:
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f'two columns are named "{repeated}"', where=where, fix="rename one")
+    return names
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -187,9 +201,10 @@ class _JsonArray:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except _BAD_JSON as error:
                 # Perhaps the chunk ends inside the row: read on before calling it broken.
+                before = max(getattr(error, "pos", self._at) - self._at, 0)
                 if len(self._text) - self._at < MAX_ROW_CHARS and self._fill():
                     continue
-                self._take(max(getattr(error, "pos", 0) - self._at, 0))
+                self._take(before)
                 raise self._error(f"not valid JSON: {_reason(error)}") from None
             if end == len(self._text) and self._fill():
                 continue  # a number at the edge of a chunk may go on

@@ -233,7 +233,7 @@ class ChatTemplate:
         stops = [i for i in self._encode([tail])[0] if i in self._control_ids]
         if not stops:
             raise self._refusal("no token ends a reply, so the model would never learn to stop")
-        stop = self.tokenizer.convert_ids_to_tokens(stops[0])
+        stop = str(self.tokenizer.convert_ids_to_tokens(stops[0]))
         return lead, tail.partition(stop)[0], stops[0]
 
     def _takes_turns(self) -> bool:

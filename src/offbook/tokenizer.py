@@ -45,7 +45,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         )
     try:
         with quiet_transformers():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+            tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+                str(folder), local_files_only=True
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the tokenizer does not load: {error}", where=str(folder)) from error
     prove(tokenizer, raw)
@@ -65,13 +67,13 @@ def prove(tokenizer: PreTrainedTokenizerBase, raw: Path) -> None:
         if got != want:
             seen = tokenizer.decode(got)
             raise ModelError(
-                f"the loaded tokenizer differs from tokenizer.json: {probe!r} reads back as {seen!r}",
+                f"the tokenizer differs from its tokenizer.json: {probe!r} reads back as {seen!r}",
                 where=str(raw.parent),
                 fix="install another version of transformers",
             )
         if tokenizer.decode(want, clean_up_tokenization_spaces=False) != reference.decode(want):
             raise ModelError(
-                f"the loaded tokenizer differs from tokenizer.json in decoding {probe!r}",
+                f"the tokenizer differs from its tokenizer.json in decoding {probe!r}",
                 where=str(raw.parent),
                 fix="install another version of transformers",
             )

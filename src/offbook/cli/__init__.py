@@ -13,7 +13,7 @@ import typer
 
 from offbook import __version__
 from offbook.cli import chat, check, demo, init, train
-from offbook.cli.console import err
+from offbook.cli.console import say
 from offbook.errors import INTERRUPTED, OffbookError
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ def main() -> None:
     try:
         app()
     except OffbookError as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {error}", "red")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

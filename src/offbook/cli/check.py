@@ -82,11 +82,13 @@ def check(
 
 
 def _print_counts(census: Census, lengths: Lengths) -> None:
-    _line("rows", f"{census.rows:,}, with {census.replies:,} replies")
+    out.print(f"{census.rows:,} rows, {census.duplicates:,} duplicates", style="bold")
     if census.duplicates:
-        _line("duplicates", f"{census.duplicates:,} ({_named(census.first_duplicates)})")
+        _line("duplicates", f"of earlier rows, at {_named(census.first_duplicates)}")
     if census.open_prompts:
         _line("several replies", f"{census.open_prompts:,} prompts have more than one reply")
+    if census.replies > census.rows:
+        _line("turns", f"{census.replies:,} replies, each trained on")
     _line("tokens", f"{lengths.total:,}, of which {lengths.supervised:,} are trained on")
     _line(
         "a row",

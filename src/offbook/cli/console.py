@@ -23,11 +23,13 @@ DIRECTION_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068
 def printable(text: str) -> str:
     """Text from a model or a file with its control characters spelled out.
 
-    A terminal obeys control characters: it can be made to change its title or hide text.
+    A terminal obeys control characters: it can be made to change its title or hide text. Halves of
+    surrogate pairs cannot be printed at all.
     """
     return "".join(
         f"\\x{ord(char):02x}"
-        if (unicodedata.category(char) == "Cc" and char not in "\n\t") or char in DIRECTION_CONTROLS
+        if (unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t")
+        or char in DIRECTION_CONTROLS
         else char
         for char in text
     )
