@@ -52,7 +52,7 @@ def _options(
 def main() -> None:
     """Run the command line; a user's mistake ends in a message and its exit code."""
     try:
-        app()
+        app(prog_name="offbook")
     except OffbookError as error:
         say(f"error: {error}", "red")
         sys.exit(error.exit_code)
