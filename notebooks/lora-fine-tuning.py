@@ -45,10 +45,13 @@ import json
 import math
 import tempfile
 import time
+import warnings
 from collections import Counter
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
+
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -147,8 +150,8 @@ for name, reader in roles.items():
 # - *Instruction and input are glued together* (`instruction + input`), with nothing between them.
 #   The last word of one runs into the first of the other, and the tokens at the seam are ones that
 #   rarely or never occur in well-formed text.
-# - *Rows are not checked.* The tutorial's own example spells the key `"instrution"`. In a trainer
-#   that reads optional keys with a default, such a row trains on an empty prompt.
+# - *Rows are not checked.* Where keys are read with a default, a row that spells `"instrution"`
+#   trains on an empty prompt.
 
 # %%
 tokenizer = load_tokenizer(folder)
@@ -282,7 +285,7 @@ print(template.parse_reply(row_ids[start:]) == lighthouse[ROW].messages[1].conte
 # %% [markdown]
 # **What the usual recipe gets wrong, and how it shows**
 #
-# Here is the usual `process_func` and the prompt that goes with it, in our own words. The tutorial
+# Here is the usual `process_func` and the prompt that goes with it, in our own words. The recipe
 # writes DeepSeek's `<｜end▁of▁sentence｜>` by hand; `tokenizer.eos_token` is its equal for whatever
 # model was chosen above.
 
@@ -316,8 +319,8 @@ draw_tokens(recipe_example, "The same row in the usual recipe", extra=mistakes)
 # - *EOS stands twice.* It is in the text, and then the pad token, which is the same token, is
 #   appended. The second one is a free point for the loss, in every row.
 # - *`Assistant:` is in the loss, and missing from the prompt.* The model is trained to write its
-#   own header, and at inference it has to: replies begin with `Assistant:`, as they do in the
-#   tutorial's own output, and part of `max_new_tokens` goes into it.
+#   own header, and at inference it has to: replies begin with `Assistant:`,
+#   and part of `max_new_tokens` goes into it.
 #
 # Over the whole role, that is:
 
@@ -666,8 +669,8 @@ plt.show()
 show_error(lambda: config.override("train.per_device_train_batch_size=8"))
 
 # %% [markdown]
-# - *A token's weight depends on its neighbours.* The recipe's version of transformers takes the
-#   mean loss of each micro-batch and averages those (versions from 4.46 on do not). A token in a
+# - *A token's weight depends on its neighbours.* Before 4.46, transformers took the
+#   mean loss of each micro-batch and averaged those. A token in a
 #   micro-batch with few supervised tokens then weighs more. Here is how much, over an epoch in 2
 #   micro-batches of 8 rows. It is little for this role, whose replies are of like length, and grows
 #   where they are not. offbook divides by the tokens of the whole step, so there the ratio is 1.
@@ -687,8 +690,8 @@ print(f"{np.mean(ratios):.2f} on average, {max(ratios):.2f} at worst")
 
 # %% [markdown]
 # - *The last steps may not be saved.* With `save_steps=100` the recipe saves every hundredth step
-#   and does not save at the end. Current transformers save the last step too; the version that the
-#   tutorial pins does not. On the tutorial's 3,729 rows:
+#   and does not save at the end. Current transformers save the last step too; older ones do not.
+#   On the tutorial's 3,729 rows:
 
 # %%
 per_epoch = math.ceil(3729 / 8) // 2

@@ -45,10 +45,10 @@ def test_turns_are_remembered_and_answered_in_context(chat: Chat) -> None:
 def test_streamed_pieces_make_the_reply(chat: Chat) -> None:
     pieces = list(chat.stream("hello"))
     assert "".join(pieces) == chat.messages[-1].content
-    prompt = chat._template.build_prompt(chat.messages[:1])
+    prompt = chat.template.build_prompt(chat.messages[:1])
     ids = generate(chat._model, prompt, (), GREEDY, torch.Generator())
     # A reply cut off within a character ends before it.
-    assert "".join(pieces) == chat._template.parse_reply(ids).rstrip("\N{REPLACEMENT CHARACTER}")
+    assert "".join(pieces) == chat.template.parse_reply(ids).rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def test_the_base_answers_alone_and_adds_nothing(chat: Chat, tiny_base: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_base_answers_alone_and_adds_nothing(chat: Chat, tiny_base: Path) ->
     assert len(chat.messages) == 2
     untouched = load_base(tiny_base, torch.float32, torch.device("cpu"))
     plain = attach_adapter(untouched, LoraSettings(), 1, "tiny").eval()
-    assert Chat(plain, chat._template, sampling=GREEDY).ask("hello") == base
+    assert Chat(plain, chat.template, sampling=GREEDY).ask("hello") == base
 
 
 def test_undo_forgets_one_exchange(chat: Chat) -> None:

@@ -29,6 +29,7 @@ class Chat:
         messages: the conversation so far.
         system: system text for the conversation, if any.
         sampling: how replies are chosen.
+        template: turns the conversation into tokens.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Chat:
         self.messages: list[Message] = []
         self.system = system
         self.sampling = sampling or Sampling()
-        self._model, self._template = model, template
+        self._model, self.template = model, template
         self._generator = torch.Generator()
         if self.sampling.seed is None:
             self._generator.seed()
@@ -96,7 +97,7 @@ class Chat:
             pieces.append(piece)
             yield piece
         if not base:
-            reply = "".join(pieces).removesuffix(self._template.reply_tail)
+            reply = "".join(pieces).removesuffix(self.template.reply_tail)
             self.messages = [*asked, Message("assistant", reply)]
 
     def last_question(self) -> str | None:
@@ -131,9 +132,9 @@ class Chat:
         return [Message("system", self.system)] if self.system else []
 
     def _reply(self, asked: list[Message], base: bool) -> Iterator[str]:
-        tokenizer = self._template.tokenizer.backend_tokenizer
+        tokenizer = self.template.tokenizer.backend_tokenizer
         stream = DecodeStream(skip_special_tokens=False)
-        lead = self._template.reply_lead
+        lead = self.template.reply_lead
         with self._model.disable_adapter() if base else nullcontext():
             for token in generate(
                 self._model, self._prompt(asked), self._stop_ids, self.sampling, self._generator
@@ -151,7 +152,7 @@ class Chat:
         context = self._model.config.max_position_embeddings
         room = context - min(self.sampling.max_new_tokens, context // 2)
         while True:
-            ids = self._template.build_prompt([*self._opening(), *asked])
+            ids = self.template.build_prompt([*self._opening(), *asked])
             if len(ids) <= room:
                 return ids
             if len(asked) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,7 +79,10 @@ def check(
         if places:
             _line(f"{len(places):,} rows", f"{what} ({_named(places)})")
     for example in examples[:show]:
-        _print_view(example.source, token_view(example, template.tokenizer))
+        out.print()
+        out.print(f"{Path(example.source).name}, token by token", style="bold", markup=False)
+        for line in draw(token_view(example, template.tokenizer)):
+            out.print(line, soft_wrap=not out.is_terminal)
 
 
 def _print_counts(census: Census, lengths: Lengths) -> None:
@@ -106,9 +110,8 @@ def _named(places: tuple[str, ...] | list[str]) -> str:
     return ", ".join(Path(p).name for p in places[:3]) + (", ..." if len(places) > 3 else "")
 
 
-def _print_view(source: str, spans: list[Span]) -> None:
-    out.print()
-    out.print(f"{Path(source).name}, token by token", style="bold", markup=False)
+def draw(spans: list[Span]) -> Iterator[Text]:
+    """The token view, a line for each run of tokens."""
     for span in spans:
         # The labels tell the two apart where there is no colour, as in a file.
         line = Text("trained on  " if span.trained else "not trained ", style="dim")
@@ -116,7 +119,7 @@ def _print_view(source: str, spans: list[Span]) -> None:
             if number:
                 line.append("|", style="dim")
             line.append(_visible(token), style=TRAINED if span.trained else "")
-        out.print(line, soft_wrap=not out.is_terminal)
+        yield line
 
 
 def _visible(token: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import as_file, files
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
@@ -11,6 +13,9 @@ from rich.text import Text
 
 from offbook.cli.console import out, printable, say
 from offbook.cli.train import report, run_training
+
+if TYPE_CHECKING:
+    from offbook.chat import Chat
 
 QUESTIONS = 6
 
@@ -36,14 +41,19 @@ def demo() -> None:
         raise typer.Exit(code)
     session = Chat.open(result.run, Sampling(temperature=0, max_new_tokens=60), say)
     questions = json.loads((samples / "lighthouse-questions.json").read_text(encoding="utf-8"))
+    out.print(compare(session, questions[:QUESTIONS]))
+    report(result, "")
+
+
+def compare(session: Chat, questions: Sequence[str]) -> Table:
+    """Each question, answered by the untuned model and by the tuned one."""
     table = Table(title="Questions it was not trained on", show_lines=True, expand=True)
     for heading in ("question", "before", "after"):
         table.add_column(heading, ratio=2 if heading == "question" else 4)
-    for number, question in enumerate(questions[:QUESTIONS], 1):
-        say(f"question {number} of {QUESTIONS}: {question}", "dim")
-        before = session.ask(question, base=True)
+    for number, question in enumerate(questions, 1):
+        say(f"question {number} of {len(questions)}: {question}", "dim")
         session.reset()
+        before = session.ask(question, base=True)
         after = session.ask(question)
         table.add_row(*(Text(printable(text.strip())) for text in (question, before, after)))
-    out.print(table)
-    report(result, "")
+    return table

@@ -1,0 +1,49 @@
+"""The public interface and the README that shows it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import offbook
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_public_names_exist_and_are_at_most_ten() -> None:
+    assert len(offbook.__all__) <= 10
+    assert all(getattr(offbook, name).__doc__ for name in offbook.__all__)
+    assert sorted([*offbook.__all__, "__version__"]) == dir(offbook)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        offbook.nothing  # noqa: B018
+
+
+def test_the_readme_has_a_line_for_every_source_file() -> None:
+    source = ROOT / "src" / "offbook"
+    files = {p.name for p in source.glob("*.py")} - {"__init__.py", "__main__.py"}
+    files |= {f"engine/{p.name}" for p in (source / "engine").glob("*.py")} - {"engine/__init__.py"}
+    assert set(re.findall(r"^\| `([\w/]+\.py)` \|", README, re.MULTILINE)) == files
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).is_file(), target
+    for recipe in re.findall(r"recipes/[\w.-]+\.yaml", README):
+        assert (ROOT / recipe).is_file(), recipe
+
+
+@pytest.mark.slow
+def test_the_readme_example_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    tuned, base = capsys.readouterr().out.strip().split("\n", 1)
+    assert tuned
+    assert base != tuned
+    assert (tmp_path / "runs" / "readme" / "adapter" / "adapter_config.json").is_file()

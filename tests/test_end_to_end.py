@@ -1,0 +1,81 @@
+"""The whole path on a real model: the demo's recipe, a chat, and PEFT on the result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from offbook.base import resolve_base
+from offbook.data import read_conversations
+from offbook.model import load_adapter, load_base
+from offbook.template import ChatTemplate
+from offbook.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+
+
+def offbook(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "offbook", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("demo")
+    done = offbook(folder, "train", ROOT / "recipes" / "smollm2-demo.yaml", "--json")
+    return folder, json.loads(done.stdout)
+
+
+def test_validation_loss_falls_by_a_quarter_at_least(
+    trained: tuple[Path, dict[str, float]],
+) -> None:
+    _, result = trained
+    assert result["eval_loss"] <= 0.75 * result["eval_loss_before"]
+
+
+def test_it_answers_in_role_and_the_untuned_model_does_not(
+    trained: tuple[Path, dict[str, float]],
+) -> None:
+    folder, _ = trained
+    ask = (
+        "chat",
+        "runs/demo",
+        "-p",
+        "Who are you?",
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "60",
+    )
+    assert "little boat" in offbook(folder, *ask).stdout
+    assert "little boat" not in offbook(folder, *ask, "--base").stdout
+
+
+def test_peft_loads_the_adapter_and_gives_the_same_logits(
+    trained: tuple[Path, dict[str, float]],
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder, _ = trained
+    adapter = folder / "runs" / "demo" / "adapter"
+    base = resolve_base("smollm2-135m")
+    row = next(iter(read_conversations("lighthouse")))
+    ids = torch.tensor([ChatTemplate(load_tokenizer(base)).build_example(row).input_ids.tolist()])
+    ours = load_adapter(load_base(base, torch.float32, torch.device("cpu")), adapter)
+    theirs = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter
+    ).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=0, atol=1e-4)
+        with theirs.disable_adapter():
+            untuned = theirs(ids).logits
+    assert (ours(ids).logits - untuned).abs().max() > 0.1, "the adapter would be the identity"
