@@ -55,7 +55,6 @@ with tempfile.TemporaryDirectory() as folder:
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(f"{platform.machine()}, Python {platform.python_version()}")
 print(f"{len(examples):,} rows, {examples.lengths.mean():.0f} tokens each, in {total:.0f} s")
-print(
-    f"{len(examples) / total:,.0f} rows/s; {template.seconds / total:.0%} of the time in the tokenizer"
-)
+share = template.seconds / total
+print(f"{len(examples) / total:,.0f} rows/s; {share:.0%} of the time in the tokenizer")
 print(f"peak memory {peak / 2**20:.2f} GiB, of which {before / 2**20:.2f} GiB before the first row")
