@@ -17,19 +17,20 @@ from pathlib import Path
 
 from offbook.base import resolve_base
 from offbook.data import read_conversations
+from offbook.encoding import TextEncoder
 from offbook.examples import tokenize
 from offbook.template import ChatTemplate
 from offbook.tokenizer import load_tokenizer
 
 
-class Timed(ChatTemplate):
-    """A template that adds up the time spent in the tokenizer."""
+class Timed(TextEncoder):
+    """An encoder that adds up the time spent in the tokenizer."""
 
     seconds = 0.0
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str]) -> list[list[int]]:
         start = time.perf_counter()
-        ids = super()._encode(texts)
+        ids = super().encode(texts)
         self.seconds += time.perf_counter() - start
         return ids
 
@@ -45,9 +46,9 @@ with tempfile.TemporaryDirectory() as folder:
         for k in range(arguments.rows):
             row = {"instruction": f"What is number {k}?", "output": f"Aye, little boat, it is {k}."}
             out.write(json.dumps(row) + "\n")
-    template = Timed(load_tokenizer(resolve_base(arguments.base)))
+    template = ChatTemplate(load_tokenizer(resolve_base(arguments.base)))
+    template.encoder = timed = Timed(template.tokenizer)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    template.seconds = 0.0
     start = time.perf_counter()
     examples = tokenize(read_conversations(str(file)), template)
     total = time.perf_counter() - start
@@ -55,6 +56,6 @@ with tempfile.TemporaryDirectory() as folder:
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(f"{platform.machine()}, Python {platform.python_version()}")
 print(f"{len(examples):,} rows, {examples.lengths.mean():.0f} tokens each, in {total:.0f} s")
-share = template.seconds / total
+share = timed.seconds / total
 print(f"{len(examples) / total:,.0f} rows/s; {share:.0%} of the time in the tokenizer")
 print(f"peak memory {peak / 2**20:.2f} GiB, of which {before / 2**20:.2f} GiB before the first row")

@@ -9,8 +9,8 @@ from string import Template
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from offbook.config import FOREIGN_KEYS, Config, keys, suggest
-from offbook.errors import ConfigError
+from offbook.config import FOREIGN_KEYS, Config, keys
+from offbook.errors import ConfigError, suggest
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from offbook.config import DataSettings, suggest
-from offbook.errors import DataError, joined
+from offbook.config import DataSettings
+from offbook.errors import DataError, joined, suggest
 from offbook.rows import Row, read_rows, resolve
 
 Role = Literal["system", "user", "assistant"]

@@ -6,6 +6,9 @@ Each class also derives from the standard exception a Python caller would expect
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 INTERRUPTED = 130  # 128 + SIGINT: the exit code of a run stopped by Ctrl-C after it has saved
 TERMINATED = 143  # 128 + SIGTERM
 
@@ -64,3 +67,9 @@ def joined(errors: list[DataError], more: bool = False) -> DataError:
     if more:
         lines.append(f"stopped after {len(errors)} errors; there may be more")
     return DataError("\n".join(lines))
+
+
+def suggest(word: str, candidates: Sequence[str]) -> str | None:
+    """`did you mean "x"?` for the candidate most like `word`, if one is like it."""
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    return f'did you mean "{near[0]}"?' if near else None

@@ -13,8 +13,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TextIO
 
-from offbook.config import SAMPLE_ROLES, suggest
-from offbook.errors import DataError
+from offbook.config import SAMPLE_ROLES
+from offbook.errors import DataError, suggest
 from offbook.hub import download
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")

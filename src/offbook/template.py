@@ -9,7 +9,6 @@ token that stops the turn. `verify` proves these properties for the model in han
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,10 +19,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from offbook.data import Conversation, Message
+from offbook.encoding import TextEncoder
 from offbook.errors import DataError, ModelError
 
 IGNORED = -100  # the label of a position that is not supervised; PyTorch's ignore_index
-PRIVATE_USE = range(0xF0000, 0xFFFFE)  # code points that no text gives a meaning to
 
 _SYSTEM = Message("system", "You are 三娘, who keeps an inn.")
 _PROBE = (
@@ -58,6 +57,7 @@ class ChatTemplate:
     """A tokenizer's chat template, verified.
 
     Attributes:
+        encoder: turns rendered text into ids.
         stop_id: the token that ends an assistant turn.
         reply_lead: what stands between the prompt and the reply's own text, such as the space
             after `Assistant:`. It is supervised, for the model has to produce it.
@@ -74,10 +74,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         if not tokenizer.chat_template:
             raise self._refusal("it does not exist")
-        self._backend = tokenizer.backend_tokenizer
-        added = tokenizer.added_tokens_decoder
-        self._control = {str(token): index for index, token in added.items() if token.special}
-        self._control_ids = frozenset(self._control.values())
+        self.encoder = TextEncoder(tokenizer)
         self._expected: dict[tuple[str, ...], int] = {}
         self.takes_system = self._takes_system()
         self.reply_lead, self.reply_tail, self.stop_id = self._probe_reply()
@@ -134,7 +131,7 @@ class ChatTemplate:
             DataError: naming a row that cannot be rendered as this class promises.
         """
         # One call for the whole batch lets the tokenizer use every core.
-        ids = iter(self._encode([text for c in conversations for text in self._texts(c)]))
+        ids = iter(self.encoder.encode([text for c in conversations for text in self._texts(c)]))
         examples: list[Example | None] = []
         for conversation in conversations:
             replies = sum(m.role == "assistant" for m in conversation.messages)
@@ -156,7 +153,7 @@ class ChatTemplate:
 
     def build_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids after which the model replies to the last user turn."""
-        (ids,) = self._encode([self.render(messages, add_generation_prompt=True)])
+        (ids,) = self.encoder.encode([self.render(messages, add_generation_prompt=True)])
         if self._spells_control(ids, messages, prompt=True):
             ids = self._encode_one_as_text(messages, prompt=True)
         return ids
@@ -230,7 +227,7 @@ class ChatTemplate:
             raise self._refusal(
                 f"the reply is glued to its header, {prompt[-12:] + reply.content[:3]!r}"
             )
-        stops = [i for i in self._encode([tail])[0] if i in self._control_ids]
+        stops = self.encoder.control_in(self.encoder.encode([tail])[0])
         if not stops:
             raise self._refusal("no token ends a reply, so the model would never learn to stop")
         stop = str(self.tokenizer.convert_ids_to_tokens(stops[0]))
@@ -238,7 +235,7 @@ class ChatTemplate:
 
     def _takes_turns(self) -> bool:
         try:
-            finished, prompt, whole = self._encode(
+            finished, prompt, whole = self.encoder.encode(
                 [
                     self.render(_PROBE[:2]),
                     self.render(_PROBE[:3], add_generation_prompt=True),
@@ -273,11 +270,6 @@ class ChatTemplate:
                 error.what, where=conversation.source, fix="change or remove it"
             ) from None
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        self._backend.encode_special_tokens = False
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
     def _supervise(self, source: str, prompts: Sequence[list[int]], whole: list[int]) -> Example:
         input_ids = np.array(whole, dtype=np.int32)
         labels = np.full_like(input_ids, IGNORED)
@@ -307,11 +299,10 @@ class ChatTemplate:
                 del messages[:2]
                 continue
             question = messages[0].content
-            offsets = self._backend.encode(question, add_special_tokens=False).offsets
-            if excess >= len(offsets):
+            starts = self.encoder.starts(question)
+            if excess >= len(starts):
                 return None
-            start = max(offsets[excess][0], 1)
-            messages[0] = replace(messages[0], content=question[start:])
+            messages[0] = replace(messages[0], content=question[max(starts[excess], 1) :])
 
     # Text that spells a control token, such as "</s>", stays text.
 
@@ -322,71 +313,37 @@ class ChatTemplate:
         shape = (*(m.role for m in messages), "prompt" if prompt else "whole")
         if shape not in self._expected:
             plain = [replace(message, content="x") for message in messages]
-            (plain_ids,) = self._encode([self.render(plain, add_generation_prompt=prompt)])
-            self._expected[shape] = self._count_control(plain_ids)
-        return self._count_control(ids) != self._expected[shape]
-
-    def _count_control(self, ids: Iterable[int]) -> int:
-        return sum(index in self._control_ids for index in ids)
+            (plain_ids,) = self.encoder.encode([self.render(plain, add_generation_prompt=prompt)])
+            self._expected[shape] = len(self.encoder.control_in(plain_ids))
+        return len(self.encoder.control_in(ids)) != self._expected[shape]
 
     def _encode_as_text(self, conversation: Conversation) -> list[list[int]]:
+        """The ids of `_texts`, with every control token in the messages kept as text."""
         messages, source = conversation.messages, conversation.source
+        replies = [k for k, message in enumerate(messages) if message.role == "assistant"]
         try:
-            prompts = [
-                self._encode_one_as_text(messages[:k], prompt=True)
-                for k, message in enumerate(messages)
-                if message.role == "assistant"
-            ]
+            prompts = [self._encode_one_as_text(messages[:k], prompt=True) for k in replies]
             return [*prompts, self._encode_one_as_text(messages)]
         except DataError as error:
             raise DataError(error.what, where=source, fix=error.fix) from None
 
     def _encode_one_as_text(self, messages: Sequence[Message], prompt: bool = False) -> list[int]:
-        """Like `_encode`, with every control token in the messages kept as text.
-
-        Each is rendered as an unused character, so that the control tokens left in the text are
-        the template's. A tokenizer treats what lies between control tokens piece by piece; so does
-        this.
-        """
-        spelled = "".join(m.content for m in messages)
-        unused = (chr(code) for code in PRIVATE_USE if chr(code) not in spelled)
-        stand_ins = dict(zip(self._control, unused, strict=False))
-        masked = [
-            replace(m, content=self._control_pattern.sub(lambda hit: stand_ins[hit[0]], m.content))
-            for m in messages
-        ]
-        meanings = str.maketrans({stand_in: token for token, stand_in in stand_ins.items()})
-        ids: list[int] = []
-        for piece in self._control_pattern.split(self.render(masked, add_generation_prompt=prompt)):
-            if piece in self._control:
-                ids.append(self._control[piece])
-            elif piece:
-                self._backend.encode_special_tokens = True
-                ids += self._backend.encode(piece.translate(meanings), add_special_tokens=False).ids
-        self._backend.encode_special_tokens = False
+        contents, meanings = self.encoder.mask([message.content for message in messages])
+        masked = [replace(m, content=c) for m, c in zip(messages, contents, strict=True)]
+        text = self.render(masked, add_generation_prompt=prompt)
+        ids = self.encoder.encode_masked(text, meanings)
         if self._spells_control(ids, messages, prompt) or not self._pieces_are_exact:
             raise DataError(
                 "it spells a control token of this model",
-                fix=f"remove it; the control tokens are {', '.join(self._control)}",
+                fix=f"remove it; the control tokens are {', '.join(self.encoder.control)}",
             )
         return ids
-
-    @cached_property
-    def _control_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._control, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     @cached_property
     def _pieces_are_exact(self) -> bool:
         """Whether encoding piece by piece gives the ids of encoding at once."""
         text = self.render(_PROBE[:2])
-        ids: list[int] = []
-        for piece in self._control_pattern.split(text):
-            if piece in self._control:
-                ids.append(self._control[piece])
-            elif piece:
-                ids += self._encode([piece])[0]
-        return ids == self._encode([text])[0]
+        return self.encoder.encode_masked(text, {}) == self.encoder.encode([text])[0]
 
 
 def supervised_spans(labels: NDArray[np.int32]) -> list[tuple[int, int]]:
