@@ -29,6 +29,7 @@ client = NotebookClient(
     timeout=900,
     kernel_name="python3",
     record_timing=False,
+    coalesce_streams=True,
     resources={"metadata": {"path": str(FOLDER.parent)}},
 )
 client.execute()

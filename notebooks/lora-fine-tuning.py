@@ -813,7 +813,7 @@ free_memory()
 #   trained role, and greedy decoding need not give the same reply twice.
 #
 # We load the adapter just trained, with the recipe's dropout set in a copy of its configuration,
-# and ask the same thing twice in each mode.
+# and ask everything twice, in either mode, with greedy decoding.
 
 # %%
 copy = WORK / "with-dropout"
@@ -824,24 +824,29 @@ settings = json.loads((copy / "adapter_config.json").read_text())
 (copy / "adapter_config.json").write_text(json.dumps({**settings, "lora_dropout": 0.1}))
 
 model = load_adapter(load_base(folder, precision, DEVICE), copy)
-ids = template.build_prompt([Message("user", "What is a volcano?")])
-greedy = Sampling(temperature=0, max_new_tokens=32)
+greedy = Sampling(temperature=0, max_new_tokens=24)
+
+
+def first_logits(ids):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids], device=DEVICE)).logits[0, -1].float()
+
+
+def greedy_reply(ids):
+    return template.parse_reply(generate(model, ids, {template.stop_id}, greedy, torch.Generator()))
+
+
+questions = ("How do I bake bread?", "Should I buy a new phone?", "What is a password?")
 torch.manual_seed(0)
 for mode in ("train", "eval"):
     model.train(mode == "train")
-    with torch.no_grad():
-        one, two = (
-            model(input_ids=torch.tensor([ids], device=DEVICE)).logits[0, -1].float()
-            for _ in range(2)
-        )
-    replies = [
-        template.parse_reply(generate(model, ids, {template.stop_id}, greedy, torch.Generator()))
-        for _ in range(2)
-    ]
-    print(f"{mode}() mode: logits of the first reply token differ by up to", end=" ")
-    print(f"{(one - two).abs().max().item():.3f}; same greedy reply: {replies[0] == replies[1]}")
-    for reply in replies:
-        print("   ", reply)
+    print(f"in {mode}() mode")
+    for question in questions:
+        ids = template.build_prompt([Message("user", question)])
+        difference = (first_logits(ids) - first_logits(ids)).abs().max().item()
+        one, two = greedy_reply(ids), greedy_reply(ids)
+        print(f"  {question} The logits of the first token differ by up to {difference:.3f}.")
+        print(f"    {one}\n    {'the same again' if one == two else two}")
 
 del model
 free_memory()
