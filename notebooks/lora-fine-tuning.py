@@ -827,12 +827,12 @@ model = load_adapter(load_base(folder, precision, DEVICE), copy)
 greedy = Sampling(temperature=0, max_new_tokens=24)
 
 
-def first_logits(ids):
+def first_logits(model, ids):
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids], device=DEVICE)).logits[0, -1].float()
 
 
-def greedy_reply(ids):
+def greedy_reply(model, ids):
     return template.parse_reply(generate(model, ids, {template.stop_id}, greedy, torch.Generator()))
 
 
@@ -843,8 +843,8 @@ for mode in ("train", "eval"):
     print(f"in {mode}() mode")
     for question in questions:
         ids = template.build_prompt([Message("user", question)])
-        difference = (first_logits(ids) - first_logits(ids)).abs().max().item()
-        one, two = greedy_reply(ids), greedy_reply(ids)
+        difference = (first_logits(model, ids) - first_logits(model, ids)).abs().max().item()
+        one, two = greedy_reply(model, ids), greedy_reply(model, ids)
         print(f"  {question} The logits of the first token differ by up to {difference:.3f}.")
         print(f"    {one}\n    {'the same again' if one == two else two}")
 

@@ -8,6 +8,7 @@ from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
 import typer
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -47,7 +48,7 @@ def demo() -> None:
 
 def compare(session: Chat, questions: Sequence[str]) -> Table:
     """Each question, answered by the untuned model and by the tuned one."""
-    table = Table(title="Questions it was not trained on", show_lines=True, expand=True)
+    table = Table(title="Questions it was not trained on", box=box.HORIZONTALS, show_lines=True)
     for heading in ("question", "before", "after"):
         table.add_column(heading, ratio=2 if heading == "question" else 4)
     for number, question in enumerate(questions, 1):
