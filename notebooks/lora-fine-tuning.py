@@ -81,7 +81,7 @@ from offbook.monitor import Monitor
 from offbook.run import RunDirectory
 from offbook.template import IGNORED, Example, supervised_spans
 from offbook.tokenizer import prove, quiet_transformers
-from offbook.train import learning_rate_at, train
+from offbook.training import learning_rate_at, train
 
 WORK = Path(tempfile.mkdtemp(prefix="offbook-"))  # everything this notebook writes goes here
 DEVICE = choose_device()

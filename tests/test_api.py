@@ -21,6 +21,13 @@ def test_the_public_names_exist_and_are_at_most_ten() -> None:
         offbook.nothing  # noqa: B018
 
 
+def test_no_module_takes_the_place_of_a_public_name() -> None:
+    for path in (ROOT / "src" / "offbook").iterdir():
+        assert path.stem not in offbook.__all__, path
+    assert callable(offbook.train)
+    assert callable(offbook.train)  # also once its module is imported
+
+
 def test_the_readme_has_a_line_for_every_source_file() -> None:
     source = ROOT / "src" / "offbook"
     files = {p.name for p in source.glob("*.py")} - {"__init__.py", "__main__.py"}

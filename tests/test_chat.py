@@ -15,7 +15,7 @@ from offbook.errors import CheckpointError, ConfigError
 from offbook.generate import Sampling, generate
 from offbook.model import attach_adapter, load_base
 from offbook.template import ChatTemplate
-from offbook.train import train
+from offbook.training import train
 
 GREEDY = Sampling(temperature=0, max_new_tokens=8)
 

@@ -31,6 +31,17 @@ def test_the_deepseek_view_trains_on_the_reply_with_its_space_and_one_eos(
     assert "".join(reply.tokens) == " 你放心。<｜end▁of▁sentence｜>"
 
 
+def test_a_part_is_measured_by_itself(template: ChatTemplate) -> None:
+    rows = [talk("one", "two"), talk("one two three", "four five six " * 4), talk("x", "y")]
+    whole = tokenize(rows, template)
+    part = whole[1:]
+    assert part.supervised.tolist() == [int((e.labels >= 0).sum()) for e in part]
+    lengths = measure(part)
+    assert (lengths.longest, lengths.longest_source) == (len(whole[1]), whole[1].source)
+    assert lengths.total == len(whole[1]) + len(whole[2])
+    assert lengths.supervised == part.supervised.sum() < whole.supervised.sum()
+
+
 def test_the_known_facts_of_the_tutorials_data(deepseek: ChatTemplate) -> None:
     census = Census()
     examples = tokenize(census.watch(read_conversations(str(HUANHUAN))), deepseek)

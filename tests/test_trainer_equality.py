@@ -15,7 +15,7 @@ from offbook.config import Config
 from offbook.monitor import Monitor
 from offbook.prepare import prepare
 from offbook.run import RunDirectory
-from offbook.train import train
+from offbook.training import train
 
 STEPS, BATCH, DEVICE_BATCH = 30, 4, 2
 

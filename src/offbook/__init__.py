@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from offbook.errors import OffbookError
     from offbook.template import ChatTemplate
     from offbook.tokenizer import load_tokenizer
-    from offbook.train import train
+    from offbook.training import train
 
 __version__ = "0.1.0"
 
@@ -29,7 +29,7 @@ _HOMES = {
     "OffbookError": "offbook.errors",
     "load_tokenizer": "offbook.tokenizer",
     "read_conversations": "offbook.data",
-    "train": "offbook.train",
+    "train": "offbook.training",
 }
 
 __all__ = [

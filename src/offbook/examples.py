@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from offbook.data import Conversation
 from offbook.errors import DataError
-from offbook.template import ChatTemplate, Example
+from offbook.template import IGNORED, ChatTemplate, Example
 
 BATCH_ROWS = 1024  # conversations tokenized at a time
 
@@ -62,6 +62,12 @@ class Examples(Sequence[Example]):
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each example."""
         return self.offsets[self.rows + 1] - self.offsets[self.rows]
+
+    @property
+    def supervised(self) -> NDArray[np.int64]:
+        """Supervised tokens of each example."""
+        before = np.concatenate(([0], np.cumsum(self.labels != IGNORED)))
+        return before[self.offsets[self.rows + 1]] - before[self.offsets[self.rows]]
 
     def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
         """Training and validation examples, no prompt standing on both sides.

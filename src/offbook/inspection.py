@@ -76,13 +76,13 @@ def measure(examples: Examples) -> Lengths:
     """Token counts of all examples."""
     lengths = examples.lengths
     longest = int(np.argmax(lengths))
-    supervised = int(np.count_nonzero(examples.labels != IGNORED))
+    supervised = int(examples.supervised.sum())
     total = int(lengths.sum())
     return Lengths(
         mean=total / len(lengths),
         median=float(np.median(lengths)),
         longest=int(lengths[longest]),
-        longest_source=examples.sources[longest],
+        longest_source=examples[longest].source,
         prompt_mean=(total - supervised) / len(lengths),
         reply_mean=supervised / len(lengths),
         total=total,

@@ -36,12 +36,11 @@ def init(
         rows.write_bytes((samples / "lighthouse.jsonl").read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot write ({error.strerror})", where=str(folder)) from None
-    for line in (
-        f"{config}   the settings, explained",
-        f"{rows}   a sample role of 260 rows: replace them with your own",
-        "",
-        f"offbook check {rows}      what the rows hold and which tokens are trained on",
-        f"offbook train {config}    train (about 3 minutes with the sample)",
-        f"offbook chat runs/{name}    talk to it",
+    for what, why in (
+        (str(config), "the settings, explained"),
+        (str(rows), "a sample role of 260 rows: put your own in their place"),
+        (f"offbook check {rows}", "what they hold, and which tokens are trained on"),
+        (f"offbook train {config}", "train (about 3 minutes with the sample)"),
+        (f"offbook chat runs/{name}", "talk to it"),
     ):
-        out.print(line, markup=False, soft_wrap=True)
+        out.print(f"{what}\n    {why}", markup=False, soft_wrap=True)

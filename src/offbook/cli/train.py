@@ -18,7 +18,7 @@ from offbook.errors import INTERRUPTED, TERMINATED
 
 if TYPE_CHECKING:
     from offbook.config import Config
-    from offbook.train import TrainResult
+    from offbook.training import TrainResult
 
 Settings = Annotated[
     list[str] | None,
@@ -71,7 +71,7 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
     Returns:
         The result, and the exit code that tells how it ended.
     """
-    from offbook.train import train
+    from offbook.training import train
 
     with ProgressMonitor() as monitor, _signals() as received:
         result = train(

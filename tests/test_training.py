@@ -19,7 +19,7 @@ from offbook.errors import CheckpointError, ConfigError, NonFiniteError
 from offbook.monitor import Monitor
 from offbook.prepare import Parts, prepare
 from offbook.run import RunDirectory
-from offbook.train import accumulate, learning_rate_at, train, update
+from offbook.training import accumulate, learning_rate_at, train, update
 
 MakeConfig = Callable[..., Config]
 
