@@ -12,14 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 COMMIT = "c0ffee" + "0" * 34
+PULL_COMMIT = "decade" + "0" * 34
 
 Files = dict[str, bytes]
 
 
 class Hub(ThreadingHTTPServer):
     """Serves repositories from memory, each of one commit on the branch `main`.
+
+    `owner/name@refs/pr/1` are the files of a pull request by the hub's converter.
 
     Attributes:
         repos: the files of each repository, under `datasets/owner/name` or `models/owner/name`.
@@ -83,13 +87,20 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         self.server.requests_seen.append(f"{self.command} {path}")
         error = "RepoNotFound"
-        for repo, files in self.server.repos.items():
-            if path == f"/api/{repo}/revision/main":
-                return self._json({"id": repo.partition("/")[2], "sha": COMMIT, "siblings": []})
-            if path == f"/api/{repo}/tree/{COMMIT}":
+        for key, files in self.server.repos.items():
+            repo, _, pull = key.partition("@")
+            commit, revision = (PULL_COMMIT, quote(pull, safe="")) if pull else (COMMIT, "main")
+            if path == f"/api/{repo}/revision/{revision}":
+                return self._json({"id": repo.partition("/")[2], "sha": commit, "siblings": []})
+            if path == f"/api/{repo}/tree/{commit}":
                 return self._json([_entry(name, files[name]) for name in files])
+            if path == f"/api/{repo}/discussions":
+                pulls = [_pull_request(repo)] * any(
+                    k.startswith(f"{repo}@") for k in self.server.repos
+                )
+                return self._json({"count": len(pulls), "start": 0, "discussions": pulls})
             # Files of a model stand at the root, those of a data set under /datasets/.
-            name = path.removeprefix(f"/{repo.removeprefix('models/')}/resolve/{COMMIT}/")
+            name = path.removeprefix(f"/{repo.removeprefix('models/')}/resolve/{commit}/")
             if name in files:
                 return self._send(200, files[name], ETag=f'"{_oid(files[name])}"')
             if path.startswith(f"/api/{repo}/"):
@@ -101,12 +112,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"X-Repo-Commit": COMMIT, **headers}.items():
+        for name, value in {"X-Repo-Commit": self._commit(), **headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+    def _commit(self) -> str:
+        return PULL_COMMIT if PULL_COMMIT in self.path else COMMIT
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""
@@ -114,6 +128,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _entry(name: str, content: bytes) -> dict[str, object]:
     return {"type": "file", "path": name, "size": len(content), "oid": _oid(content)}
+
+
+def _pull_request(repo: str) -> dict[str, object]:
+    return {
+        "title": "Adding `safetensors` variant of this model",
+        "num": 1,
+        "author": {"name": "SFconvertbot"},
+        "createdAt": "2024-01-01T00:00:00.000Z",
+        "status": "open",
+        "repo": {"name": repo.partition("/")[2], "type": "model"},
+        "isPullRequest": True,
+    }
 
 
 def _oid(content: bytes) -> str:

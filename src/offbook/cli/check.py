@@ -54,7 +54,7 @@ def check(
         config = config.override(f"data.train={json.dumps(data)}")
     reader = read_conversations(config.data.train, config.data)
     say(reader.describe())
-    base = resolve_base(model or config.model.base, config.model.revision, say)
+    base = resolve_base(model or config.model.base, config.model.revision, say, weights=False)
     template = ChatTemplate(load_tokenizer(base))
     for note in template.notes:
         say(note)

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from typing_extensions import Self
 
 from offbook.monitor import Monitor
 
@@ -55,7 +54,7 @@ class ProgressMonitor(Monitor):
         self._task: TaskID | None = None
         self._first, self._total, self._started = 0, 0, 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ProgressMonitor:
         return self
 
     def __exit__(
