@@ -17,7 +17,7 @@ import pytest
 from conftest import DEEPSEEK, HUANHUAN, ROWS
 from offbook import __version__
 from offbook.cli import main
-from offbook.cli.console import printable
+from offbook.cli.console import RowsRead, printable
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -160,6 +160,13 @@ def test_control_characters_in_rows_are_spelled_out(
 def test_printable_keeps_text_and_escapes_control() -> None:
     assert printable("naïve 你好 🙂\n\ttab") == "naïve 你好 🙂\n\ttab"
     assert printable("\x1b[31m\r\x9b\u202e") == "\\x1b[31m\\x0d\\x9b\\x202e"
+
+
+def test_reading_a_large_file_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    tell = RowsRead(every=2000)
+    for rows in range(1024, 6000, 1024):
+        tell(rows)
+    assert capsys.readouterr().err == "2,048 rows read\n4,096 rows read\n"
 
 
 # Errors.

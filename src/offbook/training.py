@@ -149,8 +149,10 @@ def _steps(
             if progress.step > 0:  # before the first step there is nothing to lose
                 checkpoint.save(run, model, optimizer, progress, settings.save_total_limit)
             break
-        grad_norm = update(model, optimizer, learning_rate, settings.max_grad_norm)
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        grad_norm = math.nan
+        if math.isfinite(loss):
+            grad_norm = update(model, optimizer, learning_rate, settings.max_grad_norm)
+        if not math.isfinite(grad_norm):
             raise _not_finite(progress.step, loss, grad_norm, [e.source for e in examples])
         elapsed = time.perf_counter() - started
         seconds, rows_done = seconds + elapsed, rows_done + len(examples)

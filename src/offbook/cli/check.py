@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from offbook.cli.console import out, printable, say
+from offbook.cli.console import RowsRead, out, printable, say
 from offbook.cli.train import Settings
 
 if TYPE_CHECKING:
     from offbook.inspection import Census, Lengths, Span
 
 TRAINED = "bold black on bright_green"
-ROWS_SHOWN = 200_000  # tell of progress each time this many more have been read
 
 
 def check(
@@ -59,12 +58,7 @@ def check(
     for note in template.notes:
         say(note)
     census, limit = Census(), config.data.max_length
-
-    def progress(rows: int) -> None:
-        if rows % ROWS_SHOWN == 0:
-            say(f"{rows:,} rows read")
-
-    examples = tokenize(census.watch(reader), template, limit, progress)
+    examples = tokenize(census.watch(reader), template, limit, RowsRead())
     lengths = measure(examples)
     if as_json:
         counts = {"format": reader.row_format, **asdict(lengths), **census.counts()}

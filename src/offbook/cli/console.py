@@ -39,6 +39,19 @@ def say(text: str, style: str | None = None) -> None:
     err.print(printable(text), style=style, markup=False, soft_wrap=True)
 
 
+class RowsRead:
+    """Tells of reading a large data set, every so many rows."""
+
+    def __init__(self, every: int = 200_000) -> None:
+        self._every = self._next = every
+
+    def __call__(self, rows: int) -> None:
+        """Called with the number of rows read so far."""
+        if rows >= self._next:
+            say(f"{rows:,} rows read", "dim")
+            self._next = rows + self._every
+
+
 class ProgressMonitor(Monitor):
     """A progress bar on a terminal, a line for each logged step elsewhere."""
 
@@ -52,6 +65,7 @@ class ProgressMonitor(Monitor):
             console=err,
         )
         self._task: TaskID | None = None
+        self._rows_read = RowsRead()
         self._first, self._total, self._started = 0, 0, 0.0
 
     def __enter__(self) -> ProgressMonitor:
@@ -67,6 +81,9 @@ class ProgressMonitor(Monitor):
 
     def announce(self, text: str) -> None:
         say(text, "dim")
+
+    def reading(self, rows: int) -> None:
+        self._rows_read(rows)
 
     def begin(self, step: int, total: int) -> None:
         self._first, self._total, self._started = step, total, time.monotonic()
