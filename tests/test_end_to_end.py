@@ -59,6 +59,7 @@ def test_it_answers_in_role_and_the_untuned_model_does_not(
     assert "little boat" not in offbook(folder, *ask, "--base").stdout
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own use
 def test_peft_loads_the_adapter_and_gives_the_same_logits(
     trained: tuple[Path, dict[str, float]],
 ) -> None:

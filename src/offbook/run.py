@@ -57,9 +57,10 @@ class RunDirectory:
             CheckpointError: when there is none.
         """
         run = cls(Path(path))
-        if not run.config_file.is_file():
-            fix = "`offbook train` makes one" if not run.path.exists() else "it has no config.yaml"
-            raise CheckpointError("not a run directory", where=str(path), fix=fix)
+        if not (run.config_file.is_file() and run.receipt_file.is_file()):
+            raise CheckpointError(
+                "not a run directory", where=str(path), fix="`offbook train` makes one"
+            )
         return run
 
     def config(self) -> Config:
@@ -90,25 +91,30 @@ class RunDirectory:
             )
         return merged
 
-    def refuse_if_taken(self) -> None:
-        """Keep a run from being overwritten by accident.
+    def reserve(self, overwrite: bool) -> None:
+        """Make the directory, before time is spent on loading.
 
         Raises:
-            ConfigError: when there is one here.
+            ConfigError: when it cannot be made, or holds a run that may not be overwritten.
         """
-        if self.config_file.exists():
+        if self.config_file.exists() and not overwrite:
             raise ConfigError(
                 "there is a run here already",
                 where=str(self.path),
                 fix="go on with --resume, replace it with --overwrite, or set another output_dir",
             )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be made ({error.strerror})", where=str(self.path), fix="set output_dir"
+            ) from None
 
     def begin(self, config: Config, receipt: dict[str, Any]) -> None:
-        """Make the directory for a new run, in the place of any that was there."""
+        """Begin a new run, in the place of any that was there."""
         for part in (self.checkpoints, self.adapter):
             shutil.rmtree(part, ignore_errors=True)
         self.metrics_file.unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
         self.config_file.write_text(config.to_yaml(), encoding="utf-8")
         text = json.dumps(receipt, indent=2, ensure_ascii=False)
         self.receipt_file.write_text(text + "\n", encoding="utf-8")

@@ -78,8 +78,8 @@ def train(
     config = config.with_absolute_paths()
     if resume:
         config = RunDirectory.open(run.path).settings_to_resume(config)
-    elif not overwrite:
-        run.refuse_if_taken()
+    else:
+        run.reserve(overwrite)
     parts = prepare(config, monitor)
     settings = config.train
     optimizer = torch.optim.AdamW(

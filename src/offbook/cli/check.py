@@ -50,7 +50,7 @@ def check(
     from_file = data.endswith((".yaml", ".yml"))
     config = Config.load(Path(data) if from_file else None, settings or [])
     if not from_file:
-        config = config.override(f"data.train={json.dumps(data)}")
+        config = config.override(f"data.train={json.dumps(data, ensure_ascii=False)}")
     reader = read_conversations(config.data.train, config.data)
     say(reader.describe())
     base = resolve_base(model or config.model.base, config.model.revision, say, weights=False)
@@ -71,7 +71,7 @@ def check(
         (examples.dropped, f"left out: the reply alone is over {limit} tokens"),
     ):
         if places:
-            _line(f"{len(places):,} rows", f"{what} ({_named(places)})")
+            _line(f"{len(places):,} row{'s' * (len(places) > 1)}", f"{what} ({_named(places)})")
     for example in examples[:show]:
         out.print()
         out.print(f"{Path(example.source).name}, token by token", style="bold", markup=False)

@@ -77,7 +77,8 @@ class ProgressMonitor(Monitor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        if self._task is not None:
+            self._bar.stop()
 
     def announce(self, text: str) -> None:
         say(text, "dim")

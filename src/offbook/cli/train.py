@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offbook.cli.console import ProgressMonitor, out, say
-from offbook.errors import INTERRUPTED, TERMINATED
+from offbook.errors import INTERRUPTED, TERMINATED, ConfigError
 
 if TYPE_CHECKING:
     from offbook.config import Config
@@ -50,11 +50,15 @@ def train(
     offbook train runs/myrole --resume
     """
     from offbook.config import Config
+    from offbook.rows import SUFFIXES
 
     settings = list(settings or [])
     if config is not None and "=" in str(config) and not config.exists():
         settings.insert(0, str(config))  # no file given, only settings
         config = None
+    if config is not None and config.suffix.lower() in SUFFIXES:
+        fix = f"offbook train data.train={config}"
+        raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)
     if config is not None and config.is_dir():
         config = config / "config.yaml"
     result, code = run_training(Config.load(config, settings), resume, overwrite)
