@@ -33,7 +33,7 @@
 # possible a cell that measures it.
 #
 # This notebook runs on a laptop without a GPU in a few minutes, with a model of 135 million
-# parameters. **To use another model, change the one line below.** On a GPU with 24 GB, for
+# parameters. **To use another model, change the one line below.** On a GPU, for
 # example, `BASE = "deepseek-ai/deepseek-llm-7b-chat"`.
 
 # %%

@@ -85,6 +85,10 @@ def test_cut_and_dropped_rows_are_named(template: ChatTemplate) -> None:
     assert [e.source for e in examples] == ["rows.json:1", "rows.json:2"]
     assert examples.cut == ("rows.json:2",)
     assert examples.dropped == ("rows.json:3",)
+    assert examples.notices(40) == [
+        "1 row longer than 40 tokens; the oldest part of the prompt is cut: rows.json:2",
+        "1 row left out, the reply alone being longer than 40 tokens: rows.json:3",
+    ]
 
 
 def test_nothing_that_fits_is_an_error(template: ChatTemplate) -> None:

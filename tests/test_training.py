@@ -204,8 +204,8 @@ def test_the_monitor_hears_of_cut_rows(tiny_config: MakeConfig) -> None:
             heard.append(text)
 
     prepare(tiny_config("data.max_length=18", "data.validation=0"), Listener())
-    assert any("rows are longer than 18 tokens" in text for text in heard)
-    assert any("rows are left out, their reply alone being over 18" in text for text in heard)
+    assert any("longer than 18 tokens; the oldest part" in text for text in heard)
+    assert any("left out, the reply alone being longer than 18" in text for text in heard)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(

@@ -49,7 +49,7 @@ class Chat:
         else:
             self._generator.manual_seed(self.sampling.seed)
         eos = model.generation_config.eos_token_id if model.generation_config else None
-        self._stop_ids = {template.stop_id, *(eos if isinstance(eos, list) else [eos])}
+        self._stop_ids = {template.stop_id, *(eos if isinstance(eos, list) else [eos])} - {None}
 
     @classmethod
     def open(

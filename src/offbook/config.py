@@ -151,7 +151,7 @@ class TrainSettings(Section):
     """Gradients are scaled down to this norm over all adapters."""
 
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about half the memory, a third more time."""
+    """Recompute activations in the backward pass: much less memory, more time."""
 
     logging_steps: int = Field(default=10, ge=1)
     """Optimizer steps between lines of `metrics.jsonl`."""

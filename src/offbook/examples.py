@@ -19,6 +19,7 @@ from offbook.errors import DataError
 from offbook.template import IGNORED, ChatTemplate, Example
 
 BATCH_ROWS = 1024  # conversations tokenized at a time
+NAMED = 5  # rows named in a notice
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,19 @@ class Examples(Sequence[Example]):
         """Supervised tokens of each example."""
         before = np.concatenate(([0], np.cumsum(self.labels != IGNORED)))
         return before[self.offsets[self.rows + 1]] - before[self.offsets[self.rows]]
+
+    def notices(self, max_length: int) -> list[str]:
+        """A line for each way in which rows did not fit, naming the first of them."""
+        lines = []
+        for places, what in (
+            (self.cut, "longer than {}; the oldest part of the prompt is cut"),
+            (self.dropped, "left out, the reply alone being longer than {}"),
+        ):
+            if places:
+                named = ", ".join(places[:NAMED]) + (", ..." if len(places) > NAMED else "")
+                rows = f"{len(places):,} row{'s' * (len(places) > 1)}"
+                lines.append(f"{rows} {what.format(f'{max_length} tokens')}: {named}")
+        return lines
 
     def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
         """Training and validation examples, no prompt standing on both sides.

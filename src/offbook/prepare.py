@@ -19,8 +19,8 @@ from offbook.monitor import Monitor
 from offbook.template import ChatTemplate, Example
 from offbook.tokenizer import load_tokenizer, quiet_transformers
 
-# Tokens of a padded micro-batch. On 2 processor cores 512 was the fastest of 512, 1024 and 2048,
-# for then a layer's activations stay near the caches; a GPU wants more work at a time.
+# Tokens of a padded micro-batch: few on a processor, so that a layer's activations stay near its
+# caches; a GPU wants more work at a time. The result does not depend on it.
 MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 
 
@@ -74,16 +74,8 @@ def _examples(
 ) -> tuple[Examples, Examples, tuple[Path, ...]]:
     limit, share = config.data.max_length, config.data.validation
     examples = tokenize(reader, template, limit, monitor.reading)
-    for places, what in (
-        (
-            examples.cut,
-            f"rows are longer than {limit} tokens; the oldest part of the prompt is cut",
-        ),
-        (examples.dropped, f"rows are left out, their reply alone being over {limit} tokens"),
-    ):
-        if places:
-            more = ", ..." if len(places) > 5 else ""
-            monitor.announce(f"{len(places):,} {what}: {', '.join(places[:5])}{more}")
+    for notice in examples.notices(limit):
+        monitor.announce(notice)
     if isinstance(share, float):
         return *examples.split(share, config.train.seed), reader.paths
     held_out = read_conversations(share, config.data)

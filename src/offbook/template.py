@@ -57,6 +57,7 @@ class ChatTemplate:
     """A tokenizer's chat template, verified.
 
     Attributes:
+        tokenizer: whose template it is.
         encoder: turns rendered text into ids.
         stop_id: the token that ends an assistant turn.
         reply_lead: what stands between the prompt and the reply's own text, such as the space

@@ -1,9 +1,9 @@
 """Load a tokenizer, and prove that it is not corrupted.
 
-A tokenizer that loads without an error may still tokenize wrongly: transformers 5.6 to 5.20 build
-the class that DeepSeek-LLM names in its config, and lose every space and all Chinese. So it is
-loaded from `tokenizer.json` alone, whatever class is named, and must then agree with that file on a
-probe set, token by token.
+A tokenizer that loads without an error may still tokenize wrongly: transformers 5.6 and 5.20 build
+the class that DeepSeek-LLM names in its config, and lose every space of a text. So it is loaded
+from `tokenizer.json` alone, whatever class is named, and must then agree with that file on a probe
+set, token by token.
 """
 
 from __future__ import annotations

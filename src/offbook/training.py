@@ -142,9 +142,8 @@ def _steps(
         started = time.perf_counter()
         examples = [parts.training[row] for row in schedule.rows(progress.step)]
         learning_rate = learning_rate_at(progress.step, total, settings)
-        loss = accumulate(
-            model, parts.batches(examples), [settings.seed, progress.step], should_stop
-        )
+        batches = parts.batches(examples)
+        loss = accumulate(model, batches, [settings.seed, progress.step], should_stop)
         if loss is None:
             if progress.step > 0:  # before the first step there is nothing to lose
                 checkpoint.save(run, model, optimizer, progress, settings.save_total_limit)
@@ -156,7 +155,7 @@ def _steps(
             raise _not_finite(progress.step, loss, grad_norm, [e.source for e in examples])
         elapsed = time.perf_counter() - started
         seconds, rows_done = seconds + elapsed, rows_done + len(examples)
-        progress.add(loss, sum(int(np.sum(e.labels[1:] >= 0)) for e in examples))
+        progress.add(loss, sum(batch.supervised for batch in batches))
         step, last = progress.step, progress.step == total
         monitor.step(step, loss, len(examples) / elapsed)
         if step % settings.logging_steps == 0 or last:

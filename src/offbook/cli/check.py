@@ -66,12 +66,8 @@ def check(
         print(json.dumps(counts, ensure_ascii=False))
         return
     _print_counts(census, lengths)
-    for places, what in (
-        (examples.cut, f"longer than {limit} tokens; the oldest part of the prompt is cut"),
-        (examples.dropped, f"left out: the reply alone is over {limit} tokens"),
-    ):
-        if places:
-            _line(f"{len(places):,} row{'s' * (len(places) > 1)}", f"{what} ({_named(places)})")
+    for notice in examples.notices(limit):
+        out.print(printable(notice), markup=False, soft_wrap=True)
     for example in examples[:show]:
         out.print()
         out.print(f"{Path(example.source).name}, token by token", style="bold", markup=False)
