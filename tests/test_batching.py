@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from offbook.batching import Schedule, collate, micro_batches
+from offbook.batching import Schedule, cut, shared_prefix
 from offbook.config import TrainSettings
 from offbook.examples import Examples, tokenize
-from offbook.template import IGNORED, ChatTemplate
+from offbook.template import IGNORED, ChatTemplate, Example
 from test_examples import numbered
 
 CPU = torch.device("cpu")
@@ -42,26 +42,72 @@ def test_total_steps(settings: dict[str, float], steps: int) -> None:
     assert Schedule(50, 16, 3).total_steps(TrainSettings(**settings)) == steps
 
 
-def test_padding_is_on_the_right_and_not_supervised(examples: Examples) -> None:
-    batch = collate([examples[0], examples[11]], CPU)
-    for row, example in enumerate((examples[0], examples[11])):
-        n = len(example)
-        assert batch.input_ids[row, :n].tolist() == example.input_ids.tolist()
-        assert batch.labels[row, :n].tolist() == example.labels.tolist()
-        assert (batch.labels[row, n:] == IGNORED).all()
+def test_rows_lie_end_to_end_and_targets_are_the_tokens_that_follow(examples: Examples) -> None:
+    (batch,) = cut([examples[0], examples[11]], 10**6, CPU).batches
+    rows = sorted((examples[0], examples[11]), key=len, reverse=True)
+    assert batch.lengths == tuple(map(len, rows))
+    assert batch.input_ids.tolist() == [int(i) for row in rows for i in row.input_ids]
+    assert batch.targets.tolist() == [int(i) for row in rows for i in (*row.labels[1:], IGNORED)]
+    padded = batch.padded(batch.targets, IGNORED)
+    assert padded.shape == (2, len(rows[0]))
+    assert padded[1, : len(rows[1])].tolist() == [*rows[1].labels[1:], IGNORED]
+    assert (padded[1, len(rows[1]) :] == IGNORED).all()
 
 
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("max_tokens", [1, 60, 100, 10**6])
 def test_micro_batches_hold_every_row_within_the_budget(
-    examples: Examples, max_tokens: int
+    examples: Examples, max_tokens: int, padded: bool
 ) -> None:
-    batches = micro_batches(list(examples), max_tokens, CPU)
-    assert sum(len(b.input_ids) for b in batches) == len(examples)
-    assert all(b.input_ids.numel() <= max_tokens or len(b.input_ids) == 1 for b in batches)
-    assert sum(b.supervised for b in batches) == sum(int((e.labels >= 0).sum()) for e in examples)
+    step = cut(list(examples), max_tokens, CPU, padded=padded)
+    assert sum(len(b.lengths) for b in step.batches) == len(examples)
+    for batch in step.batches:
+        size = len(batch.lengths) * max(batch.lengths) if padded else sum(batch.lengths)
+        assert size <= max_tokens or len(batch.lengths) == 1
+    assert step.supervised == sum(int((e.labels >= 0).sum()) for e in examples)
+    assert step.tokens == sum(map(len, examples))
 
 
-def test_a_first_token_is_predicted_by_nothing_and_not_counted(examples: Examples) -> None:
-    batch = collate([examples[0]], CPU)
-    batch.labels[0] = batch.input_ids[0]
-    assert batch.supervised == len(examples[0]) - 1
+def row(ids: str, supervised: str) -> Example:
+    """A row of one-letter tokens, of which those marked with x are supervised."""
+    input_ids = np.array([ord(letter) for letter in ids], dtype=np.int32)
+    trained = np.array([mark == "x" for mark in supervised])
+    return Example(input_ids, np.where(trained, input_ids, IGNORED).astype(np.int32), ids, False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "prefix"),
+    [
+        ([("abcdef", "----xx"), ("abcxyz", "-----x")], "abc"),
+        ([("abcdef", "---xxx"), ("abcxyz", "---xxx")], "ab"),  # c predicts a supervised token
+        ([("abc", "--x"), ("abc", "--x")], "a"),
+        ([("ab", "-x"), ("ab", "-x")], ""),
+        ([("abcd", "----"), ("abxx", "---x")], "ab"),
+        ([("xbcd", "---x"), ("abcd", "---x")], ""),
+        ([("abcdef", "-x--xx"), ("abcdxx", "-x--xx")], ""),  # several turns, the first the same
+        ([("abcdef", "-----x")], "abcd"),
+    ],
+)
+def test_the_shared_prefix_predicts_nothing_supervised(
+    rows: list[tuple[str, str]], prefix: str
+) -> None:
+    examples = [row(*parts) for parts in rows]
+    assert shared_prefix(examples) == len(prefix)
+
+
+def test_a_prefix_is_taken_out_where_it_spares_enough() -> None:
+    examples = [row("abcdef", "----xx"), row("abcxyz", "-----x"), row("abcd", "---x")]
+    step = cut(examples, 10**6, CPU, worth_sharing=4)
+    assert step.prefix.tolist() == [ord("a"), ord("b")]
+    (batch,) = step.batches
+    assert (batch.offset, batch.lengths, batch.supervised) == (2, (4, 4, 2), 4)
+    assert batch.input_ids.tolist() == [ord(letter) for letter in "cdefcxyzcd"]
+    assert step.tokens == 12
+    for worth in (5, None):
+        assert not len(cut(examples, 10**6, CPU, worth_sharing=worth).prefix)
+
+
+def test_a_row_with_nothing_supervised_is_not_computed() -> None:
+    step = cut([row("abc", "--x"), row("def", "---"), row("xyz", "x--")], 10**6, CPU)
+    assert [batch.lengths for batch in step.batches] == [(3,)]
+    assert cut([row("def", "---")], 10**6, CPU, worth_sharing=0).batches == []

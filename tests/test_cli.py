@@ -295,7 +295,7 @@ def test_a_deepseek_shaped_model_goes_through_its_recipe(cli: Cli, tmp_path: Pat
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (base / name).write_bytes((DEEPSEEK / name).read_bytes())
     shape = json.loads((DEEPSEEK / "config.json").read_text())
-    shape |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2}
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(base)
     recipe = Path(__file__).parents[1] / "recipes" / "deepseek-7b-chat.yaml"

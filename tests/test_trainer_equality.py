@@ -1,4 +1,4 @@
-"""The plain path against transformers' Trainer with PEFT, given the same batches."""
+"""The engine against transformers' Trainer with PEFT, given the same batches."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
-from offbook.batching import Schedule, collate
+from offbook.batching import Schedule
 from offbook.config import Config
 from offbook.monitor import Monitor
 from offbook.prepare import prepare
@@ -63,11 +64,16 @@ def test_thirty_steps_give_the_losses_and_the_adapter_of_trainer(
             return {"example": parts.training[index]}
 
     def pad(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = collate([item["example"] for item in items], parts.device)
-        mask = torch.zeros_like(batch.input_ids)
-        for row, item in enumerate(items):
-            mask[row, : len(item["example"])] = 1
-        return {"input_ids": batch.input_ids, "labels": batch.labels, "attention_mask": mask}
+        def padded(rows: list[Any], value: int) -> torch.Tensor:
+            tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+            return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+        rows = [item["example"] for item in items]
+        return {
+            "input_ids": padded([row.input_ids for row in rows], 0),
+            "labels": padded([row.labels for row in rows], -100),
+            "attention_mask": padded([[1] * len(row) for row in rows], 0),
+        }
 
     class Fed(Trainer):
         def get_train_dataloader(self) -> DataLoader[Any]:
@@ -98,7 +104,8 @@ def test_thirty_steps_give_the_losses_and_the_adapter_of_trainer(
         ),
         train_dataset=Rows(),
     )
-    trainer.train()
+    with parts.engine.plain():
+        trainer.train()
     theirs = {n: p.detach() for n, p in parts.model.named_parameters() if p.requires_grad}
     their_losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
 

@@ -62,48 +62,117 @@ def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right to one length.
+    """Rows laid end to end, longest first, without padding.
 
     Attributes:
-        input_ids: int64 [rows, tokens].
-        labels: int64 [rows, tokens]; -100 where not supervised, padding included. Not shifted.
+        input_ids: int64 [tokens].
+        targets: int64 [tokens]; the id that follows each token in its row where that is
+            supervised, -100 elsewhere.
+        lengths: tokens of each row.
+        offset: position of each row's first token, which is the length of the prefix it shares.
+        supervised: tokens that are predicted and trained on.
     """
 
     input_ids: torch.Tensor
-    labels: torch.Tensor
+    targets: torch.Tensor
+    lengths: tuple[int, ...]
+    offset: int
+    supervised: int
+
+    def padded(self, packed: torch.Tensor, value: int) -> torch.Tensor:
+        """A packed tensor [tokens] as rows padded on the right [rows, longest]."""
+        return torch.nn.utils.rnn.pad_sequence(
+            list(packed.split(self.lengths)), batch_first=True, padding_value=value
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """Examples cut into micro-batches, and the tokens they all begin with.
+
+    Attributes:
+        prefix: int64 [tokens]; may be empty. Nothing in it is supervised.
+        batches: what follows the prefix in each example.
+    """
+
+    prefix: torch.Tensor
+    batches: list[Batch]
 
     @property
     def supervised(self) -> int:
-        """Tokens that are predicted and trained on; the first of a row is predicted by nothing."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        return sum(batch.supervised for batch in self.batches)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed, the prefix once."""
+        return len(self.prefix) + sum(len(batch.input_ids) for batch in self.batches)
 
 
-def micro_batches(
-    examples: Sequence[Example], max_tokens: int, device: torch.device
-) -> list[Batch]:
-    """Cut the examples of a step into batches of like length.
+def cut(
+    examples: Sequence[Example],
+    max_tokens: int,
+    device: torch.device,
+    *,
+    worth_sharing: int | None = None,
+    padded: bool = False,
+) -> Step:
+    """Cut examples into micro-batches of rows of like length.
 
     Args:
-        examples: of one step.
-        max_tokens: most tokens of a batch, padding counted; a longer row stands alone.
+        examples: those with nothing supervised are left out.
+        max_tokens: most tokens of a micro-batch; a longer row stands alone.
         device: where the tensors go.
+        worth_sharing: take out the tokens that all examples begin with, where that spares at
+            least so many; None never does.
+        padded: count tokens as if rows were padded to the longest.
     """
+    examples = [e for e in examples if (e.labels[1:] != IGNORED).any()]
+    start = shared_prefix(examples) if worth_sharing is not None and examples else 0
+    if worth_sharing is None or start * (len(examples) - 1) < worth_sharing:
+        start = 0
+    budget = max_tokens - start  # the prefix stays in memory through all micro-batches
     groups: list[list[Example]] = []
+    size = 0
     for example in sorted(examples, key=len, reverse=True):
-        # The first of a group is its longest, so it sets the width.
-        if groups and (len(groups[-1]) + 1) * len(groups[-1][0]) <= max_tokens:
+        length = len(example) - start
+        # The first of a group is its longest.
+        size += len(groups[-1][0]) - start if padded and groups else length
+        if groups and size <= budget:
             groups[-1].append(example)
         else:
             groups.append([example])
-    return [collate(group, device) for group in groups]
+            size = length
+    prefix = examples[0].input_ids[:start] if start else np.empty(0)
+    return Step(
+        torch.from_numpy(prefix.astype(np.int64)).to(device),
+        [_pack(group, start, device) for group in groups],
+    )
 
 
-def collate(examples: Sequence[Example], device: torch.device) -> Batch:
-    """Pad rows on the right to the longest."""
-    shape = (len(examples), max(map(len, examples)))
-    # Any id will do for padding: what is supervised is known by position, never by id.
-    input_ids, labels = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
-    for row, example in enumerate(examples):
-        input_ids[row, : len(example)] = example.input_ids
-        labels[row, : len(example)] = example.labels
-    return Batch(torch.from_numpy(input_ids).to(device), torch.from_numpy(labels).to(device))
+def shared_prefix(examples: Sequence[Example]) -> int:
+    """How many tokens all examples begin with, short of the first that predicts a supervised one.
+
+    Every example keeps at least one token of its own.
+    """
+    shortest = min(map(len, examples))
+    first = examples[0].input_ids[:shortest]
+    common = shortest - 1
+    for example in examples:
+        differs = np.flatnonzero(example.input_ids[:common] != first[:common])
+        common = int(differs[0]) if len(differs) else common
+        # Token s is predicted at s - 1, which must stay in the row.
+        supervised = np.flatnonzero(example.labels[: common + 1] != IGNORED)
+        common = min(common, max(int(supervised[0]) - 1, 0)) if len(supervised) else common
+    return common
+
+
+def _pack(examples: Sequence[Example], start: int, device: torch.device) -> Batch:
+    input_ids = np.concatenate([e.input_ids[start:] for e in examples]).astype(np.int64)
+    targets = np.concatenate([np.append(e.labels[start + 1 :], IGNORED) for e in examples])
+    return Batch(
+        torch.from_numpy(input_ids).to(device),
+        torch.from_numpy(targets.astype(np.int64)).to(device),
+        tuple(len(e) - start for e in examples),
+        start,
+        int((targets != IGNORED).sum()),
+    )

@@ -150,8 +150,13 @@ class TrainSettings(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm over all adapters."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: much less memory, more time."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: much less memory, about a third more time.
+    `auto` does so only when a run would not fit in memory otherwise."""
+
+    engine: Literal["fast", "plain"] = "fast"
+    """`fast` computes the layers it knows with offbook's own code, on rows without padding, after
+    comparing gradients with transformers' and PEFT's; `plain` leaves all of it to them."""
 
     logging_steps: int = Field(default=10, ge=1)
     """Optimizer steps between lines of `metrics.jsonl`."""

@@ -53,6 +53,16 @@ class CheckpointError(OffbookError, RuntimeError):
     exit_code = 4
 
 
+class EngineError(OffbookError, ArithmeticError):
+    """The fast path does not compute what the plain path does."""
+
+
+class MemoryPlanError(OffbookError, MemoryError):
+    """A run that does not fit in memory."""
+
+    exit_code = 7
+
+
 class NonFiniteError(OffbookError, ArithmeticError):
     """A loss or gradient that is no longer a number."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners import lora as peft_lora
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -78,6 +80,50 @@ def head(model: nn.Module) -> nn.Module:
     """The linear layer from hidden states [..., hidden] to logits [..., vocabulary]."""
     output: nn.Module = base_of(model).get_output_embeddings()
     return output
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer taken apart: `x W' + bias + scaling * dropout(x) A' B'`.
+
+    Attributes:
+        base: the frozen linear layer.
+        lora_A, lora_B: the adapter's matrices [r, in] and [out, r]; None without an adapter.
+        scaling: PEFT's, of the adapter's part.
+        dropout: the probability in force now: 0 in evaluation mode.
+    """
+
+    base: nn.Linear
+    lora_A: nn.Parameter | None = None  # noqa: N815  # PEFT's spelling
+    lora_B: nn.Parameter | None = None  # noqa: N815
+    scaling: float = 1.0
+    dropout: float = 0.0
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> Projection | None:
+        """The parts of a layer; None when it is more than a linear layer with plain LoRA."""
+        if type(layer) is nn.Linear:
+            return cls(layer)
+        if type(layer) is not peft_lora.Linear or type(layer.base_layer) is not nn.Linear:
+            return None
+        if layer.lora_variant or layer.merged or layer.active_adapters != ["default"]:
+            return None
+        if layer.disable_adapters:
+            return cls(layer.base_layer)
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        assert isinstance(a, nn.Parameter)
+        assert isinstance(b, nn.Parameter)
+        dropout = layer.lora_dropout["default"]
+        rate = dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
+        return cls(layer.base_layer, a, b, layer.scaling["default"], rate)
+
+    def weight(self) -> torch.Tensor:
+        """The base's weight [out, in]."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.base.bias
 
 
 def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: str) -> PeftModel:

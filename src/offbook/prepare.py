@@ -10,18 +10,17 @@ import torch
 from peft import PeftModel
 
 from offbook.base import resolve_base
-from offbook.batching import Batch, micro_batches
+from offbook.batching import Step
 from offbook.config import Config
 from offbook.data import ConversationReader, read_conversations
+from offbook.engine.engine import Engine
+from offbook.engine.memory import keep_freed_memory
 from offbook.examples import Examples, tokenize
 from offbook.model import attach_adapter, base_of, choose_device, choose_precision, load_base
 from offbook.monitor import Monitor
+from offbook.planner import ModelShape, Plan, make_plan
 from offbook.template import ChatTemplate, Example
 from offbook.tokenizer import load_tokenizer, quiet_transformers
-
-# Tokens of a padded micro-batch: few on a processor, so that a layer's activations stay near its
-# caches; a GPU wants more work at a time. The result does not depend on it.
-MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,23 @@ class Parts:
     training: Examples
     validation: Examples
     model: PeftModel
+    engine: Engine
+    plan: Plan
     device: torch.device
 
-    def batches(self, examples: Sequence[Example]) -> list[Batch]:
-        """Examples as micro-batches for this device."""
-        return micro_batches(examples, MICRO_BATCH_TOKENS[self.device.type], self.device)
+    def cut(self, examples: Sequence[Example]) -> Step:
+        """Examples as micro-batches that fit this device."""
+        return self.engine.cut(examples, self.plan.micro_batch_tokens, self.device)
 
 
-def prepare(config: Config, monitor: Monitor) -> Parts:
-    """Load what `config` names. The result's config has its precision resolved."""
+def prepare(config: Config, monitor: Monitor, micro_batch_tokens: int | None = None) -> Parts:
+    """Load what `config` names. The result's config has its precision resolved.
+
+    Args:
+        config: of the run.
+        monitor: told what is loaded.
+        micro_batch_tokens: what a run that is resumed was begun with; kept where it still fits.
+    """
     device = choose_device()
     base = resolve_base(config.model.base, config.model.revision, monitor.announce)
     template = ChatTemplate(load_tokenizer(base))
@@ -55,10 +62,18 @@ def prepare(config: Config, monitor: Monitor) -> Parts:
     dtype = choose_precision(config.model.precision, device)
     precision = str(dtype).removeprefix("torch.")
     config = config.override(f"model.precision={precision}")
+    shape = ModelShape.of(base, config.lora)
+    longest = int(max(training.lengths.max(), validation.lengths.max(initial=0)))
+    plan = make_plan(config, shape, longest, dtype, device, micro_batch_tokens)
+    monitor.announce(plan.describe())
+    keep_freed_memory()
     model = attach_adapter(
         load_base(base, dtype, device), config.lora, config.train.seed, config.model.base
     )
-    if config.train.gradient_checkpointing:
+    engine = Engine(model, fast=config.train.engine == "fast")
+    if engine.plain_layers:
+        monitor.announce(f"on the plain path: {', '.join(engine.plain_layers)}")
+    if plan.checkpointing:
         with quiet_transformers():  # 5.23 renames it; the old name works in all releases so far
             base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -66,7 +81,7 @@ def prepare(config: Config, monitor: Monitor) -> Parts:
         f"{config.model.base} in {precision} on {device}, {trainable:,} parameters to train; "
         f"{len(training):,} rows to learn, {len(validation):,} held out"
     )
-    return Parts(config, base, template, files, training, validation, model, device)
+    return Parts(config, base, template, files, training, validation, model, engine, plan, device)
 
 
 def _examples(

@@ -23,6 +23,7 @@ def make_receipt(
     training: Examples,
     validation: Examples,
     device: torch.device,
+    micro_batch_tokens: int,
 ) -> dict[str, Any]:
     """The contents of `receipt.json`."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -39,6 +40,7 @@ def make_receipt(
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in PACKAGES},
         "device": {"name": gpu or platform.machine(), "threads": torch.get_num_threads()},
+        "micro_batch_tokens": micro_batch_tokens,
     }
 
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 
 from offbook import checkpoint
-from offbook.batching import Batch, Schedule
+from offbook.batching import Schedule
 from offbook.checkpoint import Progress
 from offbook.config import Config, TrainSettings
-from offbook.engine.loss import mean_loss, supervised_loss
 from offbook.errors import CheckpointError, ConfigError, NonFiniteError
 from offbook.model import save_adapter
 from offbook.monitor import Monitor
@@ -80,7 +78,8 @@ def train(
         config = RunDirectory.open(run.path).settings_to_resume(config)
     else:
         run.reserve(overwrite)
-    parts = prepare(config, monitor)
+    begun = run.receipt()["micro_batch_tokens"] if resume else None
+    parts = prepare(config, monitor, begun)
     settings = config.train
     optimizer = torch.optim.AdamW(
         [p for p in parts.model.parameters() if p.requires_grad],
@@ -95,6 +94,7 @@ def train(
         parts.training,
         parts.validation,
         parts.device,
+        parts.plan.micro_batch_tokens,
     )
     if resume:
         progress = _resume(run, receipt, parts.model, optimizer, monitor)
@@ -136,14 +136,17 @@ def _steps(
     total = schedule.total_steps(settings)
     seconds, rows_done = 0.0, 0
     monitor.begin(progress.step, total)
+    if progress.step < total:
+        rows = schedule.rows(progress.step)
+        parts.engine.check([parts.training[row] for row in rows], parts.device)
     if progress.step == 0:
         _validate(parts, 0, log, should_stop)
     while progress.step < total:
         started = time.perf_counter()
         examples = [parts.training[row] for row in schedule.rows(progress.step)]
         learning_rate = learning_rate_at(progress.step, total, settings)
-        batches = parts.batches(examples)
-        loss = accumulate(model, batches, [settings.seed, progress.step], should_stop)
+        batches = parts.cut(examples)
+        loss = parts.engine.accumulate(batches, [settings.seed, progress.step], should_stop)
         if loss is None:
             if progress.step > 0:  # before the first step there is nothing to lose
                 checkpoint.save(run, model, optimizer, progress, settings.save_total_limit)
@@ -155,7 +158,7 @@ def _steps(
             raise _not_finite(progress.step, loss, grad_norm, [e.source for e in examples])
         elapsed = time.perf_counter() - started
         seconds, rows_done = seconds + elapsed, rows_done + len(examples)
-        progress.add(loss, sum(batch.supervised for batch in batches))
+        progress.add(loss, batches.supervised)
         step, last = progress.step, progress.step == total
         monitor.step(step, loss, len(examples) / elapsed)
         if step % settings.logging_steps == 0 or last:
@@ -174,34 +177,6 @@ def _steps(
         if step % settings.save_steps == 0 or last:
             checkpoint.save(run, model, optimizer, progress, settings.save_total_limit)
     return seconds, rows_done
-
-
-def accumulate(
-    model: PeftModel,
-    batches: Sequence[Batch],
-    seed: Sequence[int],
-    should_stop: Callable[[], bool] = lambda: False,
-) -> float | None:
-    """Add up the gradients of one optimizer step over its micro-batches.
-
-    The gradient is that of the mean over the supervised tokens of the whole step, however it is
-    cut. Dropout is seeded by `seed`, so that a step is the same whenever it is taken.
-
-    Returns:
-        The mean loss in nats a token; None, and no gradients, when `should_stop` said so.
-    """
-    torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    model.train()
-    tokens = sum(batch.supervised for batch in batches)
-    total = 0.0
-    for batch in batches:
-        if should_stop():
-            model.zero_grad(set_to_none=True)
-            return None
-        loss = supervised_loss(model, batch) / tokens
-        loss.backward()
-        total += loss.item()
-    return total
 
 
 def update(
@@ -237,7 +212,7 @@ def learning_rate_at(step: int, total: int, settings: TrainSettings) -> float:
 
 def _validate(parts: Parts, step: int, log: Log, should_stop: Callable[[], bool]) -> None:
     if len(parts.validation):
-        loss = mean_loss(parts.model, parts.batches(parts.validation), should_stop)
+        loss = parts.engine.mean_loss(parts.cut(parts.validation), should_stop)
         if loss is not None:
             log({"step": step, "eval_loss": loss})
 
@@ -294,8 +269,13 @@ def _resume(
                 where=str(run.path),
                 fix="restore it, or train anew with --overwrite",
             )
-    if receipt["versions"] != begun["versions"] or receipt["device"] != begun["device"]:
-        monitor.announce("versions or device have changed: the result may differ in its last bits")
+    exact = ("versions", "device", "micro_batch_tokens")
+    changed = [part.replace("_", " ") for part in exact if receipt[part] != begun[part]]
+    if changed:
+        monitor.announce(
+            f"changed since the run was begun: {', '.join(changed)}; "
+            "the result may differ in its last bits"
+        )
     folder = checkpoint.newest(run)
     progress = checkpoint.restore(folder, model, optimizer) if folder else Progress()
     run.forget_after(progress.step if progress.step else -1)

@@ -1,58 +1,68 @@
-"""The loss of a micro-batch, computed at supervised positions alone."""
+"""The output head and the cross-entropy, at supervised positions alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from offbook.batching import Batch
-from offbook.model import backbone, head
-from offbook.template import IGNORED
+# Logits of one chunk, in elements: enough rows for an efficient product, and little memory.
+CHUNK_LOGITS = 8_000_000
 
 
-def supervised_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """The summed cross-entropy of a micro-batch's supervised tokens, in nats.
+def summed_cross_entropy(
+    hidden_ND: torch.Tensor, head: nn.Module, targets_N: torch.Tensor
+) -> torch.Tensor:
+    """The summed cross-entropy of a frozen linear head's predictions, in nats.
 
-    Prompt positions never reach the output head, which for a large vocabulary is the widest layer
-    by far. A sum, not a mean: the caller divides by the supervised tokens of the whole step, so
-    that how a step is cut into micro-batches does not matter.
+    The gradient is computed along with the loss, chunk by chunk, so nothing of the size tokens x
+    vocabulary is kept.
 
     Args:
-        model: a causal language model, with or without an adapter.
-        batch: right-padded rows.
+        hidden_ND: last hidden states of supervised positions.
+        head: linear, from D to the vocabulary; it gets no gradient.
+        targets_N: the ids to predict.
 
     Returns:
-        A float32 scalar.
+        A scalar, in float32 or better.
     """
-    # Rows are padded on the right and attention is causal, so no real token sees padding and no
-    # mask is needed.
-    hidden_BTD = backbone(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    targets_BT = batch.labels[:, 1:]
-    at = targets_BT != IGNORED
-    logits_NV = head(model)(hidden_BTD[:, :-1][at])
-    return F.cross_entropy(logits_NV.float(), targets_BT[at], reduction="sum")
+    bias = getattr(head, "bias", None)
+    return _SummedCrossEntropy.apply(hidden_ND, head.weight, bias, targets_N)  # type: ignore[no-any-return]
 
 
-def mean_loss(
-    model: nn.Module, batches: Iterable[Batch], should_stop: Callable[[], bool] = lambda: False
-) -> float | None:
-    """The loss per supervised token over many micro-batches, in evaluation mode, in nats.
+class _SummedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_N: torch.Tensor,
+    ) -> torch.Tensor:
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden_ND.device)
+        gradients = []
+        for h_CD, y_C in zip(
+            *(x.split(chunk_rows(weight_VD)) for x in (hidden_ND, targets_N)), strict=True
+        ):
+            logits_CV = F.linear(h_CD, weight_VD, bias_V).to(wide)
+            log_p_CV = torch.log_softmax(logits_CV, -1)
+            total -= log_p_CV.gather(1, y_C[:, None]).sum()
+            if ctx.needs_input_grad[0]:
+                error_CV = log_p_CV.exp_()  # p, less one at the target
+                error_CV[torch.arange(len(y_C), device=y_C.device), y_C] -= 1
+                gradients.append(error_CV.to(hidden_ND.dtype) @ weight_VD)
+        ctx.save_for_backward(*gradients)
+        return total
 
-    Returns None when `should_stop` says so before the end.
-    """
-    was_training = model.training
-    model.eval()
-    total, tokens = 0.0, 0
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                if should_stop():
-                    return None
-                total += supervised_loss(model, batch).item()
-                tokens += batch.supervised
-    finally:
-        model.train(was_training)
-    return total / tokens
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        dhidden_ND = torch.cat(ctx.saved_tensors)
+        return dhidden_ND.mul_(grads[0].to(dhidden_ND.dtype)), None, None, None
+
+
+def chunk_rows(weight_VD: torch.Tensor) -> int:
+    """Rows of hidden states that go through the head at a time."""
+    return max(CHUNK_LOGITS // weight_VD.shape[0], 16)

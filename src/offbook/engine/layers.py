@@ -1,0 +1,172 @@
+"""The parts of a Llama-family layer, with backward passes of their own, and their installation.
+
+An instance in the model is replaced by one that holds the same projections under the same names;
+classes are never patched. What is not recognized stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from offbook.engine.attention import Rows, attend
+from offbook.engine.lora import project
+from offbook.model import Projection
+
+# transformers' classes that compute just what the modules below do.
+ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
+NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a frozen weight (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
+
+    def __init__(self, plain: Any) -> None:
+        super().__init__()
+        self.weight, self.eps = plain.weight, plain.variance_epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., hidden] -> [..., hidden]."""
+        return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return]
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype) * weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        wide, dy = x.to(scale.dtype), (grads[0] * weight).to(scale.dtype)
+        # The scale depends on x: its share is along x.
+        along = (dy * wide).sum(-1, keepdim=True).mul_(scale * scale / -x.shape[-1])
+        return torch.addcmul(dy, wide, along).mul_(scale).to(x.dtype), None, None
+
+
+class MLP(nn.Module):
+    """The gated MLP `down(silu(gate(x)) * up(x))` (Shazeer, 2020, arXiv:2002.05202)."""
+
+    def __init__(self, plain: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = plain.gate_proj, plain.up_proj
+        self.down_proj = plain.down_proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., hidden] -> [..., hidden]."""
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        return project(_SwiGLU.apply(gate, up), self.down_proj)[0]
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        gate, up = ctx.saved_tensors
+        dgate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return dgate, F.silu(gate).mul_(grads[0])
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions over packed rows."""
+
+    def __init__(self, plain: Any) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = plain.q_proj, plain.k_proj, plain.v_proj
+        self.o_proj = plain.o_proj
+        normed = hasattr(plain, "q_norm")  # Qwen3 norms each head
+        self.q_norm = RMSNorm(plain.q_norm) if normed else nn.Identity()
+        self.k_norm = RMSNorm(plain.k_norm) if normed else nn.Identity()
+        self.layer, self.width, self.scaling = plain.layer_idx, plain.head_dim, plain.scaling
+        window = getattr(plain, "sliding_window", None)
+        if type(plain).__name__ == "MistralAttention":  # it keeps the window in its configuration
+            window = getattr(plain.config, "sliding_window", None)
+        self.window: int | None = window
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        rows: Rows,
+        **unused: object,
+    ) -> tuple[torch.Tensor, None]:
+        """[1, tokens, hidden] -> [1, tokens, hidden], as transformers calls it."""
+        q, k, v = (
+            y.view(y.shape[1], -1, self.width)
+            for y in project(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+        )
+        cos, sin = (x[0].unsqueeze(1) for x in position_embeddings)
+        q = _Rotate.apply(self.q_norm(q), cos, sin)
+        k = _Rotate.apply(self.k_norm(k), cos, sin)
+        o = attend(q, k, v, rows, self.layer, self.scaling, self.window)
+        return project(o.flatten(1)[None], self.o_proj)[0], None
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotary positions (Su et al., 2021, arXiv:2104.09864), the halves of a head paired."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TND: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(cos_T1D, sin_T1D)
+        return _rotated(x_TND, cos_T1D, sin_T1D)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cos_T1D, sin_T1D = ctx.saved_tensors
+        return _rotated(grads[0], cos_T1D, -sin_T1D), None, None
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    y = x * cos
+    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return y
+
+
+def replacement(plain: Any) -> nn.Module | None:
+    """The faster equal of a module of transformers, where there is one."""
+    name = type(plain).__name__
+    if not is_replaceable(plain):
+        return None
+    if name in NORMS:
+        return RMSNorm(plain)
+    if name in MLPS and _is_silu(plain.act_fn) and _can_project(plain):
+        return MLP(plain)
+    if name in ATTENTIONS and not plain.attention_dropout and _can_project(plain):
+        return Attention(plain)
+    return None
+
+
+def is_replaceable(module: nn.Module) -> bool:
+    """Whether a module is of a kind that a faster equal could have."""
+    kind = type(module)
+    return kind.__module__.startswith("transformers.") and kind.__name__.endswith(
+        ("Attention", "Norm", "MLP")
+    )
+
+
+def _is_silu(activation: nn.Module) -> bool:
+    x = torch.linspace(-4, 4, 9)
+    return torch.equal(activation(x), F.silu(x))
+
+
+def _can_project(module: nn.Module) -> bool:
+    return all(
+        Projection.of(child) is not None
+        for name, child in module.named_children()
+        if name.endswith("_proj")
+    )

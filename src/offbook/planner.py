@@ -1,0 +1,250 @@
+"""What a run will need, before it begins: bytes by arithmetic, seconds by a measured micro-step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from offbook.batching import Batch, Step
+from offbook.config import Config, LoraSettings
+from offbook.engine.attention import KEPT_SCORES
+from offbook.engine.engine import Engine
+from offbook.engine.loss import CHUNK_LOGITS
+from offbook.errors import MemoryPlanError
+from offbook.model import attach_adapter, backbone, head
+from offbook.tokenizer import quiet_transformers
+
+# Tokens of a micro-batch: more make products more efficient, up to a point. The result of a step
+# does not depend on it.
+MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
+FEWEST_TOKENS = 256
+# Memory to leave alone, as a share of what is free.
+RESERVE = 0.05
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model that memory and time depend on.
+
+    Attributes:
+        config: the base's configuration.
+        parameters: of the base, in all.
+        linear: of the linear layers below the head (N in the FLOP count).
+        head: of the output head (H).
+        adapter: trained parameters (p).
+    """
+
+    config: PreTrainedConfig
+    parameters: int
+    linear: int
+    head: int
+    adapter: int
+
+    @classmethod
+    def of(cls, folder: Path, lora: LoraSettings) -> ModelShape:
+        """The sizes of the base in `folder`, read from its `config.json` alone."""
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        with torch.device("meta"), quiet_transformers():
+            base = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            base.requires_grad_(False)
+            parameters = sum(p.numel() for p in base.parameters())
+            linear = sum(
+                module.weight.numel()
+                for module in backbone(base).modules()
+                if isinstance(module, torch.nn.Linear)
+            )
+            outputs = sum(p.numel() for p in head(base).parameters())
+            model = attach_adapter(base, lora, 0, str(folder))
+        adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return cls(config, parameters, linear, outputs, adapter)
+
+    def flops(self, tokens: int, supervised: int) -> float:
+        """Multiplications and additions of a training step, attention's scores left out.
+
+        The frozen base costs a forward pass and the gradient of its inputs, 4 a weight; the adapter
+        that of its weights too, 6; the head is reached by supervised tokens alone.
+        """
+        return tokens * (4 * self.linear + 6 * self.adapter) + supervised * 4 * self.head
+
+    def activation_bytes(self, width: int, longest: int, dropout: bool) -> tuple[int, int]:
+        """Bytes that a token keeps in one layer until the backward pass, and uses in passing.
+
+        Args:
+            width: bytes of a number.
+            longest: tokens of the longest row.
+            dropout: whether masks are kept.
+        """
+        c, mask = self.config, int(dropout)
+        head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        queries = c.num_attention_heads * head_dim
+        keys = (getattr(c, "num_key_value_heads", None) or c.num_attention_heads) * head_dim
+        scores = c.num_attention_heads * longest
+        kept = (
+            c.hidden_size * (4 + 5 * mask)  # inputs of the norms and of the projections
+            + queries * (2 + mask)
+            + 2 * keys
+            + c.intermediate_size * (3 + mask)
+            + (scores if scores <= KEPT_SCORES else 0)
+        )
+        passing = 4 * c.intermediate_size + 6 * c.hidden_size
+        return kept * width, passing * width
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is cut to the machine, and what it will need.
+
+    Attributes:
+        micro_batch_tokens: most tokens of a micro-batch.
+        checkpointing: whether activations are recomputed in the backward pass.
+        weights, adapter, activations, loss, process: bytes of the base; of adapters, gradients and
+            moments; of a micro-batch; of a chunk of logits; of Python and its libraries.
+        available: bytes that could be used when the plan was made.
+    """
+
+    micro_batch_tokens: int
+    checkpointing: bool
+    weights: int
+    adapter: int
+    activations: int
+    loss: int
+    process: int
+    available: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the most."""
+        return self.weights + self.adapter + self.activations + self.loss + self.process
+
+    def describe(self) -> str:
+        """The plan in a line."""
+        how = "with" if self.checkpointing else "without"
+        return (
+            f"micro-batches of up to {self.micro_batch_tokens:,} tokens {how} gradient "
+            f"checkpointing need about {self.peak / GB:.1f} GB ({self.available / GB:.1f} GB free)"
+        )
+
+
+def make_plan(
+    config: Config,
+    shape: ModelShape,
+    longest: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    preferred: int | None = None,
+) -> Plan:
+    """The fastest way to take steps that fits in memory.
+
+    Args:
+        config: of the run.
+        shape: of its model.
+        longest: tokens of the longest example, which is never cut.
+        dtype: of the base.
+        device: that computes.
+        preferred: tokens of a micro-batch to try before all others.
+
+    Raises:
+        MemoryPlanError: when nothing fits, with the numbers.
+    """
+    available, process = _memory(device)
+    setting = config.train.gradient_checkpointing
+    plans = [
+        _plan(config, shape, longest, tokens, checkpointing, dtype, process, available)
+        for checkpointing in ((False, True) if setting == "auto" else (setting,))
+        for tokens in ([preferred] if preferred else []) + _sizes(MOST_TOKENS[device.type], longest)
+    ]
+    for plan in plans:
+        if plan.peak <= available * (1 - RESERVE):
+            return plan
+    least = min(plans, key=lambda plan: plan.peak)
+    raise MemoryPlanError(
+        f"training needs {least.peak / GB:.1f} GB at the least: {least.weights / GB:.1f} GB of "
+        f"weights, {least.adapter / GB:.1f} GB for the adapter and its optimizer, "
+        f"{(least.activations + least.loss) / GB:.1f} GB for a micro-batch of "
+        f"{least.micro_batch_tokens} tokens; {available / GB:.1f} GB are free",
+        fix="choose a smaller base, or lower data.max_length or lora.r",
+    )
+
+
+def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> float:
+    """FLOP a second that a micro-step reaches on this device's processor.
+
+    The step is that of a single layer of the model's own widths, so that the measurement is quick
+    and needs no weights.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    small = type(shape.config).from_dict(
+        shape.config.to_dict()
+        | {"num_hidden_layers": 1, "vocab_size": 8192, "layer_types": None}
+        | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    )
+    with torch.device("meta"), quiet_transformers():
+        base = AutoModelForCausalLM.from_config(small, dtype=dtype, trust_remote_code=False)
+    base.to_empty(device=device).requires_grad_(False)
+    for tensor in (*base.parameters(), *base.buffers()):
+        torch.nn.init.constant_(tensor, 0.01)
+    model = attach_adapter(base, config.lora, 0, "")
+    engine = Engine(model, fast=config.train.engine == "fast")
+    adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    linear = shape.linear // shape.config.num_hidden_layers
+    layer = ModelShape(small, 0, linear, 8192 * small.hidden_size, adapter)
+    rows, length = 8, min(128, config.data.max_length)
+    ids = torch.arange(rows * length, device=device) % 8192
+    step = Step(ids[:0], [Batch(ids, ids, (length,) * rows, 0, rows * length)])
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        engine.accumulate(step, [0])
+        model.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    return layer.flops(rows * length, rows * length) / min(seconds)
+
+
+def _plan(
+    config: Config,
+    shape: ModelShape,
+    longest: int,
+    tokens: int,
+    checkpointing: bool,
+    dtype: torch.dtype,
+    process: int,
+    available: int,
+) -> Plan:
+    layers, dropout = shape.config.num_hidden_layers, config.lora.lora_dropout > 0
+    kept, passing = shape.activation_bytes(dtype.itemsize, longest, dropout)
+    # A checkpointed layer keeps its input alone; one at a time is computed again.
+    of_layers = layers * shape.config.hidden_size * dtype.itemsize + kept
+    per_token = (of_layers if checkpointing else layers * kept) + passing
+    wide = torch.promote_types(dtype, torch.float32).itemsize
+    return Plan(
+        micro_batch_tokens=tokens,
+        checkpointing=checkpointing,
+        weights=shape.parameters * dtype.itemsize,
+        adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
+        activations=per_token * tokens,
+        loss=CHUNK_LOGITS * (2 * dtype.itemsize + 2 * wide),
+        process=process,
+        available=available,
+    )
+
+
+def _sizes(most: int, longest: int) -> list[int]:
+    """Micro-batch sizes to try, largest first: halves, down to a row."""
+    sizes = [most]
+    while sizes[-1] // 2 >= max(FEWEST_TOKENS, longest):
+        sizes.append(sizes[-1] // 2)
+    return [max(size, longest) for size in sizes]
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Bytes this process may use in all, and those it uses already."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0], 0
+    own = psutil.Process().memory_info().rss
+    return psutil.virtual_memory().available + own, own

@@ -1,0 +1,290 @@
+"""The fast path against transformers and PEFT: the same losses and gradients, and less work."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from models import CPU, FAMILIES, SIZES, example, make_model, some_examples, with_exact_norms
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPTNeoXConfig, LlamaConfig
+
+from offbook.config import LoraSettings
+from offbook.engine import attention
+from offbook.engine import engine as engine_module
+from offbook.engine.engine import Engine
+from offbook.errors import EngineError
+from offbook.model import load_base
+from offbook.template import Example
+from offbook.tokenizer import quiet_transformers
+from offbook.training import update
+
+Gradients = dict[str, torch.Tensor]
+ANY = 10**6
+
+
+@pytest.fixture(autouse=True)
+def share_any_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "WORTH_SHARING", 1)
+
+
+def gradients(engine: Engine, examples: list[Example], budget: int = ANY) -> Gradients:
+    step = engine.cut(examples, budget, CPU)
+    assert engine.accumulate(step, [0]) is not None
+    found = {n: p.grad for n, p in engine.model.named_parameters() if p.grad is not None}
+    engine.model.zero_grad(set_to_none=True)
+    return found
+
+
+def difference(got: Gradients, expected: Gradients) -> float:
+    """The largest relative difference of a matrix."""
+    assert got.keys() == expected.keys()
+    return max(float((got[n] - g).norm() / g.norm()) for n, g in expected.items())
+
+
+def overall(got: Gradients, expected: Gradients) -> float:
+    """The relative difference of all matrices together."""
+    flat = [torch.cat([x[n].double().flatten() for n in expected]) for x in (got, expected)]
+    return float((flat[0] - flat[1]).norm() / flat[1].norm())
+
+
+# Fast equals slow.
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 40])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_the_plain_path(family: str, prefix: int) -> None:
+    model = make_model(FAMILIES[family], torch.float64)
+    plain = Engine(with_exact_norms(model), fast=False)
+    fast = Engine(model)
+    assert fast.packed
+    assert fast.plain_layers == ()
+    examples = some_examples(prefix)
+    step = fast.cut(examples, ANY, CPU)
+    # The last row's second token is supervised, so the prefix stops a token short of it.
+    assert len(step.prefix) == prefix
+    loss, expected_loss = fast.mean_loss(step), plain.mean_loss(plain.cut(examples, ANY, CPU))
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    expected = gradients(plain, examples)
+    assert len(expected) == 3 * 7 * 2
+    for budget in (ANY, 60, 1):
+        assert difference(gradients(fast, examples, budget), expected) < 1e-10
+
+
+@pytest.mark.parametrize("kept", [0, 10**9])
+@pytest.mark.parametrize("family", ["llama-gqa", "mistral-window"])
+def test_long_rows_in_blocks_of_queries(
+    family: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "BLOCK_QUERIES", 5)
+    monkeypatch.setattr(attention, "KEPT_SCORES", kept)
+    model = make_model(FAMILIES[family], torch.float64)
+    plain, fast = Engine(with_exact_norms(model), fast=False), Engine(model)
+    for prefix in (0, 9):
+        examples = some_examples(prefix)
+        assert difference(gradients(fast, examples), gradients(plain, examples)) < 1e-10
+
+
+def test_the_attention_of_gpus_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        attention._Blockwise, "apply", staticmethod(lambda *facts: attention._by_group(*facts))
+    )
+    for family in ("llama-mha", "llama-gqa", "mistral-window"):
+        model = make_model(FAMILIES[family], torch.float64)
+        plain, fast = Engine(with_exact_norms(model), fast=False), Engine(model)
+        for prefix in (0, 9):
+            examples = some_examples(prefix)
+            assert difference(gradients(fast, examples), gradients(plain, examples)) < 1e-10
+
+
+def test_some_projections_without_an_adapter() -> None:
+    for targets in (("v_proj",), ("q_proj", "down_proj"), ("gate_proj",)):
+        lora = LoraSettings(r=4, lora_dropout=0.0, target_modules=targets)
+        model = make_model(FAMILIES["llama-gqa"], torch.float64, lora)
+        plain, fast = Engine(with_exact_norms(model), fast=False), Engine(model)
+        examples = some_examples(5)
+        assert difference(gradients(fast, examples), gradients(plain, examples)) < 1e-10
+
+
+@pytest.mark.parametrize("prefix", [0, 40])
+def test_checkpointing_changes_nothing(prefix: int) -> None:
+    lora = LoraSettings(r=4, lora_dropout=0.3)
+    fast = Engine(make_model(FAMILIES["llama-gqa"], torch.float64, lora))
+    examples = some_examples(prefix)
+    expected = gradients(fast, examples)
+    with quiet_transformers():
+        fast.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    assert difference(gradients(fast, examples), expected) < 1e-12
+
+
+@pytest.mark.parametrize("prefix", [0, 40])
+def test_bfloat16_rounds_no_worse_than_the_plain_path(prefix: int) -> None:
+    config = LlamaConfig(
+        **{**SIZES, "hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.08},
+        num_key_value_heads=2,
+    )
+    errors = {True: 0.0, False: 0.0}
+    for seed in range(3):
+        examples = [
+            example(prefix + n, [range(prefix + n // 3, prefix + n)], 100 * seed + n, range(prefix))
+            for n in (40, 38, 60, 21)
+        ]
+        model = make_model(config, torch.bfloat16)
+        exact = gradients(Engine(with_exact_norms(model), fast=False), examples)
+        for fast in (True, False):
+            rounded = gradients(Engine(copy.deepcopy(model), fast=fast), examples)
+            errors[fast] += overall(rounded, exact)
+    assert 0 < errors[True] <= 1.5 * errors[False]
+
+
+def test_fifty_clipped_steps_end_in_the_same_adapter() -> None:
+    ends = []
+    for fast in (True, False):
+        engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32), fast=fast)
+        for name, p in engine.model.named_parameters():
+            if "lora_B" in name:  # as training begins; from a large B, rounding alone diverges
+                p.data.zero_()
+        trained = [p for p in engine.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+        for k in range(50):
+            examples = [
+                example(9 + n, [range(9 + n // 2, 9 + n)], 10 * k + n, range(9))
+                for n in range(2, 8)
+            ]
+            engine.accumulate(engine.cut(examples, 40, CPU), [k])
+            assert update(engine.model, optimizer, 1e-3, max_grad_norm=0.1) > 0.1
+        ends.append(torch.cat([p.detach().flatten() for p in trained]))
+    assert (ends[0] - ends[1]).abs().max() < 1e-5
+
+
+# Rows do not see each other.
+
+
+def test_an_example_does_not_touch_the_others() -> None:
+    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float64))
+    rows = [example(n, [range(3, n)], n) for n in (12, 11, 10)]
+
+    def summed(examples: list[Example]) -> float:
+        step = engine.cut(examples, ANY, CPU)
+        with torch.no_grad():
+            return sum(engine.loss(batch).item() for batch in step.batches)
+
+    alone = [summed([row]) for row in rows]
+    assert summed(rows) == pytest.approx(sum(alone), rel=1e-12)
+    other = example(11, [range(3, 11)], 77)
+    changed = alone[0] + summed([other]) + alone[2]
+    assert summed([rows[0], other, rows[2]]) == pytest.approx(changed, rel=1e-12)
+
+
+def test_the_mean_is_over_tokens_not_batches() -> None:
+    engine = Engine(make_model(FAMILIES["llama-mha"], torch.float64))
+    means = [engine.mean_loss(engine.cut(some_examples(), b, CPU)) for b in (1, 30, ANY)]
+    assert means[0] == pytest.approx(means[1], rel=1e-12)
+    assert means[0] == pytest.approx(means[2], rel=1e-12)
+    assert engine.mean_loss(engine.cut(some_examples(), 1, CPU), lambda: True) is None
+
+
+def test_the_mean_is_taken_without_dropout() -> None:
+    lora = LoraSettings(r=4, lora_dropout=0.5)
+    engine = Engine(make_model(FAMILIES["llama-mha"], torch.float64, lora))
+    engine.model.train()
+    step = engine.cut(some_examples(), ANY, CPU)
+    assert engine.mean_loss(step) == engine.mean_loss(step)
+    assert engine.model.training
+
+
+# Less work.
+
+
+@pytest.mark.parametrize("prefix", [0, 40])
+def test_the_work_is_what_the_formula_says(prefix: int) -> None:
+    config = LlamaConfig(
+        **{**SIZES, "num_hidden_layers": 16, "hidden_size": 64, "intermediate_size": 160},
+        num_key_value_heads=4,
+    )
+    engine = Engine(make_model(config, torch.float32))
+    examples = [
+        example(prefix + n, [range(prefix + n // 2, prefix + n)], n, range(prefix))
+        for n in range(20, 36)
+    ]
+    step = engine.cut(examples, 200, CPU)
+    assert len(step.prefix) == prefix
+    mapping = {torch.ops.aten.addmm_: _addmm_flop}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        engine.accumulate(step, [0])
+    counts = counter.get_flop_counts()["Global"]
+    done = sum(flops for op, flops in counts.items() if "bmm" not in str(op))
+    model = engine.model.get_base_model()
+    linear = sum(
+        child.base_layer.weight.numel() for child in model.modules() if hasattr(child, "base_layer")
+    )
+    adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    formula = (
+        step.tokens * (4 * linear + 6 * adapter)
+        + step.supervised * 4 * model.lm_head.weight.numel()
+    )
+    assert step.tokens == prefix + sum(len(e) - prefix for e in examples)
+    assert done == pytest.approx(formula, rel=0.03)
+
+
+def _addmm_flop(out: tuple[int, int], a: tuple[int, int], b: object, **unused: object) -> int:
+    return 2 * out[0] * out[1] * a[1]
+
+
+# The guard, and what is not recognized.
+
+
+def test_the_guard_passes_and_leaves_everything_as_it_was() -> None:
+    model = make_model(FAMILIES["llama-gqa"], torch.float32)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data.zero_()
+    before = copy.deepcopy(model.state_dict())
+    assert Engine(model).check(some_examples(40), CPU) < 1e-4
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_guard_stops_a_fast_path_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.attend
+    monkeypatch.setattr(
+        "offbook.engine.layers.attend",
+        lambda q, k, v, rows, layer, scaling, window: right(q, k, v, rows, layer, scaling * 1.1),
+    )
+    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32))
+    with pytest.raises(EngineError, match=r"differ from those .* train with train.engine=plain"):
+        engine.check(some_examples(), CPU)
+
+
+def test_a_model_that_is_not_recognized_goes_the_plain_path() -> None:
+    sizes = {name: value for name, value in SIZES.items() if value is not None}
+    lora = LoraSettings(r=4, lora_dropout=0.0, target_modules="all-linear")
+    model = make_model(GPTNeoXConfig(**sizes), torch.float64, lora)
+    engine = Engine(model)
+    assert not engine.packed
+    assert engine.plain_layers == ("GPTNeoXAttention", "GPTNeoXMLP")
+    plain = Engine(copy.deepcopy(model), fast=False)
+    expected = gradients(plain, some_examples(5))
+    assert difference(gradients(engine, some_examples(5)), expected) < 1e-10
+
+
+def test_dora_is_left_to_peft() -> None:
+    lora = LoraSettings(r=4, lora_dropout=0.0, use_dora=True)
+    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32, lora))
+    assert not engine.packed
+    assert engine.plain_layers == ("LlamaAttention", "LlamaMLP")
+    assert engine.check(some_examples(), CPU) < 1e-3
+
+
+def test_the_plain_loss_is_the_models_own(tiny_base: Path) -> None:
+    base = load_base(tiny_base, torch.float32, CPU)
+    row = example(12, [range(4, 12)], 0)
+    step = Engine(base, fast=False).cut([row], ANY, CPU)
+    own = base(
+        input_ids=torch.tensor(row.input_ids[None], dtype=torch.int64),
+        labels=torch.tensor(row.labels[None], dtype=torch.int64),
+    ).loss
+    assert Engine(base, fast=False).mean_loss(step) == pytest.approx(own.item(), rel=1e-6)
