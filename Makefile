@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint notebook clean
+.PHONY: help demo test lint notebook bench clean
 
 help:
 	@echo "make demo      install, train the sample role, compare before and after (under 10 minutes)"
 	@echo "make test      install and run all tests"
 	@echo "make lint      formatting, lint, types and the import contract"
 	@echo "make notebook  execute the notebook anew"
+	@echo "make bench     training speed against the Trainer recipe, and TRL where it is installed"
 	@echo "make clean     remove the virtual environment"
 
 demo: .venv/installed
@@ -27,6 +28,10 @@ lint: .venv/installed-dev
 
 notebook: .venv/installed-dev
 	$(BIN)/python notebooks/build.py
+
+# BENCH=... passes arguments, such as BENCH='--rows rows.json --dropout 0'.
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/train_speed.py $(BENCH)
 
 clean:
 	rm -rf .venv

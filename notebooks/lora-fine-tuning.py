@@ -614,7 +614,7 @@ free_memory()
 #
 # All settings of a run are one frozen `Config`. We take those of the demo that comes with offbook,
 # for fewer steps, and log and validate more often, for the plot. A large model gets the recipe's
-# learning rate and saves memory with gradient checkpointing.
+# learning rate.
 
 # %%
 SMALL = BASE == "smollm2-135m"
@@ -626,7 +626,6 @@ config = Config.load(
         "train.logging_steps=2",
         "train.eval_steps=4",
         f"train.learning_rate={1e-3 if SMALL else 1e-4}",
-        f"train.gradient_checkpointing={json.dumps(not SMALL)}",
         f"output_dir={json.dumps(str(WORK / 'run'))}",
     ],
 )

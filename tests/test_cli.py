@@ -57,10 +57,25 @@ def tiny_arguments(tiny_base: Path, tmp_path: Path) -> list[str]:
     ]
 
 
+# Plan.
+
+
+def test_plan_prints_memory_and_time(cli: Cli, tiny_arguments: list[str]) -> None:
+    code, out, err = cli("plan", *tiny_arguments)
+    assert code == 0, err
+    for name in ("weights", "activations of a micro-batch", "seconds a step", "time in all"):
+        assert re.search(rf"^{name}  ", out, re.MULTILINE)
+    code, out, _ = cli("plan", *tiny_arguments, "--json")
+    assert code == 0
+    facts = json.loads(out)
+    parts = ("weights", "adapter", "activations", "loss", "process")
+    assert facts["peak"] == sum(facts["plan"][part] for part in parts)
+
+
 # Help and version.
 
 
-@pytest.mark.parametrize("command", ["", "init", "check", "train", "chat", "demo"])
+@pytest.mark.parametrize("command", ["", "init", "check", "plan", "train", "chat", "demo"])
 def test_help_has_examples(cli: Cli, command: str) -> None:
     code, out, _ = cli(*command.split(), "--help")
     assert code == 0

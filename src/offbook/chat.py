@@ -76,7 +76,7 @@ class Chat:
         base = resolve_base(config.model.base, config.model.revision, announce)
         template = ChatTemplate(load_tokenizer(base))
         dtype = choose_precision(config.model.precision, device)
-        model = load_adapter(load_base(base, dtype, device), folder)
+        model = load_adapter(load_base(base, dtype, device, config.model.quantization), folder)
         return cls(model, template, config.data.system, sampling)
 
     def ask(self, question: str, base: bool = False) -> str:

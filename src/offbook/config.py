@@ -59,6 +59,10 @@ class ModelSettings(Section):
     """Number format of the frozen base. `auto` measures whether this processor multiplies bfloat16
     faster than float32. Adapters are float32 always."""
 
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4` keeps the base's linear layers in 4 bits (arXiv:2305.14314), for machines that its
+    weights do not fit otherwise; slower (`pip install 'offbook[nf4]'`)."""
+
 
 class DataSettings(Section):
     """Where the lines are and how they become conversations."""

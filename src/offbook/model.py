@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from peft.tuners import lora as peft_lora
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from offbook.base import require_weights
 from offbook.config import LoraSettings
@@ -22,6 +23,8 @@ from offbook.errors import CheckpointError, ConfigError, ModelError
 from offbook.tokenizer import quiet_transformers
 
 ALL_LINEAR = "all-linear"
+QUANTIZED = "Linear4bit"  # bitsandbytes' layer, and PEFT's over it
+ADAPTED = ("Linear", QUANTIZED)
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -37,10 +40,16 @@ def choose_precision(setting: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if _bfloat16_is_faster(device) else torch.float32
 
 
-def load_base(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_base(
+    folder: Path, dtype: torch.dtype, device: torch.device, quantization: str = "none"
+) -> PreTrainedModel:
     """A base model in evaluation mode, without gradients, from safetensors alone.
 
+    On a processor, weights that are in `dtype` already are not read but mapped: they stay in the
+    file, and in memory as far as there is room.
+
     Raises:
+        ConfigError: when `quantization` needs a package that is not installed.
         ModelError: when it cannot be loaded without running its own code, has no safetensors
             weights, or computes its logits in a way this project does not reproduce.
     """
@@ -53,12 +62,18 @@ def load_base(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrai
                 trust_remote_code=False,
                 use_safetensors=True,
                 local_files_only=True,
+                quantization_config=_quantization(quantization, dtype),
+                device_map={"": device} if quantization != "none" else None,
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
     nn.Module.to(model, device)
     model.requires_grad_(False)
     model.eval()
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would repack weights for inference, which rules out gradients.
+            module.support_avx512bf16_for_cpu = False
     _check_head(model, folder)
     return model
 
@@ -93,7 +108,7 @@ class Projection:
         dropout: the probability in force now: 0 in evaluation mode.
     """
 
-    base: nn.Linear
+    base: nn.Module
     lora_A: nn.Parameter | None = None  # noqa: N815  # PEFT's spelling
     lora_B: nn.Parameter | None = None  # noqa: N815
     scaling: float = 1.0
@@ -102,9 +117,11 @@ class Projection:
     @classmethod
     def of(cls, layer: nn.Module) -> Projection | None:
         """The parts of a layer; None when it is more than a linear layer with plain LoRA."""
-        if type(layer) is nn.Linear:
+        if _is_linear(layer):
             return cls(layer)
-        if type(layer) is not peft_lora.Linear or type(layer.base_layer) is not nn.Linear:
+        if not isinstance(layer, peft_lora.LoraLayer) or not _is_linear(layer.base_layer):
+            return None
+        if type(layer).__name__ not in ADAPTED:
             return None
         if layer.lora_variant or layer.merged or layer.active_adapters != ["default"]:
             return None
@@ -118,12 +135,22 @@ class Projection:
         return cls(layer.base_layer, a, b, layer.scaling["default"], rate)
 
     def weight(self) -> torch.Tensor:
-        """The base's weight [out, in]."""
-        return self.base.weight
+        """The base's weight [out, in], dequantized where it is kept in 4 bits."""
+        weight = self.base.weight
+        assert isinstance(weight, torch.Tensor)
+        state = getattr(weight, "quant_state", None)
+        if state is None:
+            return weight
+        from bitsandbytes.functional import dequantize_4bit
+
+        dense: torch.Tensor = dequantize_4bit(weight.data, state)
+        return dense
 
     @property
     def bias(self) -> torch.Tensor | None:
-        return self.base.bias
+        bias = self.base.bias
+        assert bias is None or isinstance(bias, torch.Tensor)
+        return bias
 
 
 def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: str) -> PeftModel:
@@ -209,12 +236,33 @@ def _check_head(model: PreTrainedModel, folder: Path) -> None:
         )
 
 
+def _is_linear(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear or type(layer).__name__ == QUANTIZED
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if kind == "none":
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "bitsandbytes is not installed",
+            where="model.quantization",
+            fix="run `pip install 'offbook[nf4]'`",
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
 def _check_targets(base: PreTrainedModel, targets: tuple[str, ...] | str) -> None:
     output = base.get_output_embeddings()
     names = [
         name
         for name, module in base.named_modules()
-        if isinstance(module, nn.Linear) and module is not output
+        if isinstance(module, nn.Linear) and module is not output  # 4-bit layers are, too
     ]
     exist = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
     if isinstance(targets, str):
@@ -246,16 +294,13 @@ def _bfloat16_is_faster(device: torch.device) -> bool:
     # Processors without bfloat16 instructions emulate them, slower than float32: so measure. The
     # shape is that of a small model's projection over a few hundred tokens.
     x, w = torch.ones(256, 512), torch.ones(512, 512)
-    full = _fastest(lambda: x @ w)
     x16, w16 = x.bfloat16(), w.bfloat16()
-    return _fastest(lambda: x16 @ w16) < full
+    # In turns, so that another program's work slows both.
+    times = [(_seconds(lambda: x @ w), _seconds(lambda: x16 @ w16)) for _ in range(30)]
+    return min(t16 for _, t16 in times) < min(t for t, _ in times)
 
 
-def _fastest(work: Callable[[], object], tries: int = 5) -> float:
-    work()  # the first call sets up kernels
-    times = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -21,7 +21,7 @@ from offbook.tokenizer import quiet_transformers
 
 # Tokens of a micro-batch: more make products more efficient, up to a point. The result of a step
 # does not depend on it.
-MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
+MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
 FEWEST_TOKENS = 256
 # Memory to leave alone, as a share of what is free.
 RESERVE = 0.05
@@ -152,22 +152,21 @@ def make_plan(
     Raises:
         MemoryPlanError: when nothing fits, with the numbers.
     """
-    available, process = _memory(device)
     setting = config.train.gradient_checkpointing
     plans = [
-        _plan(config, shape, longest, tokens, checkpointing, dtype, process, available)
+        plan_for(config, shape, longest, dtype, device, tokens, checkpointing=checkpointing)
         for checkpointing in ((False, True) if setting == "auto" else (setting,))
         for tokens in ([preferred] if preferred else []) + _sizes(MOST_TOKENS[device.type], longest)
     ]
     for plan in plans:
-        if plan.peak <= available * (1 - RESERVE):
+        if plan.peak <= plan.available * (1 - RESERVE):
             return plan
     least = min(plans, key=lambda plan: plan.peak)
     raise MemoryPlanError(
         f"training needs {least.peak / GB:.1f} GB at the least: {least.weights / GB:.1f} GB of "
         f"weights, {least.adapter / GB:.1f} GB for the adapter and its optimizer, "
         f"{(least.activations + least.loss) / GB:.1f} GB for a micro-batch of "
-        f"{least.micro_batch_tokens} tokens; {available / GB:.1f} GB are free",
+        f"{least.micro_batch_tokens} tokens; {least.available / GB:.1f} GB are free",
         fix="choose a smaller base, or lower data.max_length or lora.r",
     )
 
@@ -206,16 +205,18 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     return layer.flops(rows * length, rows * length) / min(seconds)
 
 
-def _plan(
+def plan_for(
     config: Config,
     shape: ModelShape,
     longest: int,
-    tokens: int,
-    checkpointing: bool,
     dtype: torch.dtype,
-    process: int,
-    available: int,
+    device: torch.device,
+    tokens: int,
+    *,
+    checkpointing: bool,
 ) -> Plan:
+    """What micro-batches of `tokens` tokens need, whether it fits or not; see `make_plan`."""
+    available, process = _memory(device)
     layers, dropout = shape.config.num_hidden_layers, config.lora.lora_dropout > 0
     kept, passing = shape.activation_bytes(dtype.itemsize, longest, dropout)
     # A checkpointed layer keeps its input alone; one at a time is computed again.
@@ -225,13 +226,23 @@ def _plan(
     return Plan(
         micro_batch_tokens=tokens,
         checkpointing=checkpointing,
-        weights=shape.parameters * dtype.itemsize,
+        weights=_weight_bytes(config, shape, dtype),
         adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
         activations=per_token * tokens,
         loss=CHUNK_LOGITS * (2 * dtype.itemsize + 2 * wide),
         process=process,
         available=available,
     )
+
+
+def _weight_bytes(config: Config, shape: ModelShape, dtype: torch.dtype) -> int:
+    if config.model.quantization == "none":
+        return shape.parameters * dtype.itemsize
+    rest = shape.parameters - shape.linear
+    # 4 bits a weight and, with double quantization, 0.127 for the scales (arXiv:2305.14314); one
+    # layer's weight at a time is dequantized.
+    widest = shape.config.hidden_size * shape.config.intermediate_size
+    return int(shape.linear * 4.127 / 8) + (rest + 2 * widest) * dtype.itemsize
 
 
 def _sizes(most: int, longest: int) -> list[int]:

@@ -24,8 +24,20 @@ from offbook.tokenizer import load_tokenizer, quiet_transformers
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a run is made of, loaded."""
+class Materials:
+    """What is known of a run before its base is loaded.
+
+    Attributes:
+        config: with its precision resolved.
+        base: the folder of the base model.
+        template: of its chats.
+        data: the files the examples come from.
+        training, validation: the examples.
+        shape: the base's sizes.
+        plan: how steps are cut to the machine.
+        dtype: of the base.
+        device: that computes.
+    """
 
     config: Config
     base: Path
@@ -33,26 +45,46 @@ class Parts:
     data: tuple[Path, ...]
     training: Examples
     validation: Examples
+    shape: ModelShape
+    plan: Plan
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Parts(Materials):
+    """What a run is made of, loaded.
+
+    Attributes:
+        model: the base with a fresh adapter.
+        engine: that computes its losses and gradients.
+    """
+
     model: PeftModel
     engine: Engine
-    plan: Plan
-    device: torch.device
 
     def cut(self, examples: Sequence[Example]) -> Step:
         """Examples as micro-batches that fit this device."""
         return self.engine.cut(examples, self.plan.micro_batch_tokens, self.device)
 
 
-def prepare(config: Config, monitor: Monitor, micro_batch_tokens: int | None = None) -> Parts:
-    """Load what `config` names. The result's config has its precision resolved.
+def gather(
+    config: Config,
+    monitor: Monitor,
+    *,
+    weights: bool = True,
+    micro_batch_tokens: int | None = None,
+) -> Materials:
+    """Read the data and plan the run.
 
     Args:
         config: of the run.
-        monitor: told what is loaded.
+        monitor: told what is read.
+        weights: whether the base's weights will be needed.
         micro_batch_tokens: what a run that is resumed was begun with; kept where it still fits.
     """
     device = choose_device()
-    base = resolve_base(config.model.base, config.model.revision, monitor.announce)
+    base = resolve_base(config.model.base, config.model.revision, monitor.announce, weights)
     template = ChatTemplate(load_tokenizer(base))
     for note in template.notes:
         monitor.announce(note)
@@ -60,28 +92,35 @@ def prepare(config: Config, monitor: Monitor, micro_batch_tokens: int | None = N
     monitor.announce(reader.describe())
     training, validation, files = _examples(config, template, reader, monitor)
     dtype = choose_precision(config.model.precision, device)
-    precision = str(dtype).removeprefix("torch.")
-    config = config.override(f"model.precision={precision}")
+    config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
     shape = ModelShape.of(base, config.lora)
     longest = int(max(training.lengths.max(), validation.lengths.max(initial=0)))
     plan = make_plan(config, shape, longest, dtype, device, micro_batch_tokens)
     monitor.announce(plan.describe())
-    keep_freed_memory()
-    model = attach_adapter(
-        load_base(base, dtype, device), config.lora, config.train.seed, config.model.base
+    return Materials(
+        config, base, template, files, training, validation, shape, plan, dtype, device
     )
+
+
+def prepare(config: Config, monitor: Monitor, micro_batch_tokens: int | None = None) -> Parts:
+    """Load all that `config` names; see `gather`."""
+    materials = gather(config, monitor, micro_batch_tokens=micro_batch_tokens)
+    config, device = materials.config, materials.device
+    keep_freed_memory()
+    base = load_base(materials.base, materials.dtype, device, config.model.quantization)
+    model = attach_adapter(base, config.lora, config.train.seed, config.model.base)
     engine = Engine(model, fast=config.train.engine == "fast")
     if engine.plain_layers:
-        monitor.announce(f"on the plain path: {', '.join(engine.plain_layers)}")
-    if plan.checkpointing:
+        monitor.announce(f"left to transformers and PEFT: {', '.join(engine.plain_layers)}")
+    if materials.plan.checkpointing:
         with quiet_transformers():  # 5.23 renames it; the old name works in all releases so far
             base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     monitor.announce(
-        f"{config.model.base} in {precision} on {device}, {trainable:,} parameters to train; "
-        f"{len(training):,} rows to learn, {len(validation):,} held out"
+        f"{config.model.base} in {config.model.precision} on {device}, "
+        f"{materials.shape.adapter:,} parameters to train; "
+        f"{len(materials.training):,} rows to learn, {len(materials.validation):,} held out"
     )
-    return Parts(config, base, template, files, training, validation, model, engine, plan, device)
+    return Parts(**vars(materials), model=model, engine=engine)
 
 
 def _examples(

@@ -1,0 +1,116 @@
+"""Take optimizer steps of 16 rows with any base, and compare memory and time with the plan.
+
+    python benchmarks/full_size.py --base FOLDER [--rows FILE] [--tokens 512] [--steps 2] [--json]
+
+Prints seconds a step, peak resident memory against the prediction, FLOP use against a matrix product
+measured before and after, and the hours that three epochs of the rows would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from offbook.batching import Schedule
+from offbook.config import Config
+from offbook.engine.engine import Engine
+from offbook.engine.memory import keep_freed_memory
+from offbook.model import attach_adapter, load_base
+from offbook.monitor import Monitor
+from offbook.planner import plan_for
+from offbook.prepare import gather
+from offbook.training import update
+
+
+def gemm_peak() -> float:
+    """FLOP a second of a large bfloat16 product, the best of some."""
+    n, best = 3072, 0.0
+    a = torch.ones(n, n, dtype=torch.bfloat16)
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ a
+        best = max(best, 2 * n**3 / (time.perf_counter() - start))
+    return best
+
+
+def processor() -> str:
+    """The name of the processor."""
+    info = Path("/proc/cpuinfo")
+    names = [x for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
+    return names[0].partition(": ")[2] if names else platform.processor()
+
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--base", default="smollm2-135m")
+parser.add_argument("--rows", default="lighthouse")
+parser.add_argument("--tokens", type=int, default=512, help="of a micro-batch")
+parser.add_argument("--steps", type=int, default=2)
+parser.add_argument("--set", nargs="*", default=[], help="more settings, key=value")
+parser.add_argument("--json", action="store_true")
+arguments = parser.parse_args()
+
+config = Config.load(
+    None,
+    [f"model.base={arguments.base}", f"data.train={arguments.rows}", "data.validation=0"]
+    + ["model.precision=bfloat16", *arguments.set],
+)
+run = gather(config, Monitor(), weights=False)
+plan = plan_for(
+    run.config,
+    run.shape,
+    int(run.training.lengths.max()),
+    run.dtype,
+    run.device,
+    arguments.tokens,
+    checkpointing=run.config.train.gradient_checkpointing is True,
+)
+keep_freed_memory()
+start = time.perf_counter()
+model = attach_adapter(load_base(run.base, run.dtype, run.device), config.lora, 0, "base")
+loading = time.perf_counter() - start
+if plan.checkpointing:
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+engine = Engine(model)
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+schedule = Schedule.of(run.training, config.train)
+seconds, uses, tokens = [], [], []
+before = gemm_peak()
+for k in range(arguments.steps):
+    step = engine.cut([run.training[r] for r in schedule.rows(k)], arguments.tokens, run.device)
+    start = time.perf_counter()
+    engine.accumulate(step, [0, k])
+    update(model, optimizer, 1e-4, 1.0)
+    seconds.append(time.perf_counter() - start)
+    after = gemm_peak()
+    flops = run.shape.flops(step.tokens, step.supervised)
+    uses.append(flops / seconds[-1] / ((before + after) / 2))
+    tokens.append(step.tokens)
+    before = after
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+per_token = statistics.median(s / n for s, n in zip(seconds, tokens, strict=True))
+hours = per_token * int(run.training.lengths.sum()) * 3 / 3600
+facts = {
+    "processor": processor(),
+    "threads": torch.get_num_threads(),
+    "parameters": run.shape.parameters,
+    "loading_seconds": round(loading, 1),
+    "step_tokens": tokens,
+    "step_seconds": [round(s, 2) for s in seconds],
+    "tokens_per_second": round(1 / per_token, 2),
+    "flop_use": round(statistics.median(uses), 3),
+    "predicted_gb": round(plan.peak / 1e9, 2),
+    "peak_gb": round(peak / 1e9, 2),
+    "three_epochs_hours": round(hours, 2),
+}
+if arguments.json:
+    print(json.dumps(facts))
+else:
+    for name, value in facts.items():
+        print(f"{name:20} {value}")

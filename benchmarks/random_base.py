@@ -1,0 +1,82 @@
+"""Write a base model with random bfloat16 weights, of the full size of a real one.
+
+    python benchmarks/random_base.py FOLDER --tokenizer FOLDER [--shape deepseek-7b] [--layers N]
+
+Speed and memory do not depend on what the weights are, so a model that cannot be fetched can still
+be measured. The tokenizer's folder gives its files; the weights go into shards of a layer each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+SHAPES = {
+    "deepseek-7b": {
+        "vocab_size": 102400,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "bos_token_id": 100000,
+        "eos_token_id": 100001,
+    },
+    "smollm2-360m": {
+        "vocab_size": 49152,
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "tie_word_embeddings": True,
+    },
+}
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("folder", type=Path)
+parser.add_argument("--tokenizer", type=Path, required=True)
+parser.add_argument("--shape", choices=SHAPES, default="deepseek-7b")
+parser.add_argument("--layers", type=int)
+arguments = parser.parse_args()
+
+config = LlamaConfig(**SHAPES[arguments.shape], dtype="bfloat16")
+config.architectures = ["LlamaForCausalLM"]
+config.num_hidden_layers = arguments.layers or config.num_hidden_layers
+folder: Path = arguments.folder
+folder.mkdir(parents=True, exist_ok=True)
+config.save_pretrained(folder)
+for name in ("tokenizer.json", "tokenizer_config.json"):
+    (folder / name).write_bytes((arguments.tokenizer / name).read_bytes())
+
+with torch.device("meta"):
+    shapes = AutoModelForCausalLM.from_config(config).state_dict()
+if config.tie_word_embeddings:
+    del shapes["lm_head.weight"]
+generator = torch.Generator().manual_seed(0)
+shards: dict[str, dict[str, torch.Size]] = {}
+for name, tensor in shapes.items():
+    layer = name.split(".")[2] if name.startswith("model.layers.") else "rest"
+    shards.setdefault(f"model-{layer}.safetensors", {})[name] = tensor.shape
+for shard, tensors in shards.items():
+    save_file(
+        {
+            name: torch.ones(shape, dtype=torch.bfloat16)
+            if len(shape) == 1
+            # Uniform numbers are several times as fast to draw as normal ones.
+            else torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03, generator=generator)
+            for name, shape in tensors.items()
+        },
+        folder / shard,
+        metadata={"format": "pt"},
+    )
+    print(shard, flush=True)
+weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
+index = {"metadata": {}, "weight_map": weight_map}
+(folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
