@@ -2,8 +2,8 @@
 
     python benchmarks/full_size.py --base FOLDER [--rows FILE] [--tokens 512] [--steps 2] [--json]
 
-Prints seconds a step, peak resident memory against the prediction, FLOP use against a matrix product
-measured before and after, and the hours that three epochs of the rows would take.
+Prints seconds a step, peak resident memory against the prediction, FLOP use against a matrix
+product measured before and after, and the hours that three epochs of the rows would take.
 """
 
 from __future__ import annotations
@@ -58,8 +58,13 @@ arguments = parser.parse_args()
 
 config = Config.load(
     None,
-    [f"model.base={arguments.base}", f"data.train={arguments.rows}", "data.validation=0"]
-    + ["model.precision=bfloat16", *arguments.set],
+    [
+        f"model.base={arguments.base}",
+        f"data.train={arguments.rows}",
+        "data.validation=0",
+        "model.precision=bfloat16",
+        *arguments.set,
+    ],
 )
 run = gather(config, Monitor(), weights=False)
 plan = plan_for(

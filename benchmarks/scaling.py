@@ -1,6 +1,7 @@
 """How training speed changes with row length, a shared prefix, and the model; fast against plain.
 
-    python benchmarks/scaling.py [--base smollm2-135m ...] [--rounds 3] [--markdown FILE] [--plot FILE]
+    python benchmarks/scaling.py [--base smollm2-135m ...] [--rounds 3]
+        [--markdown FILE] [--plot FILE]
 
 Both paths take the same step in turns, in one process; the table gives medians. Rows are random
 tokens, the second half of each supervised. How speed depends on the number of rows is the

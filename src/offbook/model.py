@@ -73,7 +73,7 @@ def load_base(
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes would repack weights for inference, which rules out gradients.
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
     _check_head(model, folder)
     return model
 
@@ -237,7 +237,9 @@ def _check_head(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    return type(layer) is nn.Linear or type(layer).__name__ == QUANTIZED
+    if type(layer).__name__ == QUANTIZED:
+        return isinstance(layer, nn.Linear)  # PEFT's layer of the same name is not
+    return type(layer) is nn.Linear
 
 
 def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -262,7 +264,7 @@ def _check_targets(base: PreTrainedModel, targets: tuple[str, ...] | str) -> Non
     names = [
         name
         for name, module in base.named_modules()
-        if isinstance(module, nn.Linear) and module is not output  # 4-bit layers are, too
+        if isinstance(module, nn.Linear) and module is not output
     ]
     exist = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
     if isinstance(targets, str):

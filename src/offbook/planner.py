@@ -241,7 +241,7 @@ def _weight_bytes(config: Config, shape: ModelShape, dtype: torch.dtype) -> int:
     rest = shape.parameters - shape.linear
     # 4 bits a weight and, with double quantization, 0.127 for the scales (arXiv:2305.14314); one
     # layer's weight at a time is dequantized.
-    widest = shape.config.hidden_size * shape.config.intermediate_size
+    widest: int = shape.config.hidden_size * shape.config.intermediate_size
     return int(shape.linear * 4.127 / 8) + (rest + 2 * widest) * dtype.itemsize
 
 

@@ -336,4 +336,5 @@ def _probabilities(
         scaling: of the scores.
     """
     scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling)
-    return torch.softmax(scores.to(torch.promote_types(q.dtype, torch.float32)), -1).to(q.dtype)
+    wide = scores.to(torch.promote_types(q.dtype, torch.float32))
+    return torch.softmax(wide, -1, out=wide).to(q.dtype)

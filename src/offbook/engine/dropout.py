@@ -7,11 +7,13 @@ Bernoulli sample.
 
 from __future__ import annotations
 
-import numpy as np
+from functools import lru_cache
+
 import torch
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 LEVELS = 2**15  # probabilities are multiples of 1/32768
+MULTIPLIERS = (-4658895280553007687, -7723592293110705685)  # of SplitMix64, as signed words
 
 
 def drop_probability(p: float) -> float:
@@ -22,27 +24,48 @@ def drop_probability(p: float) -> float:
 def keep_mask(like: torch.Tensor, p: float) -> torch.Tensor:
     """Independent masks for every element of `like`, each zero with `drop_probability(p)`.
 
-    The bits come from a generator (Steele and Vigna's SFC64 of NumPy) that is seeded from PyTorch's
-    own, so that `torch.manual_seed` fixes them and a checkpointed layer draws them again alike.
+    The seed is drawn from PyTorch's own generator, so that `torch.manual_seed` fixes the masks and
+    a checkpointed layer makes them again alike.
 
     Returns:
         An integer tensor of the shape and element width of `like`.
     """
-    if like.device.type == "cpu":
-        seed = int(torch.randint(2**63 - 1, ()))
-        words = np.random.Generator(np.random.SFC64(seed)).integers(
-            0, 2**64 - 1, -(-like.numel() // 4), np.uint64, endpoint=True
-        )
-        bits = torch.from_numpy(words.view(np.int16))[: like.numel()].view(like.shape)
-    else:
-        bits = torch.empty(like.shape, dtype=torch.int16, device=like.device)
-        bits.random_(-(2**15), 2**15)
+    count = like.numel()
+    bits = _random_words(-(-count // 4), like.device).view(torch.int16)[:count].view(like.shape)
     # 15 random bits, less the threshold, are negative with the wanted probability; the arithmetic
     # shift spreads the sign over the word.
     bits.bitwise_and_(LEVELS - 1).sub_(LEVELS - round(p * LEVELS)).bitwise_right_shift_(15)
     return bits.to(INTEGERS[like.element_size()])
 
 
+def _random_words(count: int, device: torch.device) -> torch.Tensor:
+    """Random int64 words, for this call alone.
+
+    A fixed table of random words is mixed with a seed by two odd multiplications and a shift, as in
+    Steele, Lea and Flood's SplitMix (2014): that runs on all cores, as a generator that goes from
+    word to word would not.
+    """
+    seed = int(torch.randint(-(2**63), 2**63 - 1, ()))
+    words = _table(2 ** max(count - 1, 1).bit_length(), device)[:count] ^ seed
+    words.mul_(MULTIPLIERS[0])
+    words.bitwise_xor_(words >> 32)
+    return words.mul_(MULTIPLIERS[1])
+
+
+@lru_cache(maxsize=2)
+def _table(size: int, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.empty(size, dtype=torch.int64).random_(-(2**63), None, generator=generator).to(device)
+    )
+
+
 def drop(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`x` with its dropped elements zero; the others are not scaled."""
     return torch.bitwise_and(x.view(mask.dtype), mask).view(x.dtype)
+
+
+def drop_(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """As `drop`, in place."""
+    x.view(mask.dtype).bitwise_and_(mask)
+    return x

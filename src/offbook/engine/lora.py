@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from offbook.engine.dropout import drop, drop_probability, keep_mask
+from offbook.engine.dropout import drop, drop_, drop_probability, keep_mask
 from offbook.model import Projection
 
 
@@ -86,7 +86,7 @@ class _Project(torch.autograd.Function):
                 if mask is None:
                     dx_TI.addmm_(dh_TR, a_RI)
                 else:
-                    dx_TI.add_(drop(dh_TR @ a_RI, mask))
+                    dx_TI.add_(drop_(dh_TR @ a_RI, mask))
         return dx_TI, None, *adapters
 
 
