@@ -159,7 +159,7 @@ def test_a_key_like_no_other_is_refused_with_all_keys_of_its_section():
     assert complaint(None, "model.attn_implementation=eager") == (
         "command line: model.attn_implementation=eager: "
         'unknown key "model.attn_implementation"; '
-        "valid keys here: model.base, model.revision, model.precision"
+        "valid keys here: model.base, model.revision, model.precision, model.quantization"
     )
 
 

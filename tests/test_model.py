@@ -47,6 +47,19 @@ def test_a_base_is_frozen_and_in_evaluation_mode(tiny_base: Path) -> None:
     assert {p.dtype for p in base.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_weights_in_their_own_precision_are_mapped_not_read(tiny_base: Path) -> None:
+    base = load_base(tiny_base, torch.float32, CPU)
+    spans = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(tiny_base / "model.safetensors")):
+            start, end = line.split()[0].split("-")
+            spans.append(range(int(start, 16), int(end, 16)))
+    addresses = [p.data_ptr() for p in base.parameters()]
+    assert addresses
+    assert all(any(address in span for span in spans) for address in addresses)
+
+
 def test_pickled_weights_are_refused(tiny_base: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")

@@ -111,6 +111,20 @@ def test_a_resumed_run_keeps_its_micro_batches_where_they_fit(
     free(monkeypatch, 30 * GB)
     plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU, preferred=300)
     assert plan.micro_batch_tokens == 300
+    free(monkeypatch, int(1.5 * GB))  # too little without checkpointing, or with larger ones
+    plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU, preferred=1024)
+    assert (plan.micro_batch_tokens, plan.checkpointing) == (1024, True)
+
+
+def test_every_size_down_to_the_longest_row_is_tried() -> None:
+    assert planner._sizes(1024, 600) == [1024, 600]
+    assert planner._sizes(1024, 100) == [1024, 512, 256]
+    assert planner._sizes(1024, 5000) == [5000]
+
+
+def test_longer_rows_never_need_less(shape: ModelShape) -> None:
+    needs = [shape.activation_bytes(2, longest, True)[0] for longest in (50, 400, 500, 2000)]
+    assert needs == sorted(needs)
 
 
 def test_a_forecast_counts_the_steps_of_the_run(tiny_config: MakeConfig) -> None:

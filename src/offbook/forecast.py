@@ -41,24 +41,29 @@ def forecast(config: Config, monitor: Monitor) -> Forecast:
     """Read the data and the base's configuration, and take one measured micro-step."""
     run = gather(config, monitor, weights=False)
     settings, shape = run.config.train, run.shape
+    packed = shape.packed and settings.engine == "fast"
     schedule = Schedule.of(run.training, settings)
     steps = [
         cut(
             [run.training[row] for row in schedule.rows(k)],
             run.plan.micro_batch_tokens,
             run.device,
-            worth_sharing=WORTH_SHARING if settings.engine == "fast" else None,
+            worth_sharing=WORTH_SHARING if packed else None,
+            padded=not packed,
         )
         for k in range(min(LOOKED_AT, schedule.steps_per_epoch))
     ]
     flops = sum(shape.flops(step.tokens, step.supervised) for step in steps) / len(steps)
+    tokens = sum(step.tokens for step in steps) / len(steps)
+    if run.plan.checkpointing:
+        flops += tokens * 2 * shape.linear  # the forward pass once more
     speed = measure_speed(run.config, shape, run.dtype)
     return Forecast(
         parameters=shape.parameters,
         trained=shape.adapter,
         plan=run.plan,
         steps=schedule.total_steps(settings),
-        step_tokens=sum(step.tokens for step in steps) / len(steps),
+        step_tokens=tokens,
         step_flops=flops,
         flops_per_second=speed,
         step_seconds=flops / speed,

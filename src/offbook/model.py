@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -25,6 +26,8 @@ from offbook.tokenizer import quiet_transformers
 ALL_LINEAR = "all-linear"
 QUANTIZED = "Linear4bit"  # bitsandbytes' layer, and PEFT's over it
 ADAPTED = ("Linear", QUANTIZED)
+HEAD_NAME = "lm_head"
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -65,7 +68,7 @@ def load_base(
                 quantization_config=_quantization(quantization, dtype),
                 device_map={"": device} if quantization != "none" else None,
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
     nn.Module.to(model, device)
     model.requires_grad_(False)
@@ -197,7 +200,10 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
         CheckpointError: when they do not fit.
     """
     try:
-        set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+        result: Any = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+        lost = [name for name in result.missing_keys if "lora_" in name] + result.unexpected_keys
+        if lost:
+            raise ValueError(f"{lost[0]} is missing or unexpected")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"the adapter does not fit: {error}", where=str(folder)) from error
 
@@ -213,7 +219,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     try:
         with quiet_transformers():
             model = PeftModel.from_pretrained(base, str(folder))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError(
             f"the adapter does not fit this base: {error}",
             where=str(folder),
@@ -268,6 +274,11 @@ def _check_targets(base: PreTrainedModel, targets: tuple[str, ...] | str) -> Non
     ]
     exist = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
     if isinstance(targets, str):
+        if targets != ALL_LINEAR and _matches(targets, [HEAD_NAME]):
+            raise ConfigError(
+                f'lora.target_modules: the regular expression "{targets}" matches the output head',
+                fix="write it so that it matches layers below the head alone",
+            )
         if targets != ALL_LINEAR and not _matches(targets, names):
             raise ConfigError(
                 f'lora.target_modules: the regular expression "{targets}" matches no linear layer',

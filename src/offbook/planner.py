@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -15,8 +16,9 @@ from offbook.config import Config, LoraSettings
 from offbook.engine.attention import KEPT_SCORES
 from offbook.engine.engine import Engine
 from offbook.engine.loss import CHUNK_LOGITS
+from offbook.engine.memory import keep_freed_memory
 from offbook.errors import MemoryPlanError
-from offbook.model import attach_adapter, backbone, head
+from offbook.model import ALL_LINEAR, attach_adapter, backbone, head
 from offbook.tokenizer import quiet_transformers
 
 # Tokens of a micro-batch: more make products more efficient, up to a point. The result of a step
@@ -38,6 +40,7 @@ class ModelShape:
         linear: of the linear layers below the head (N in the FLOP count).
         head: of the output head (H).
         adapter: trained parameters (p).
+        packed: whether the engine knows the model's attention, and rows go without padding.
     """
 
     config: PreTrainedConfig
@@ -45,6 +48,7 @@ class ModelShape:
     linear: int
     head: int
     adapter: int
+    packed: bool
 
     @classmethod
     def of(cls, folder: Path, lora: LoraSettings) -> ModelShape:
@@ -62,7 +66,7 @@ class ModelShape:
             outputs = sum(p.numel() for p in head(base).parameters())
             model = attach_adapter(base, lora, 0, str(folder))
         adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return cls(config, parameters, linear, outputs, adapter)
+        return cls(config, parameters, linear, outputs, adapter, Engine(model).packed)
 
     def flops(self, tokens: int, supervised: int) -> float:
         """Multiplications and additions of a training step, attention's scores left out.
@@ -90,7 +94,7 @@ class ModelShape:
             + queries * (2 + mask)
             + 2 * keys
             + c.intermediate_size * (3 + mask)
-            + (scores if scores <= KEPT_SCORES else 0)
+            + min(scores, KEPT_SCORES)
         )
         passing = 4 * c.intermediate_size + 6 * c.hidden_size
         return kept * width, passing * width
@@ -153,10 +157,14 @@ def make_plan(
         MemoryPlanError: when nothing fits, with the numbers.
     """
     setting = config.train.gradient_checkpointing
+    choices = (False, True) if setting == "auto" else (setting,)
+    sizes = _sizes(MOST_TOKENS[device.type], longest)
     plans = [
         plan_for(config, shape, longest, dtype, device, tokens, checkpointing=checkpointing)
-        for checkpointing in ((False, True) if setting == "auto" else (setting,))
-        for tokens in ([preferred] if preferred else []) + _sizes(MOST_TOKENS[device.type], longest)
+        for tokens, checkpointing in (
+            *product([preferred] if preferred else [], choices),
+            *((tokens, checkpointing) for checkpointing in choices for tokens in sizes),
+        )
     ]
     for plan in plans:
         if plan.peak <= plan.available * (1 - RESERVE):
@@ -188,11 +196,15 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     base.to_empty(device=device).requires_grad_(False)
     for tensor in (*base.parameters(), *base.buffers()):
         torch.nn.init.constant_(tensor, 0.01)
-    model = attach_adapter(base, config.lora, 0, "")
+    lora = config.lora
+    if isinstance(lora.target_modules, str):  # a pattern may name layers that this one is not
+        lora = lora.model_copy(update={"target_modules": ALL_LINEAR})
+    keep_freed_memory()
+    model = attach_adapter(base, lora, 0, "")
     engine = Engine(model, fast=config.train.engine == "fast")
     adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
     linear = shape.linear // shape.config.num_hidden_layers
-    layer = ModelShape(small, 0, linear, 8192 * small.hidden_size, adapter)
+    layer = ModelShape(small, 0, linear, 8192 * small.hidden_size, adapter, shape.packed)
     rows, length = 8, min(128, config.data.max_length)
     ids = torch.arange(rows * length, device=device) % 8192
     step = Step(ids[:0], [Batch(ids, ids, (length,) * rows, 0, rows * length)])
@@ -223,13 +235,19 @@ def plan_for(
     of_layers = layers * shape.config.hidden_size * dtype.itemsize + kept
     per_token = (of_layers if checkpointing else layers * kept) + passing
     wide = torch.promote_types(dtype, torch.float32).itemsize
+    logits = CHUNK_LOGITS
+    if not shape.packed or config.train.engine == "plain":
+        # transformers and PEFT keep float32 copies of what adapters see, and all logits at once.
+        inputs = 6 * shape.config.hidden_size + shape.config.intermediate_size
+        per_token += layers * inputs * wide * (1 + dropout)
+        logits = tokens * shape.config.vocab_size
     return Plan(
         micro_batch_tokens=tokens,
         checkpointing=checkpointing,
         weights=_weight_bytes(config, shape, dtype),
         adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
         activations=per_token * tokens,
-        loss=CHUNK_LOGITS * (2 * dtype.itemsize + 2 * wide),
+        loss=logits * (2 * dtype.itemsize + 2 * wide),
         process=process,
         available=available,
     )
@@ -247,10 +265,11 @@ def _weight_bytes(config: Config, shape: ModelShape, dtype: torch.dtype) -> int:
 
 def _sizes(most: int, longest: int) -> list[int]:
     """Micro-batch sizes to try, largest first: halves, down to a row."""
-    sizes = [most]
-    while sizes[-1] // 2 >= max(FEWEST_TOKENS, longest):
-        sizes.append(sizes[-1] // 2)
-    return [max(size, longest) for size in sizes]
+    least = max(FEWEST_TOKENS, longest)
+    sizes = [max(most, least)]
+    while sizes[-1] > least:
+        sizes.append(max(sizes[-1] // 2, least))
+    return sizes
 
 
 def _memory(device: torch.device) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def train(
         config = RunDirectory.open(run.path).settings_to_resume(config)
     else:
         run.reserve(overwrite)
-    begun = run.receipt()["micro_batch_tokens"] if resume else None
+    begun = run.receipt().get("micro_batch_tokens") if resume else None
     parts = prepare(config, monitor, begun)
     settings = config.train
     optimizer = torch.optim.AdamW(
@@ -221,7 +221,7 @@ def _not_finite(step: int, loss: float, grad_norm: float, sources: list[str]) ->
     return NonFiniteError(
         f"step {step + 1} has loss {loss:g} and gradient norm {grad_norm:g}; "
         f"its rows are {', '.join(sources)}",
-        fix="the weights were left as they were; lower train.learning_rate, then --resume",
+        fix="it changed nothing; train anew with --overwrite and a lower train.learning_rate",
     )
 
 
@@ -270,7 +270,7 @@ def _resume(
                 fix="restore it, or train anew with --overwrite",
             )
     exact = ("versions", "device", "micro_batch_tokens")
-    changed = [part.replace("_", " ") for part in exact if receipt[part] != begun[part]]
+    changed = [part.replace("_", " ") for part in exact if receipt[part] != begun.get(part)]
     if changed:
         monitor.announce(
             f"changed since the run was begun: {', '.join(changed)}; "

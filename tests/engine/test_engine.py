@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from offbook.config import LoraSettings
 from offbook.engine import attention
 from offbook.engine import engine as engine_module
 from offbook.engine.engine import Engine
+from offbook.engine.prefix import KeysAndValues, Prefix
 from offbook.errors import EngineError
 from offbook.model import load_base
 from offbook.template import Example
@@ -109,14 +111,41 @@ def test_some_projections_without_an_adapter() -> None:
 
 
 @pytest.mark.parametrize("prefix", [0, 40])
-def test_checkpointing_changes_nothing(prefix: int) -> None:
+def test_checkpointing_changes_nothing(prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lora = LoraSettings(r=4, lora_dropout=0.3)
     fast = Engine(make_model(FAMILIES["llama-gqa"], torch.float64, lora))
     examples = some_examples(prefix)
     expected = gradients(fast, examples)
     with quiet_transformers():
         fast.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    calls: list[int] = []
+    monkeypatch.setattr(
+        "offbook.engine.layers.attend", lambda *facts: calls.append(1) or attention.attend(*facts)
+    )
     assert difference(gradients(fast, examples), expected) < 1e-12
+    assert len(calls) == 2 * 3 * (2 if prefix else 1), "each layer twice"
+
+
+@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_prefix_is_forgotten_after_its_step(
+    checkpointing: bool, stop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float64))
+    if checkpointing:
+        with quiet_transformers():
+            engine.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    seen: list[weakref.ref[torch.Tensor]] = []
+    make = engine_module.Prefix
+
+    def watched(computed: KeysAndValues) -> Prefix:
+        seen.extend(weakref.ref(keys) for keys, _ in computed.values())
+        return make(computed)
+
+    monkeypatch.setattr(engine_module, "Prefix", watched)
+    engine.accumulate(engine.cut(some_examples(40), ANY, CPU), [0], lambda: stop)
+    assert len(seen) == 3
+    assert all(reference() is None for reference in seen)
 
 
 @pytest.mark.parametrize("prefix", [0, 40])

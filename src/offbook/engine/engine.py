@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -135,15 +136,21 @@ class Engine:
     def check(self, examples: Sequence[Example], device: torch.device) -> float:
         """Compare loss and gradients with the plain path's on a few short examples.
 
+        Dropout is off, and with it checkpointing. Examples are cut to a few tokens.
+
         Returns:
             The relative difference of the gradients, over all adapters.
 
         Raises:
             EngineError: when it is more than rounding explains.
         """
+        if not self._swaps:
+            return 0.0
         few = _few(examples)
+        worth = 1 if self.packed else None
         with evaluating(self.model), _nonzero_adapter(self.model) as trained:
-            loss, fast = self._gradients(self.cut(few, CHECKED_TOKENS, device), trained)
+            step = cut(few, CHECKED_TOKENS, device, worth_sharing=worth, padded=not self.packed)
+            loss, fast = self._gradients(step, trained)
             with self.plain():
                 plain = Engine(self.model, fast=False)
                 step = plain.cut(few, CHECKED_TOKENS, device)
@@ -196,6 +203,8 @@ class Engine:
         computed: KeysAndValues = {}
         rows = Rows([len(step.prefix)], 0, step.prefix.device, record=computed)
         self._hidden(step.prefix, rows)
+        # The graph holds `rows`; were they to hold keys and values of the graph, neither would go.
+        rows.record = None
         return Prefix(computed)
 
     def _hidden(self, input_ids: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -262,13 +271,22 @@ def _nonzero_adapter(model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
 
 
 def _few(examples: Sequence[Example]) -> list[Example]:
-    """The shortest examples, two at least, that stay below `CHECKED_TOKENS`."""
+    """The shortest examples, two at least, cut so that all stay below `CHECKED_TOKENS`."""
     few: list[Example] = []
     for example in sorted(examples, key=len):
-        if len(few) >= 2 and sum(map(len, few)) + len(example) > CHECKED_TOKENS:
+        part = _part(example, CHECKED_TOKENS // 2)
+        if len(few) >= 2 and sum(map(len, few)) + len(part) > CHECKED_TOKENS:
             break
-        few.append(example)
+        few.append(part)
     return few
+
+
+def _part(example: Example, size: int) -> Example:
+    """At most `size` tokens of an example, the first supervised one among them."""
+    supervised = np.flatnonzero(example.labels[1:] != IGNORED) + 1
+    stop = min(max(size, int(supervised[0]) + 1 if len(supervised) else 0), len(example))
+    kept = slice(max(stop - size, 0), stop)
+    return replace(example, input_ids=example.input_ids[kept], labels=example.labels[kept])
 
 
 def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
