@@ -6,6 +6,7 @@ used, so that `import offbook` is instant.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from offbook.training import train
 
 __version__ = "0.1.0"
+
+# Where it is installed, PEFT imports it, and it complains of an optional kernel that is not needed.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOMES = {
     "Chat": "offbook.chat",

@@ -6,7 +6,6 @@ does not wait for PyTorch.
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Annotated
 
@@ -52,8 +51,6 @@ def _options(
 
 def main() -> None:
     """Run the command line; a user's mistake ends in a message and its exit code."""
-    # Where it is installed, it complains of an optional kernel that we neither need nor want.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app(prog_name="offbook")
     except OffbookError as error:

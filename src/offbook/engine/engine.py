@@ -27,9 +27,10 @@ from offbook.template import IGNORED, Example
 
 # A prefix is shared when that spares at least this many tokens of a step.
 WORTH_SHARING = 128
-# The largest relative difference between fast and plain gradients that rounding explains: over all
-# adapters, and in a single matrix (of which some have gradients close to zero).
-TOLERANCE = {torch.bfloat16: 0.15, torch.float32: 1e-3, torch.float64: 1e-6}
+# The largest relative difference between fast and plain gradients that rounding explains, over all
+# adapters; in a matrix whose gradient is close to zero, it is some times as large.
+# A healthy model in bfloat16 has 0.07, and up to 0.22 in a matrix.
+TOLERANCE = {torch.bfloat16: 0.3, torch.float32: 1e-3, torch.float64: 1e-6}
 OF_ONE_MATRIX = 4
 CHECKED_TOKENS = 128
 
@@ -262,7 +263,7 @@ def _nonzero_adapter(model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
     generator = torch.Generator().manual_seed(0)
     try:
         for p in zero:
-            noise = torch.randn(p.shape, generator=generator) / p.shape[-1]
+            noise = torch.randn(p.shape, generator=generator) / p.shape[0]
             p.data.copy_(noise)
         yield trained
     finally:
