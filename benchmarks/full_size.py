@@ -47,6 +47,15 @@ def processor() -> str:
     return names[0].partition(": ")[2] if names else platform.processor()
 
 
+def peak_memory() -> int:
+    """Bytes of memory this process had at most; Linux alone tells its own from its parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--base", default="smollm2-135m")
 parser.add_argument("--rows", default="lighthouse")
@@ -98,7 +107,7 @@ for k in range(arguments.steps):
     uses.append(flops / seconds[-1] / ((before + after) / 2))
     tokens.append(step.tokens)
     before = after
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_memory()
 per_token = statistics.median(s / n for s, n in zip(seconds, tokens, strict=True))
 hours = per_token * int(run.training.lengths.sum()) * 3 / 3600
 facts = {

@@ -25,6 +25,10 @@ from offbook.tokenizer import quiet_transformers
 # does not depend on it.
 MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
 FEWEST_TOKENS = 256
+# What was measured beyond the arithmetic: PyTorch's kernels and their buffers, in bytes, and what the
+# allocator cannot use again, as a share of the activations.
+KERNELS = 200_000_000
+FRAGMENTS = 0.1
 # Memory to leave alone, as a share of what is free.
 RESERVE = 0.05
 GB = 1e9
@@ -246,9 +250,9 @@ def plan_for(
         checkpointing=checkpointing,
         weights=_weight_bytes(config, shape, dtype),
         adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
-        activations=per_token * tokens,
+        activations=int(per_token * tokens * (1 + FRAGMENTS)),
         loss=logits * (2 * dtype.itemsize + 2 * wide),
-        process=process,
+        process=process + KERNELS,
         available=available,
     )
 
