@@ -25,7 +25,7 @@ from offbook.tokenizer import quiet_transformers
 # does not depend on it.
 MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
 FEWEST_TOKENS = 256
-# What was measured beyond the arithmetic: PyTorch's kernels and their buffers, in bytes, and what the
+# Measured beyond the arithmetic: PyTorch's kernels and their buffers, in bytes, and what the
 # allocator cannot use again, as a share of the activations.
 KERNELS = 200_000_000
 FRAGMENTS = 0.1
