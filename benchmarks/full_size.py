@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
 import statistics
 import time
-from pathlib import Path
 
 import torch
+from train_speed import gemm_speed, machine, peak_memory
 
 from offbook.batching import Schedule
 from offbook.config import Config
@@ -27,34 +25,6 @@ from offbook.monitor import Monitor
 from offbook.planner import plan_for
 from offbook.prepare import gather
 from offbook.training import update
-
-
-def gemm_peak() -> float:
-    """FLOP a second of a large bfloat16 product, the best of some."""
-    n, best = 3072, 0.0
-    a = torch.ones(n, n, dtype=torch.bfloat16)
-    for _ in range(6):
-        start = time.perf_counter()
-        a @ a
-        best = max(best, 2 * n**3 / (time.perf_counter() - start))
-    return best
-
-
-def processor() -> str:
-    """The name of the processor."""
-    info = Path("/proc/cpuinfo")
-    names = [x for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
-    return names[0].partition(": ")[2] if names else platform.processor()
-
-
-def peak_memory() -> int:
-    """Bytes of memory this process had at most; Linux alone tells its own from its parent's."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--base", default="smollm2-135m")
@@ -95,14 +65,14 @@ engine = Engine(model)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
 schedule = Schedule.of(run.training, config.train)
 seconds, uses, tokens = [], [], []
-before = gemm_peak()
+before = gemm_speed()
 for k in range(arguments.steps):
     step = engine.cut([run.training[r] for r in schedule.rows(k)], arguments.tokens, run.device)
     start = time.perf_counter()
     engine.accumulate(step, [0, k])
     update(model, optimizer, 1e-4, 1.0)
     seconds.append(time.perf_counter() - start)
-    after = gemm_peak()
+    after = gemm_speed()
     flops = run.shape.flops(step.tokens, step.supervised)
     uses.append(flops / seconds[-1] / ((before + after) / 2))
     tokens.append(step.tokens)
@@ -111,8 +81,7 @@ peak = peak_memory()
 per_token = statistics.median(s / n for s, n in zip(seconds, tokens, strict=True))
 hours = per_token * int(run.training.lengths.sum()) * 3 / 3600
 facts = {
-    "processor": processor(),
-    "threads": torch.get_num_threads(),
+    "machine": machine(),
     "parameters": run.shape.parameters,
     "loading_seconds": round(loading, 1),
     "step_tokens": tokens,

@@ -69,7 +69,6 @@ for shard, tensors in shards.items():
         {
             name: torch.ones(shape, dtype=torch.bfloat16)
             if len(shape) == 1
-            # Uniform numbers are several times as fast to draw as normal ones.
             else torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03, generator=generator)
             for name, shape in tensors.items()
         },

@@ -18,7 +18,7 @@ from offbook.engine.engine import Engine
 from offbook.engine.loss import CHUNK_LOGITS
 from offbook.engine.memory import keep_freed_memory
 from offbook.errors import MemoryPlanError
-from offbook.model import ALL_LINEAR, attach_adapter, backbone, head
+from offbook.model import ALL_LINEAR, attach_adapter, backbone, choose_device, head
 from offbook.tokenizer import quiet_transformers
 
 # Tokens of a micro-batch: more make products more efficient, up to a point. The result of a step
@@ -184,12 +184,12 @@ def make_plan(
 
 
 def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> float:
-    """FLOP a second that a micro-step reaches on this device's processor.
+    """FLOP a second that a micro-step reaches on this device.
 
     The step is that of a single layer of the model's own widths, so that the measurement is quick
     and needs no weights.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     small = type(shape.config).from_dict(
         shape.config.to_dict()
         | {"num_hidden_layers": 1, "vocab_size": 8192, "layer_types": None}

@@ -1,8 +1,7 @@
 """Random masks for LoRA dropout, made of cheap random bits.
 
 A mask is an integer of the element's width, all ones where the element is kept and all zeros
-where it is dropped, so that one bitwise "and" applies it: a tenth of the time of multiplying by a
-Bernoulli sample.
+where it is dropped, so that one bitwise "and" applies it.
 """
 
 from __future__ import annotations

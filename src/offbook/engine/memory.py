@@ -12,8 +12,8 @@ LARGEST_KEPT = 32 * 2**20  # glibc takes no higher threshold
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed, for the next step will ask for it again.
 
-    Otherwise every large temporary is returned to the system and its pages are made anew: 5 to 8%
-    of a step on a processor. Elsewhere this does nothing.
+    Otherwise every large temporary is returned to the system and its pages are made anew.
+    Elsewhere this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
