@@ -16,7 +16,7 @@ import time
 import torch
 from train_speed import gemm_speed, machine, peak_memory
 
-from offbook.batching import Schedule
+from offbook.batching import Schedule, cut
 from offbook.config import Config
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
@@ -46,13 +46,18 @@ config = Config.load(
     ],
 )
 run = gather(config, Monitor(), weights=False)
+schedule = Schedule.of(run.training, config.train)
+steps = [
+    cut([run.training[r] for r in schedule.rows(k)], arguments.tokens, run.device)
+    for k in range(arguments.steps)
+]
 plan = plan_for(
     run.config,
     run.shape,
     int(run.training.lengths.max()),
     run.dtype,
     run.device,
-    arguments.tokens,
+    max(len(step.prefix) + len(batch.input_ids) for step in steps for batch in step.batches),
     checkpointing=run.config.train.gradient_checkpointing is True,
 )
 keep_freed_memory()
@@ -63,11 +68,9 @@ if plan.checkpointing:
     model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
 engine = Engine(model)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-schedule = Schedule.of(run.training, config.train)
-seconds, uses, tokens = [], [], []
+seconds, uses = [], []
 before = gemm_speed()
-for k in range(arguments.steps):
-    step = engine.cut([run.training[r] for r in schedule.rows(k)], arguments.tokens, run.device)
+for k, step in enumerate(steps):
     start = time.perf_counter()
     engine.accumulate(step, [0, k])
     update(model, optimizer, 1e-4, 1.0)
@@ -75,8 +78,8 @@ for k in range(arguments.steps):
     after = gemm_speed()
     flops = run.shape.flops(step.tokens, step.supervised)
     uses.append(flops / seconds[-1] / ((before + after) / 2))
-    tokens.append(step.tokens)
     before = after
+tokens = [step.tokens for step in steps]
 peak = peak_memory()
 per_token = statistics.median(s / n for s, n in zip(seconds, tokens, strict=True))
 hours = per_token * int(run.training.lengths.sum()) * 3 / 3600

@@ -59,7 +59,7 @@ def test_rows_lie_end_to_end_and_targets_are_the_tokens_that_follow(examples: Ex
 def test_micro_batches_hold_every_row_within_the_budget(
     examples: Examples, max_tokens: int, padded: bool
 ) -> None:
-    step = cut(list(examples), max_tokens, CPU, padded=padded)
+    step = cut(list(examples), max_tokens, CPU, packed=not padded, worth_sharing=10**9)
     assert sum(len(b.lengths) for b in step.batches) == len(examples)
     for batch in step.batches:
         size = len(batch.lengths) * max(batch.lengths) if padded else sum(batch.lengths)
@@ -103,8 +103,8 @@ def test_a_prefix_is_taken_out_where_it_spares_enough() -> None:
     assert (batch.offset, batch.lengths, batch.supervised) == (2, (4, 4, 2), 4)
     assert batch.input_ids.tolist() == [ord(letter) for letter in "cdefcxyzcd"]
     assert step.tokens == 12
-    for worth in (5, None):
-        assert not len(cut(examples, 10**6, CPU, worth_sharing=worth).prefix)
+    assert not len(cut(examples, 10**6, CPU, worth_sharing=5).prefix)
+    assert not len(cut(examples, 10**6, CPU, packed=False, worth_sharing=4).prefix)
 
 
 def test_a_row_with_nothing_supervised_is_not_computed() -> None:

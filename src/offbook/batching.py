@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from offbook.config import TrainSettings
 from offbook.template import IGNORED, Example
 
+# A prefix is shared when that spares at least this many tokens of a step.
+WORTH_SHARING = 128
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -113,8 +116,8 @@ def cut(
     max_tokens: int,
     device: torch.device,
     *,
-    worth_sharing: int | None = None,
-    padded: bool = False,
+    packed: bool = True,
+    worth_sharing: int = WORTH_SHARING,
 ) -> Step:
     """Cut examples into micro-batches of rows of like length.
 
@@ -122,13 +125,14 @@ def cut(
         examples: those with nothing supervised are left out.
         max_tokens: most tokens of a micro-batch; a longer row stands alone.
         device: where the tensors go.
+        packed: whether rows go without padding; else tokens are counted as if rows were padded
+            to the longest, and no prefix is shared.
         worth_sharing: take out the tokens that all examples begin with, where that spares at
-            least so many; None never does.
-        padded: count tokens as if rows were padded to the longest.
+            least so many.
     """
     examples = [e for e in examples if (e.labels[1:] != IGNORED).any()]
-    start = shared_prefix(examples) if worth_sharing is not None and examples else 0
-    if worth_sharing is None or start * (len(examples) - 1) < worth_sharing:
+    start = shared_prefix(examples) if packed and examples else 0
+    if start * (len(examples) - 1) < worth_sharing:
         start = 0
     budget = max_tokens - start  # the prefix stays in memory through all micro-batches
     groups: list[list[Example]] = []
@@ -136,7 +140,7 @@ def cut(
     for example in sorted(examples, key=len, reverse=True):
         length = len(example) - start
         # The first of a group is its longest.
-        size += len(groups[-1][0]) - start if padded and groups else length
+        size += length if packed or not groups else len(groups[-1][0])
         if groups and size <= budget:
             groups[-1].append(example)
         else:

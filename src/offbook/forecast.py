@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from offbook.batching import Schedule, cut
 from offbook.config import Config
-from offbook.engine.engine import WORTH_SHARING
 from offbook.monitor import Monitor
 from offbook.planner import Plan, measure_speed
 from offbook.prepare import gather
@@ -48,8 +47,7 @@ def forecast(config: Config, monitor: Monitor) -> Forecast:
             [run.training[row] for row in schedule.rows(k)],
             run.plan.micro_batch_tokens,
             run.device,
-            worth_sharing=WORTH_SHARING if packed else None,
-            padded=not packed,
+            packed=packed,
         )
         for k in range(min(LOOKED_AT, schedule.steps_per_epoch))
     ]

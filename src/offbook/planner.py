@@ -28,7 +28,7 @@ FEWEST_TOKENS = 256
 # Measured beyond the arithmetic: PyTorch's kernels and their buffers, in bytes, and what the
 # allocator cannot use again, as a share of the activations.
 KERNELS = 200_000_000
-FRAGMENTS = 0.1
+FRAGMENTS = 0.15
 # Memory to leave alone, as a share of what is free.
 RESERVE = 0.05
 GB = 1e9
@@ -162,7 +162,8 @@ def make_plan(
     """
     setting = config.train.gradient_checkpointing
     choices = (False, True) if setting == "auto" else (setting,)
-    sizes = _sizes(MOST_TOKENS[device.type], longest)
+    of_a_step = longest * config.train.batch_size
+    sizes = _sizes(min(MOST_TOKENS[device.type], of_a_step), longest)
     plans = [
         plan_for(config, shape, longest, dtype, device, tokens, checkpointing=checkpointing)
         for tokens, checkpointing in (

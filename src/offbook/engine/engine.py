@@ -25,8 +25,6 @@ from offbook.errors import EngineError
 from offbook.model import backbone, head
 from offbook.template import IGNORED, Example
 
-# A prefix is shared when that spares at least this many tokens of a step.
-WORTH_SHARING = 128
 # The largest relative difference between fast and plain gradients that rounding explains, over all
 # adapters; in a matrix whose gradient is close to zero, it is some times as large.
 # A healthy model in bfloat16 has 0.07, and up to 0.22 in a matrix.
@@ -66,13 +64,7 @@ class Engine:
 
     def cut(self, examples: Sequence[Example], max_tokens: int, device: torch.device) -> Step:
         """Examples as micro-batches of at most `max_tokens` tokens for this model."""
-        return cut(
-            examples,
-            max_tokens,
-            device,
-            worth_sharing=WORTH_SHARING if self.packed else None,
-            padded=not self.packed,
-        )
+        return cut(examples, max_tokens, device, packed=self.packed)
 
     def accumulate(
         self,
@@ -148,9 +140,8 @@ class Engine:
         if not self._swaps:
             return 0.0
         few = _few(examples)
-        worth = 1 if self.packed else None
         with evaluating(self.model), _nonzero_adapter(self.model) as trained:
-            step = cut(few, CHECKED_TOKENS, device, worth_sharing=worth, padded=not self.packed)
+            step = cut(few, CHECKED_TOKENS, device, packed=self.packed, worth_sharing=1)
             loss, fast = self._gradients(step, trained)
             with self.plain():
                 plain = Engine(self.model, fast=False)
