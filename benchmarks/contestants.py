@@ -29,7 +29,7 @@ Steps = tuple[list[float], float]  # the seconds of every step, and their mean l
 
 @dataclass(frozen=True)
 class Job:
-    """What every contestant is given; the first step only warms up."""
+    """What every contestant is given; the first steps only warm up."""
 
     folder: str
     rows: list[Row]

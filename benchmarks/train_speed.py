@@ -35,6 +35,8 @@ import torch
 from contestants import CONTESTANTS, DEVICE, IGNORED, LORA, MAX_LENGTH, STEP, Job, Row, now
 
 PERSONA = "You are the keeper of a lighthouse, and you speak in short, salty sentences. "
+# Steps that are not timed: memory is touched for the first time in them.
+WARM_UP = 2
 HAS_TRL = importlib.util.find_spec("trl") is not None
 HEADER = """\
 | | examples/s | supervised tokens/s | peak memory, GB | model FLOP use | offbook is faster | loss |
@@ -43,7 +45,7 @@ HEADER = """\
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a contestant reports: times of all steps but the first, bytes, and FLOP/s."""
+    """What a contestant reports: times of the steps after the warm-up, bytes, and FLOP/s."""
 
     seconds: list[float]
     loss: float  # of the warm-up too; equal losses tell that all did the same work
@@ -76,7 +78,7 @@ def run_contestant(name: str) -> None:
     job = Job(**json.load(sys.stdin))
     before = gemm_speed()
     seconds, loss = CONTESTANTS[name](job)
-    outcome = Outcome(seconds[1:], loss, peak_memory(), mean([before, gemm_speed()]))
+    outcome = Outcome(seconds[WARM_UP:], loss, peak_memory(), mean([before, gemm_speed()]))
     print(json.dumps(asdict(outcome)))
 
 
@@ -202,7 +204,7 @@ def main() -> None:
     from offbook.base import resolve_base
 
     folder = resolve_base(options.base)
-    rows = build_rows(options.rows, folder, STEP * (1 + options.steps), options.persona)
+    rows = build_rows(options.rows, folder, STEP * (WARM_UP + options.steps), options.persona)
     left_out = {"trl": not HAS_TRL, "offbook-plain": not options.plain}
     outcomes: dict[str, list[Outcome]] = {n: [] for n in CONTESTANTS if not left_out.get(n)}
     failures: dict[str, str] = {}
@@ -216,7 +218,7 @@ def main() -> None:
             else:
                 outcomes[name].append(outcome)
 
-    timed = [row["labels"] for row in rows[STEP:]]
+    timed = [row["labels"] for row in rows[STEP * WARM_UP :]]
     tokens = sum(map(len, timed))
     supervised = sum(label != IGNORED for labels in timed for label in labels[1:])
     flops = count_flops(folder, tokens, supervised)

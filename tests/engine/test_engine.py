@@ -12,6 +12,7 @@ from models import CPU, FAMILIES, SIZES, example, make_model, some_examples, wit
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, LlamaConfig
 
+from offbook.batching import cut
 from offbook.config import LoraSettings
 from offbook.engine import attention
 from offbook.engine import engine as engine_module
@@ -29,7 +30,7 @@ ANY = 10**6
 
 @pytest.fixture(autouse=True)
 def share_any_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "WORTH_SHARING", 1)
+    monkeypatch.setitem(cut.__kwdefaults__, "worth_sharing", 1)
 
 
 def gradients(engine: Engine, examples: list[Example], budget: int = ANY) -> Gradients:
@@ -81,6 +82,7 @@ def test_long_rows_in_blocks_of_queries(
     family: str, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "BLOCK_QUERIES", 5)
+    monkeypatch.setattr(attention, "BLOCK_SCORES", 200)
     monkeypatch.setattr(attention, "KEPT_SCORES", kept)
     model = make_model(FAMILIES[family], torch.float64)
     plain, fast = Engine(with_exact_norms(model), fast=False), Engine(model)

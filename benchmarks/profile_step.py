@@ -1,0 +1,116 @@
+"""Where the time of a training step goes, and how fast it could be at the most.
+
+    python benchmarks/profile_step.py [--rows FILE] [--base smollm2-135m] [--dropout 0.1]
+        [--persona TOKENS] [--tries 5] [--markdown FILE]
+
+The fastest of some steps of 16 rows, in microseconds a token and layer. The limit is the time that
+the step's products would take at the speed of a large square one, measured in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from contestants import DEVICE, LORA, STEP, now
+from torch.profiler import ProfilerActivity, profile
+from train_speed import build_rows, count_flops, gemm_speed, machine
+
+from offbook.base import resolve_base
+from offbook.config import LoraSettings
+from offbook.engine.engine import Engine
+from offbook.engine.memory import keep_freed_memory
+from offbook.model import attach_adapter, load_base
+from offbook.planner import MOST_TOKENS
+from offbook.template import Example
+
+PARTS = {
+    "linear layers and their adapters": "_Project",
+    "attention": "_Blockwise",
+    "output head and loss": "_SummedCrossEntropy",
+    "gated MLP's activation": "_SwiGLU",
+    "norms": "_RMSNorm",
+    "rotary positions": "_Rotate",
+}
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
+NARROW = 64  # a product with a side no longer than this is an adapter's
+
+
+def is_adapter(event: Any) -> bool:
+    """Whether a product is one of an adapter's, whose rank is one of its sides."""
+    return any(min(shape) <= NARROW for shape in event.input_shapes if len(shape) == 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", default="lighthouse", help="a file or a sample role")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--persona", type=int, default=0)
+    parser.add_argument("--tries", type=int, default=5)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+
+    folder = resolve_base(options.base)
+    rows = build_rows(options.rows, folder, STEP, options.persona)
+    keep_freed_memory()
+    base = load_base(folder, torch.bfloat16, DEVICE)
+    engine = Engine(attach_adapter(base, LoraSettings(lora_dropout=options.dropout, **LORA), 0, ""))
+    examples = [
+        Example(np.array(row["input_ids"], np.int32), np.array(row["labels"], np.int32))
+        for row in rows
+    ]
+    step = engine.cut(examples, MOST_TOKENS[DEVICE.type], DEVICE)
+    taken = []
+    for _ in range(options.tries + 2):  # the first two warm up
+        speed = gemm_speed()
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as trace:
+            start = now()
+            engine.accumulate(step, [0])
+            taken.append((now() - start, speed, trace))
+        engine.model.zero_grad()
+    seconds, speed, trace = min(taken[2:], key=lambda one: one[0])
+
+    layers = base.config.num_hidden_layers
+    unit = 1e6 / (step.tokens * layers)  # from seconds to microseconds a token and layer
+    events, shaped = trace.key_averages(), trace.key_averages(group_by_input_shape=True)
+
+    def total(name: str) -> float:
+        return sum(
+            event.cpu_time_total for event in events if event.key in (name, f"{name}Backward")
+        )
+
+    parts = {part: total(name) / 1e6 for part, name in PARTS.items()}
+    adapters = sum(e.self_cpu_time_total for e in shaped if e.key in PRODUCTS and is_adapter(e))
+    products = sum(e.self_cpu_time_total for e in shaped if e.key in PRODUCTS)
+    flops = count_flops(folder, step.tokens, step.supervised)
+    lines = [
+        "| | µs a token and layer | share |",
+        "|---|--:|--:|",
+        *(f"| {part} | {t * unit:.1f} | {t / seconds:.0%} |" for part, t in parts.items()),
+        f"| the rest | {(seconds - sum(parts.values())) * unit:.1f} "
+        f"| {1 - sum(parts.values()) / seconds:.0%} |",
+        f"| **whole step** | {seconds * unit:.1f} | 100% |",
+        f"| of it, wide matrix products and attention's | {(products - adapters) / 1e6 * unit:.1f} "
+        f"| {(products - adapters) / 1e6 / seconds:.0%} |",
+        f"| of it, the adapters' narrow ones | {adapters / 1e6 * unit:.1f} "
+        f"| {adapters / 1e6 / seconds:.0%} |",
+        f"| limit: all arithmetic at {speed / 1e9:.0f} GFLOP/s | {flops / speed * unit:.1f} "
+        f"| {flops / speed / seconds:.0%} |",
+    ]
+    report = "\n".join(lines) + (
+        f"\n\n{step.tokens} tokens computed, {step.supervised} supervised, in {len(step.batches)} "
+        f"micro-batches and a prefix of {len(step.prefix)}; {seconds:.2f} s. {machine()}.\n"
+    )
+    print(report)
+    if options.markdown:
+        options.markdown.write_text(report, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
