@@ -147,6 +147,15 @@ def test_check_prints_json_alone_on_stdout(
     assert (counts["rows"], counts["format"], counts["dropped"]) == (7, "alpaca", 2)
 
 
+@pytest.mark.parametrize("name", ["\x7f.jsonl", "\u2028.jsonl", "\udcff.jsonl"])
+def test_check_opens_a_file_of_any_name(
+    cli: Cli, tiny_base: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text(ROWS, encoding="utf-8")
+    code, _, err = cli("check", name, "--model", tiny_base, "--json")
+    assert code == 0, err
+
+
 def test_check_the_tutorials_data(cli: Cli) -> None:
     if not HUANHUAN.exists():
         pytest.skip(f"needs {HUANHUAN}")

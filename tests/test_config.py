@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from string import Template
 
@@ -17,6 +16,7 @@ RECIPES = sorted(
     [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "src/offbook/samples").glob("*.yaml")]
 )
 
+SPELLING = "check indentation, colons and quotes"
 TUTORIAL = {
     "data.max_length": 384,
     "lora.r": 8,
@@ -227,6 +227,65 @@ def test_broken_yaml_is_refused_with_its_line(tmp_path, text, line, problem):
     assert message.endswith("; check indentation, colons and quotes")
 
 
+@pytest.mark.parametrize(
+    "text", ["train: &a [x]\nlora: *a", 'train: !!int ""', "train: !!bool x", "train: ! x"]
+)
+def test_yaml_aliases_and_tags_are_refused(tmp_path, text):
+    path = written(tmp_path, text)
+    line = text.count("\n") + 1
+    assert complaint(path).startswith(f"{path}:{line}: YAML aliases and tags are not for settings;")
+
+
+def test_a_few_lines_of_yaml_cannot_stand_for_gigabytes(tmp_path):
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]" for n in range(1, 12))]
+    path = written(tmp_path, "\n".join(lines))
+    assert complaint(path).startswith(f"{path}:2: YAML aliases")
+    with pytest.raises(ConfigError):
+        Config.load(None, ["train={" + ", ".join(lines) + "}"])
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 5000, "0x" + "f" * 5000, "1:" * 3000 + "1.5", "0b_", "1" * 400 + ".0"]
+)
+def test_a_number_of_no_use_is_refused_with_its_line(tmp_path, number):
+    path = written(tmp_path, f"train:\n  seed: {number}\n")
+    assert complaint(path).startswith(f"{path}:2: a number that cannot be used; ")
+    assert complaint(None, f"train.seed={number}").startswith("command line: train.seed=")
+
+
+def test_a_date_is_text(tmp_path):
+    config = Config.load(written(tmp_path, "output_dir: 2024-02-30\n"))
+    assert config.output_dir == "2024-02-30"
+
+
+def test_an_unprintable_character_is_refused_with_its_line(tmp_path):
+    path = written(tmp_path, "train:\n  seed: 1\n  \x01")
+    assert complaint(path) == f"{path}:3: an unprintable character, '\\x01'; remove it"
+
+
+def test_deep_nesting_is_refused(tmp_path):
+    deep = "[" * 100_000
+    path = written(tmp_path, deep)
+    assert complaint(path) == f"{path}:1: nested too deeply for a configuration; {SPELLING}"
+    assert Config.load(None, ["output_dir=" + deep]).output_dir == deep
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path):
+    path = written(tmp_path, 'data: {system: "\\ud83d"}\n')
+    assert complaint(path) == (
+        f"{path}:1: data.system: half a surrogate pair is no text, not '\\ud83d'"
+    )
+    assert complaint(None, "\ud83d=1").startswith("command line: \ud83d=1: input should be a valid")
+
+
+def test_an_error_repeats_no_more_of_a_value_than_its_reader_can_take_in():
+    assert len(complaint(None, "train.seed=" + "x" * 100_000)) < 600
+
+
+def test_a_path_that_no_file_can_have_is_refused():
+    assert "cannot read the configuration (embedded null byte)" in complaint(Path("a\0b"))
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
     path = tmp_path / "role.yaml"
     path.write_bytes(b"\xef\xbb\xbftrain: {seed: 7}\r\n")
@@ -283,19 +342,19 @@ def test_settings_cannot_be_changed_in_place(section):
         " edges ",
         "a: b",
         "🙂\t",
+        "next\x85line\u2028\ufeff",
         "",
     ],
 )
 def test_yaml_is_read_back_to_the_same_settings(tmp_path, text):
     config = Config().override(
-        f"data.system={json.dumps(text, ensure_ascii=False)}",
-        f"data.input_separator={json.dumps(text, ensure_ascii=False)}",
         "data.validation=held-out.jsonl",
         "data.ignore_keys=[id]",
         "lora.target_modules=all-linear",
         "train.learning_rate=3e-7",
         "train.max_steps=12",
     )
+    config = config.with_value("data.system", text).with_value("data.input_separator", text)
     assert config.data.system == text
     assert Config.load(written(tmp_path, config.to_yaml())) == config
 
@@ -318,6 +377,20 @@ def test_local_files_are_made_absolute_and_names_are_left(tmp_path, monkeypatch)
         "data.train": str(tmp_path / "rows, mine.json"),
         "data.validation": str(tmp_path / "held-out.jsonl"),
     }
+
+
+@pytest.mark.parametrize("name", ["\x7f.json", "\u2028.json", "\udcff.json", "'.json", "🙂.json"])
+def test_a_local_file_of_any_name_is_made_absolute(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    config = Config().with_value("data.train", name).with_absolute_paths()
+    assert config.data.train == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x", "a\0b"])
+def test_a_name_that_no_file_can_have_stays_as_it_is(name):
+    config = Config().with_value("data.train", name)
+    assert config.with_absolute_paths() == config
 
 
 def test_settings_without_local_files_stay_as_they_are(tmp_path, monkeypatch):

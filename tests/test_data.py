@@ -254,6 +254,14 @@ def test_a_faulty_alpaca_row_is_refused_with_its_line(tmp_path, row, problem):
     assert complaint(path) == f"{path}:2: {problem}"
 
 
+def test_an_error_repeats_no_more_of_a_file_than_its_reader_can_take_in(tmp_path):
+    path = written(tmp_path, {**GOOD, "x" * 3_000_000: 1}, {**GOOD, "output": 3})
+    first, second = complaint(path).splitlines()
+    assert first.startswith(f'{path}:1: unknown key "{"x" * 100}')
+    assert len(first) < 500
+    assert second == f'{path}:2: "output" is a number, not text; {QUOTES}'
+
+
 def said(*names: str, **texts: str) -> dict[str, object]:
     """An OpenAI row in which these roles speak in turn."""
     return {"messages": [{"role": name, "content": texts.get(name, "text")} for name in names]}
@@ -297,7 +305,7 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         ),
         (
             {"messages": [{"role": ["user"], "content": "a"}]},
-            'turn 1: unknown role "[\'user\']"; did you mean "user"?',
+            f'turn 1: "role" is a list, not text; {QUOTES}',
         ),
         (said("user", "assistant", user=" "), f"the prompt is empty; {FILL}"),
         (

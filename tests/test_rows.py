@@ -239,7 +239,7 @@ def test_half_a_surrogate_pair_is_a_row_and_for_others_to_judge(tmp_path):
 
 def test_nesting_too_deep_is_refused_and_no_crash(tmp_path):
     array = written(tmp_path, "rows.json", "[" * 100_000)
-    assert complaint(array).startswith(f"{array}:1: not valid JSON: ")
+    assert complaint(array) == f"{array}:1: not valid JSON: nested too deeply; {ARRAY}"
     jsonl = written(tmp_path, "rows.jsonl", '{"a": 1}\n' + "[" * 100_000 + '\n{"a": 3}\n')
     rows, errors = sorted_out(jsonl)
     assert rows == [({"a": 1}, f"{jsonl}:1"), ({"a": 3}, f"{jsonl}:3")]
@@ -247,11 +247,42 @@ def test_nesting_too_deep_is_refused_and_no_crash(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv"])
-def test_text_that_is_not_utf_8_is_refused(tmp_path, name):
-    path = written(tmp_path, name, '[{"a": "你好"}]'.encode("gbk"))
+def test_text_that_is_not_utf_8_is_refused_with_its_line(tmp_path, name):
+    path = written(tmp_path, name, '\n[{"a": "你好"}]'.encode("gbk"))
     assert complaint(path) == (
-        f"{path}: not UTF-8 text (invalid continuation byte); save the file as UTF-8"
+        f"{path}:2: not UTF-8 text (invalid continuation byte); save the file as UTF-8"
     )
+
+
+def test_blank_lines_before_a_csv_header_are_stepped_over(tmp_path):
+    assert read(written(tmp_path, "rows.csv", "\n\na,b\n\n1,2\n")) == [({"a": "1", "b": "2"}, 5)]
+
+
+def test_a_line_of_jsonl_takes_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("offbook.rows.MAX_ROW_CHARS", 20)
+    path = written(tmp_path, "rows.jsonl", '{"a": "1"}\n["' + "x" * 10_000 + '"]\n')
+    assert complaint(path) == (
+        f"{path}:2: a line of more than 20 characters; put one row on each line"
+    )
+    assert read(written(tmp_path, "short.jsonl", '{"a": "123456789"}\n')) != []
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("rows.csv", ":1: two columns are named "),
+        ("rows.jsonl", ":1: not valid JSON: the key "),
+    ],
+)
+def test_a_name_repeated_among_many_is_found_at_once(tmp_path, name, what):
+    names = [f'"{number}"' for number in [*range(300_000), 299_999]]
+    if name == "rows.jsonl":
+        text = "{" + ":0,".join(names) + ":0}\n"
+        (error,) = sorted_out(written(tmp_path, name, text))[1]
+        message = str(error)
+    else:
+        message = complaint(written(tmp_path, name, ",".join(names)))
+    assert f'{what}"299999"' in message
 
 
 def test_quoted_commas_and_newlines_of_csv_belong_to_their_field(tmp_path):
@@ -293,6 +324,46 @@ def test_parquet_rows_are_numbered(tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"a": list(range(2500))}), path, row_group_size=700)
     assert read(path) == [({"a": n}, n + 1) for n in range(2500)]
+
+
+def test_a_parquet_column_named_twice_is_refused(tmp_path):
+    path = tmp_path / "rows.parquet"
+    columns = [pa.array(["the first reply"]), pa.array(["the second"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["output", "output"]), path)
+    assert complaint(path) == f'{path}: two columns are named "output"; rename one'
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [pa.timestamp("ns"), pa.timestamp("us", tz="Nowhere/Town"), pa.duration("s"), pa.date32()],
+    ids=str,
+)
+def test_a_parquet_date_that_python_has_not_is_a_number(tmp_path, type_):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"a": ["1"], "when": pa.array([2**31 - 1], type_)}), path)
+    assert [sorted(row) for row, _ in read(path)] == [["a", "when"]]
+
+
+def test_parquet_text_that_is_not_utf_8_is_refused(tmp_path):
+    path = tmp_path / "rows.parquet"
+    ends, text = (pa.py_buffer(data) for data in (b"\0\0\0\0\2\0\0\0", b"\xff\xfe"))
+    pq.write_table(pa.table({"a": pa.StringArray.from_buffers(1, ends, text)}), path)
+    assert complaint(path).startswith(f"{path}: not valid Parquet: 'utf-8' codec can't decode")
+
+
+def test_parquet_fields_named_twice_are_refused(tmp_path):
+    path = tmp_path / "rows.parquet"
+    struct = pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], ["x", "x"])
+    pq.write_table(pa.table({"a": struct}), path)
+    assert complaint(path).startswith(f"{path}: not valid Parquet: ")
+
+
+def test_a_flipped_bit_in_parquet_with_checksums_is_noticed(tmp_path):
+    path = tmp_path / "rows.parquet"
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table({"a": ["some text"]}), path, write_page_checksum=True, **plain)
+    path.write_bytes(path.read_bytes().replace(b"some text", b"some tex\x75", 1))
+    assert complaint(path).startswith(f"{path}: ")
 
 
 def test_nested_parquet_columns_become_lists_and_objects(tmp_path):
@@ -377,6 +448,13 @@ def test_a_missing_file_like_no_other_is_refused_with_what_there_could_be(tmp_pa
 def test_a_missing_file_in_a_folder_is_not_sought_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal("dataset/rows.json").startswith("dataset/rows.json: no such file; ")
+
+
+@pytest.mark.parametrize(
+    "source", ["x" * 300 + ".json", "~nobody-of-this-name/rows.json", "a\0b/rows.json", "\udcff"]
+)
+def test_a_name_that_no_file_can_have_is_a_missing_file(source):
+    assert "no such file; " in refusal(source)
 
 
 def test_a_folder_is_refused(tmp_path):

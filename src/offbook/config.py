@@ -7,17 +7,16 @@ key. The docstring under a field is its reference documentation.
 from __future__ import annotations
 
 import difflib
-import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from offbook.errors import ConfigError
-from offbook.settings_file import KeyPath, apply_override, origin_of, read_yaml
+from offbook.errors import ConfigError, cut
+from offbook.settings_file import KeyPath, apply_override, origin_of, read_yaml, write_yaml
 
 EMBEDDED_BASE = "smollm2-135m"
 SAMPLE_ROLES = {"lighthouse": "lighthouse.jsonl", "teahouse-zh": "teahouse-zh.json"}
@@ -93,6 +92,13 @@ class DataSettings(Section):
     def _share(cls, value: float | str) -> float | str:
         if isinstance(value, float) and not 0 <= value <= 0.5:
             raise ValueError("give a share of the rows between 0 and 0.5, or a file")
+        return value
+
+    @field_validator("system", "input_separator")
+    @classmethod
+    def _encodable(cls, value: str | None) -> str | None:
+        if value and any("\ud800" <= char <= "\udfff" for char in value):
+            raise ValueError("half a surrogate pair is no text")
         return value
 
 
@@ -215,6 +221,12 @@ class Config(Section):
             apply_override(item, values, origins)
         return self._validated(values, origins)
 
+    def with_value(self, key: str, value: str) -> Config:
+        """A copy with one `section.key` set to text as it is, not as YAML reads it."""
+        section, name = key.split(".")
+        changed = getattr(self, section).model_copy(update={name: value})
+        return self.model_copy(update={section: changed})
+
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted key."""
         values = {}
@@ -227,18 +239,16 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """A copy whose local files are found from another working directory too."""
-        flat = self.flat()
-        changes = []
+        copy, flat = self, self.flat()
         for key in PATH_KEYS:
-            path = Path(str(flat[key])).expanduser()
-            if flat[key] not in (EMBEDDED_BASE, *SAMPLE_ROLES) and path.exists():
-                changes.append(f"{key}={json.dumps(str(path.resolve()), ensure_ascii=False)}")
-        return self.override(*changes)
+            path = local_path(str(flat[key]))
+            if path and flat[key] not in (EMBEDDED_BASE, *SAMPLE_ROLES):
+                copy = copy.with_value(key, str(path.resolve()))
+        return copy
 
     def to_yaml(self) -> str:
         """The settings as YAML that `load` reads back to an equal Config."""
-        values = self.model_dump(mode="json")
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+        return write_yaml(self.model_dump(mode="json"))
 
     @classmethod
     def _validated(cls, values: dict[str, Any], origins: dict[KeyPath, str]) -> Config:
@@ -247,6 +257,13 @@ class Config(Section):
         except ValidationError as error:
             problems = dict.fromkeys(_explain(detail, origins) for detail in error.errors())
             raise ConfigError("\n".join(problems)) from None
+
+
+def local_path(text: str) -> Path | None:
+    """The file or folder that a setting names, if there is one."""
+    # Where pathlib raises (too long, a NUL, an unknown ~user), os.path says that there is none.
+    path = os.path.expanduser(text)  # noqa: PTH111
+    return Path(path) if os.path.exists(path) else None  # noqa: PTH110
 
 
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -268,8 +285,9 @@ def _explain(detail: ErrorDetails, origins: dict[KeyPath, str]) -> str:
         fix = FOREIGN_KEYS.get(path[-1]) or _nearest(path, valid)
         return str(ConfigError(f'unknown key "{dotted}"', where=where, fix=fix))
     message = detail["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return str(ConfigError(f"{dotted}: {message}, not {detail['input']!r}", where=where))
+    key = f"{dotted}: " if dotted else ""  # none where the key itself is not text
+    problem = f"{key}{message[:1].lower()}{message[1:]}, not {cut(repr(detail['input']))}"
+    return str(ConfigError(problem, where=where))
 
 
 def _nearest(path: KeyPath, valid: list[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offbook.config import DataSettings
-from offbook.errors import DataError, joined, suggest
+from offbook.errors import DataError, cut, joined, suggest
 from offbook.rows import Row, read_rows, resolve
 
 Role = Literal["system", "user", "assistant"]
@@ -130,7 +130,7 @@ class ConversationReader:
                 return "messages"
             if not {"instruction", "output", "input"} & set(row):
                 raise DataError(
-                    f"cannot tell the format from the keys {', '.join(map(repr, row))}",
+                    f"cannot tell the format from the keys {cut(', '.join(map(repr, row)))}",
                     where=where,
                     fix="use instruction/input/output, conversations (from, value) "
                     "or messages (role, content)",
@@ -150,8 +150,9 @@ class ConversationReader:
         known = FORMAT_KEYS[self.row_format]
         for key in row:
             if key not in known and key not in self._settings.ignore_keys:
-                fix = suggest(str(key), known) or f"pass over it with data.ignore_keys=[{key}]"
-                raise DataError(f'unknown key "{key}"', where=where, fix=fix)
+                name = cut(key)
+                fix = suggest(key, known) or f"pass over it with data.ignore_keys=[{name}]"
+                raise DataError(f'unknown key "{name}"', where=where, fix=fix)
         for key in {"alpaca": ("instruction", "output")}.get(self.row_format, known[:1]):
             if key not in row:
                 raise DataError(f'no "{key}"', where=where, fix="give each row one")
@@ -212,15 +213,13 @@ def _turns(turns: object, role_key: str, text_key: str, where: str) -> list[Mess
             raise DataError(f'turn {number} lacks "{role_key}" or "{text_key}"', where=where)
         for key in turn:
             if key not in (role_key, text_key):
-                fix = (
-                    suggest(str(key), (role_key, text_key))
-                    or "remove it: it would not be trained on"
-                )
-                raise DataError(f'turn {number}: unknown key "{key}"', where=where, fix=fix)
-        role = turn[role_key]
-        if not isinstance(role, str) or role not in ROLES:
-            fix = suggest(str(role), list(ROLES)) or f"the roles are {', '.join(ROLES)}"
-            raise DataError(f'turn {number}: unknown role "{role}"', where=where, fix=fix)
+                near = suggest(key, (role_key, text_key))
+                fix = near or "remove it: it would not be trained on"
+                raise DataError(f'turn {number}: unknown key "{cut(key)}"', where=where, fix=fix)
+        role = _text(turn[role_key], f'turn {number}: "{role_key}"', where)
+        if role not in ROLES:
+            fix = suggest(role, list(ROLES)) or f"the roles are {', '.join(ROLES)}"
+            raise DataError(f'turn {number}: unknown role "{cut(role)}"', where=where, fix=fix)
         messages.append(Message(ROLES[role], _text(turn[text_key], f"turn {number}", where)))
     return messages
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 INTERRUPTED = 130  # 128 + SIGINT: the exit code of a run stopped by Ctrl-C after it has saved
 TERMINATED = 143  # 128 + SIGTERM
+MAX_QUOTED = 120  # characters of a user's text that an error repeats
 
 
 class OffbookError(Exception):
@@ -79,7 +80,14 @@ def joined(errors: list[DataError], more: bool = False) -> DataError:
     return DataError("\n".join(lines))
 
 
+def cut(text: str) -> str:
+    """Text as an error quotes it: a file's whole content can stand where a name should."""
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
+
+
 def suggest(word: str, candidates: Sequence[str]) -> str | None:
     """`did you mean "x"?` for the candidate most like `word`, if one is like it."""
+    if len(word) > MAX_QUOTED:
+        return None  # like none of them, which difflib would take seconds to find
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     return f'did you mean "{near[0]}"?' if near else None

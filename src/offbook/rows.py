@@ -8,13 +8,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TextIO
 
-from offbook.config import SAMPLE_ROLES
-from offbook.errors import DataError, suggest
+from offbook.config import SAMPLE_ROLES, local_path
+from offbook.errors import DataError, cut, suggest
 from offbook.hub import download
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
@@ -33,16 +33,17 @@ def resolve(source: str) -> list[Path]:
     if source in SAMPLE_ROLES:
         with as_file(files("offbook") / "samples" / SAMPLE_ROLES[source]) as sample:
             return [sample]
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = local_path(source)
+    if path and path.is_file():
         return [path]
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::(.+))?", source)
-    if hub and (hub[2] or not source.lower().endswith(SUFFIXES)) and not path.is_dir():
+    if hub and (hub[2] or not source.lower().endswith(SUFFIXES)) and not path:
         return _from_hub(hub[1], hub[2])
-    near = [p.name for p in path.parent.glob("*") if p.is_file()]
-    advice = suggest(path.name, [*near, *SAMPLE_ROLES])
+    parent = local_path(str(Path(source).parent))
+    near = [p.name for p in parent.glob("*")] if parent else []
+    advice = suggest(Path(source).name, [*near, *SAMPLE_ROLES])
     raise DataError(
-        "this is a folder, not a file" if path.is_dir() else "no such file",
+        "this is a folder, not a file" if path and path.is_dir() else "no such file",
         where=source,
         fix=advice
         or f"give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLE_ROLES)}",
@@ -64,11 +65,22 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         yield from readers.get(suffix, _read_jsonl)(path)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"not UTF-8 text ({error.reason})", where=str(path), fix="save the file as UTF-8"
-        ) from None
+        what, where = f"not UTF-8 text ({error.reason})", _undecodable_line(path)
+        raise DataError(what, where=where, fix="save the file as UTF-8") from None
     except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror or error})", where=str(path)) from None
+        what = f"cannot be read ({error.strerror or _reason(error)})"
+        raise DataError(what, where=str(path)) from None
+
+
+def _undecodable_line(path: Path) -> str:
+    """Where the first bytes stand that are not UTF-8; a text file does not say when it fails."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f"{path}:{number}"
+    return str(path)
 
 
 def _from_hub(repo: str, name: str | None) -> list[Path]:
@@ -91,10 +103,13 @@ def _from_hub(repo: str, name: str | None) -> list[Path]:
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_ROW_CHARS), ""), 1):
             where = f"{path}:{number}"
             if not line.strip():
                 continue
+            if len(line) == MAX_ROW_CHARS:
+                what = f"a line of more than {MAX_ROW_CHARS:,} characters"
+                raise DataError(what, where=where, fix="put one row on each line")
             try:
                 yield _DECODER.decode(line.strip()), where
             except _BAD_JSON as error:
@@ -128,11 +143,13 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 values = next(reader, None)
                 if values is None:
                     return
+                if not values:
+                    continue  # a blank line
                 if header is None:
                     header = _header(values, where)
                 elif len(values) == len(header):
                     yield dict(zip(header, values, strict=True)), where
-                elif values:
+                else:
                     what = f"{len(values)} columns, not {len(header)}"
                     yield DataError(what, where=where, fix="quote fields with commas"), where
         except csv.Error as error:
@@ -140,9 +157,9 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _header(names: list[str], where: str) -> list[str]:
-    repeated = next((name for name in names if names.count(name) > 1), None)
+    repeated = _repeated(names)
     if repeated is not None:
-        raise DataError(f'two columns are named "{repeated}"', where=where, fix="rename one")
+        raise DataError(f'two columns are named "{cut(repeated)}"', where=where, fix="rename one")
     return names
 
 
@@ -151,13 +168,22 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            number = 0
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            names, number = _header(file.schema_arrow.names, str(path)), 0
             for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+                # No row speaks in dates, and not all of Arrow's are dates to Python.
+                columns = [
+                    column.view(f"int{column.type.bit_width}")
+                    if pa.types.is_temporal(column.type)
+                    else column
+                    for column in batch.columns
+                ]
+                for row in pa.RecordBatch.from_arrays(columns, names).to_pylist():
                     number += 1
                     yield row, f"{path}:{number}"
-    except pa.ArrowException as error:
+    except DataError:
+        raise
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"not valid Parquet: {_reason(error)}", where=str(path)) from None
 
 
@@ -230,10 +256,19 @@ class _JsonArray:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{repeated}" stands twice in one object')
+        repeated = _repeated(name for name, _ in pairs) or ""
+        raise ValueError(f'the key "{cut(repeated)}" stands twice in one object')
     return row
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """The first name that stands there a second time."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _constant(name: str) -> object:
@@ -249,4 +284,6 @@ def _reason(error: BaseException) -> str:
     """The message without json's own line number, which counts from the chunk."""
     if isinstance(error, json.JSONDecodeError):
         return error.msg
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,31 +7,92 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.reader import ReaderError
 
-from offbook.errors import ConfigError
+from offbook.errors import ConfigError, cut
 
 KeyPath = tuple[str, ...]
+
+DATE = "tag:yaml.org,2002:timestamp"
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+MAX_DIGITS = 100
+OPENING = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+MAX_DEPTH = 20
+
+
+class _Loader(yaml.SafeLoader):
+    """Dates stay the text they are written as; a number of no use is an error with its line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag == DATE:
+            return node.value
+        try:
+            if node.tag in NUMBERS and len(node.value) > MAX_DIGITS:
+                raise ValueError
+            return super().construct_object(node, deep)
+        except ValueError:
+            what = "a number that cannot be used"
+            raise yaml.MarkedYAMLError(None, None, what, node.start_mark) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes the text of every setting so that it is read back to the letter."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Only between double quotes are all line ends escaped; elsewhere some become spaces.
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def write_yaml(values: dict[str, Any]) -> str:
+    """The values as YAML, in their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _parse(text: str) -> tuple[yaml.Node | None, Any]:
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        what = "nested too deeply for a configuration" if depth > MAX_DEPTH else ""
+        if isinstance(token, yaml.AliasToken | yaml.TagToken):
+            what = "YAML aliases and tags are not for settings"  # a few can stand for gigabytes
+        if what:
+            raise yaml.MarkedYAMLError(None, None, what, token.start_mark)
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    return node, None if node is None else loader.construct_document(node)
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """The mapping in a YAML file, and for every key in it the `file:line` it stands on."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
+    except UnicodeDecodeError:
+        raise ConfigError("not UTF-8 text", where=str(path), fix="save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ConfigError(
-            f"cannot read the configuration ({error.strerror})",
+            f"cannot read the configuration ({getattr(error, 'strerror', error)})",
             where=str(path),
             fix="`offbook init` writes one to start from",
         ) from None
-    except UnicodeDecodeError:
-        raise ConfigError("not UTF-8 text", where=str(path), fix="save it as UTF-8") from None
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = getattr(error, "problem", None) or "not readable as YAML"
+        root, values = _parse(text)
+    except ReaderError as error:
+        where = f"{path}:{text.count(chr(10), 0, error.position) + 1}"
+        what = f"an unprintable character, {chr(error.character)!r}"
+        raise ConfigError(what, where=where, fix="remove it") from None
+    except yaml.MarkedYAMLError as error:
+        where = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        what = error.problem or "not readable as YAML"
         raise ConfigError(what, where=where, fix="check indentation, colons and quotes") from None
     if values is None:
         return {}, {}
@@ -47,7 +108,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
 def _lines(
     node: yaml.Node | None, path: Path, prefix: KeyPath = ()
 ) -> Iterator[tuple[KeyPath, str]]:
-    if not isinstance(node, yaml.MappingNode) or len(prefix) > 8:
+    if not isinstance(node, yaml.MappingNode):
         return
     seen: set[str] = set()
     for key, value in node.value:
@@ -64,7 +125,9 @@ def apply_override(override: str, values: dict[str, Any], origins: dict[KeyPath,
     path = tuple(dotted.strip().split("."))
     if not equals or not all(path):
         raise ConfigError(
-            f'"{override}" is not a setting', where="command line", fix="write section.key=value"
+            f'"{cut(override)}" is not a setting',
+            where="command line",
+            fix="write section.key=value",
         )
     section = values
     for name in path[:-1]:
@@ -74,14 +137,14 @@ def apply_override(override: str, values: dict[str, Any], origins: dict[KeyPath,
         section[name] = child = dict(child or {})
         section = child
     section[path[-1]] = _value(text)
-    origins[path] = f"command line: {override}"
+    origins[path] = f"command line: {cut(override)}"
 
 
 def _value(text: str) -> Any:
     """A value as YAML reads it; as text where it is no YAML, or would vanish as a comment."""
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        _, value = _parse(text)
+    except yaml.YAMLError:
         return text
     return text if value is None and text.strip().startswith("#") else value
 

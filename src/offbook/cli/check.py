@@ -50,7 +50,7 @@ def check(
     from_file = data.endswith((".yaml", ".yml"))
     config = Config.load(Path(data) if from_file else None, settings or [])
     if not from_file:
-        config = config.override(f"data.train={json.dumps(data, ensure_ascii=False)}")
+        config = config.with_value("data.train", data)
     reader = read_conversations(config.data.train, config.data)
     say(reader.describe())
     base = resolve_base(model or config.model.base, config.model.revision, say, weights=False)
@@ -63,7 +63,7 @@ def check(
     if as_json:
         counts = {"format": reader.row_format, **asdict(lengths), **census.counts()}
         counts |= {"cut": len(examples.cut), "dropped": len(examples.dropped)}
-        print(json.dumps(counts, ensure_ascii=False))
+        print(json.dumps(counts))
         return
     _print_counts(census, lengths)
     for notice in examples.notices(limit):
