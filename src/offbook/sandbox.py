@@ -45,12 +45,14 @@ WIDE_FORMAT = re.compile(r"%[-+ #0]*(\d{4,}|\*)|\{[^{}]*:[^{}]*(\d{4,}|\{)")
 STATM = Path("/proc/self/statm")  # Linux; elsewhere the system keeps no such limit
 
 
-def check_source(source: str) -> None:
+def check_source(source: object) -> None:
     """Refuse a template that could keep the interpreter busy where it cannot be interrupted.
 
     Raises:
         ValueError: naming what it does, and the line.
     """
+    if not isinstance(source, str):
+        raise ValueError("it is no text")
     if len(source) > MOST_SOURCE:
         raise ValueError(f"it has {len(source):,} characters")
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
@@ -191,12 +193,14 @@ def within_limits(work: Callable[[], T]) -> T:
             _watchdog.renderings += 1
             return work()
         _depth = 1
-        before = _limit_memory()
+        before = resource.getrlimit(resource.RLIMIT_AS) if resource else None
         # An exception from the watchdog may arrive at any instruction between `begin` and `end`,
         # these included; hence no context manager, whose frames would stand in between.
         try:
             try:
-                _watchdog.begin()
+                _watchdog.begin()  # first, for a thread that gets no memory never starts
+                if before:
+                    _limit_memory(*before)
                 return work()
             finally:
                 _watchdog.end()
@@ -209,17 +213,14 @@ def within_limits(work: Callable[[], T]) -> T:
             raise DataError(f"the chat template {reason}") from None
         finally:
             _depth = 0
-            if before is not None:
+            if before:
                 resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _limit_memory() -> tuple[int, int] | None:
-    """Cap the process's address space; returns the limits there were, or None if it cannot be."""
-    if resource is None or not STATM.exists():
-        return None
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(STATM.read_bytes().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    if soft == resource.RLIM_INFINITY or limit < soft:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    return soft, hard
+def _limit_memory(soft: int, hard: int) -> None:
+    """Cap the process's address space, where the system tells how large it is."""
+    if STATM.exists():
+        pages = int(STATM.read_bytes().split()[0])
+        limit = pages * resource.getpagesize() + MEMORY
+        if soft == resource.RLIM_INFINITY or limit < soft:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

@@ -88,7 +88,7 @@ class ChatTemplate:
             raise self._refusal("it does not exist")
         try:
             check_source(tokenizer.get_chat_template())
-        except ValueError as error:
+        except RENDERING_ERRORS as error:
             raise self._refusal(str(error)) from None
         self.encoder = TextEncoder(tokenizer)
         self._expected: dict[tuple[str, ...], int] = {}
