@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 
 import hostile
 from hostile import ADAPTERS, BASES, GGUFS, MARKER, STRANGE, safetensors, tensor
+from offbook.base import resolve_base
 from offbook.config import LoraSettings
 from offbook.errors import ModelError
 from offbook.model import attach_adapter, load_base, save_adapter
@@ -117,6 +120,29 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(ModelError, match="not a file"):
         read_json(tmp_path / "config.json", ModelError)
+
+
+def test_a_gguf_of_a_model_larger_than_its_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "wide.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(2**20)
+    writer.add_feed_forward_length(2**20)
+    writer.add_head_count(16)
+    writer.add_head_count_kv(16)
+    writer.add_vocab_size(2**20)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="weights, more than it can hold"):
+        resolve_base(str(path))
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:

