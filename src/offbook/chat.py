@@ -17,6 +17,7 @@ from offbook.data import Message
 from offbook.errors import CheckpointError, ConfigError
 from offbook.generate import Sampling, generate
 from offbook.model import choose_device, choose_precision, load_adapter, load_base
+from offbook.receipt import describe_base, require_same_base
 from offbook.run import RunDirectory
 from offbook.template import ChatTemplate
 from offbook.tokenizer import load_tokenizer
@@ -61,7 +62,7 @@ class Chat:
         """A chat with the adapter of a run directory, finished or not.
 
         Raises:
-            CheckpointError: when there is nothing there to talk to.
+            CheckpointError: when there is nothing there to talk to, or its base has changed.
         """
         run = RunDirectory.open(path)
         config = run.config()
@@ -75,6 +76,8 @@ class Chat:
         device = choose_device()
         base = resolve_base(config.model.base, config.model.revision, announce)
         template = ChatTemplate(load_tokenizer(base))
+        now = describe_base(base, str(template.tokenizer.chat_template))
+        require_same_base(run.receipt(), now, run.path)
         dtype = choose_precision(config.model.precision, device)
         model = load_adapter(load_base(base, dtype, device, config.model.quantization), folder)
         return cls(model, template, config.data.system, sampling)

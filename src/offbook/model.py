@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,24 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners import lora as peft_lora
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from offbook.base import require_weights
+from offbook.adapter import WEIGHTS, check_targets, read_adapter, require_shapes
+from offbook.base import read_config, require_weights
 from offbook.config import LoraSettings
 from offbook.errors import CheckpointError, ConfigError, ModelError
 from offbook.tokenizer import quiet_transformers
+from offbook.untrusted import LIBRARY_ERRORS, read_base_tensors
 
-ALL_LINEAR = "all-linear"
 QUANTIZED = "Linear4bit"  # bitsandbytes' layer, and PEFT's over it
 ADAPTED = ("Linear", QUANTIZED)
-HEAD_NAME = "lm_head"
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def choose_device() -> torch.device:
@@ -57,19 +65,31 @@ def load_base(
             weights, or computes its logits in a way this project does not reproduce.
     """
     require_weights(folder)
+    config = read_config(folder)
+    _check_size(config, folder)
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
+                config=config,
                 dtype=dtype,
                 trust_remote_code=False,
                 use_safetensors=True,
                 local_files_only=True,
                 quantization_config=_quantization(quantization, dtype),
                 device_map={"": device} if quantization != "none" else None,
+                output_loading_info=True,
             )
-    except LOADING_ERRORS as error:
+    except LIBRARY_ERRORS as error:
         raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
+    model: PreTrainedModel
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{len(missing)} of its weights are missing, such as {missing[0]}",
+            where=str(folder),
+            fix="fetch it anew",
+        )
     nn.Module.to(model, device)
     model.requires_grad_(False)
     model.eval()
@@ -168,7 +188,7 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: s
     Raises:
         ConfigError: when `target_modules` names something that does not exist.
     """
-    _check_targets(base, lora.target_modules)
+    check_targets(base, lora.target_modules)
     targets = lora.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -199,13 +219,12 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
     Raises:
         CheckpointError: when they do not fit.
     """
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    require_shapes(folder, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     try:
-        result: Any = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
-        lost = [name for name in result.missing_keys if "lora_" in name] + result.unexpected_keys
-        if lost:
-            raise ValueError(f"{lost[0]} is missing or unexpected")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"the adapter does not fit: {error}", where=str(folder)) from error
+        set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+    except LIBRARY_ERRORS as error:
+        raise CheckpointError(f"the adapter does not load: {error}", where=str(folder)) from error
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
@@ -214,18 +233,32 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         CheckpointError: when the folder holds none, or it does not fit the base.
     """
-    if not (folder / ADAPTER_WEIGHTS).is_file():
+    if not (folder / WEIGHTS).is_file():
         raise CheckpointError("no adapter here", where=str(folder), fix="train one first")
-    try:
-        with quiet_transformers():
-            model = PeftModel.from_pretrained(base, str(folder))
-    except LOADING_ERRORS as error:
-        raise CheckpointError(
-            f"the adapter does not fit this base: {error}",
-            where=str(folder),
-            fix="use the base it was trained on",
-        ) from error
+    config = read_adapter(folder, base)
+    with quiet_transformers():
+        model = get_peft_model(base, config)
+    assert isinstance(model, PeftModel)
+    restore_adapter(model, folder)
     return model.eval()
+
+
+def _check_size(config: PreTrainedConfig, folder: Path) -> None:
+    """Refuse a configuration of a model so much larger than its weights that no memory holds it."""
+    stored = sum(math.prod(tensor.shape) for _, tensor in read_base_tensors(folder).values())
+    try:
+        with torch.device("meta"), quiet_transformers():
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
+    described = sum(p.numel() for p in skeleton.parameters())
+    # Weights in 4 bits are stored two in a number.
+    if described > 2 * stored:
+        raise ModelError(
+            f"config.json describes {described:,} weights; there are {stored:,}",
+            where=str(folder),
+            fix="fetch it anew",
+        )
 
 
 def _check_head(model: PreTrainedModel, folder: Path) -> None:
@@ -263,42 +296,6 @@ def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def _check_targets(base: PreTrainedModel, targets: tuple[str, ...] | str) -> None:
-    output = base.get_output_embeddings()
-    names = [
-        name
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear) and module is not output
-    ]
-    exist = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
-    if isinstance(targets, str):
-        if targets != ALL_LINEAR and _matches(targets, [HEAD_NAME]):
-            raise ConfigError(
-                f'lora.target_modules: the regular expression "{targets}" matches the output head',
-                fix="write it so that it matches layers below the head alone",
-            )
-        if targets != ALL_LINEAR and not _matches(targets, names):
-            raise ConfigError(
-                f'lora.target_modules: the regular expression "{targets}" matches no linear layer',
-                fix=f"the layers are {exist}; a full name is {names[0]}",
-            )
-        return
-    missing = [t for t in targets if not any(n == t or n.endswith("." + t) for n in names)]
-    if missing or not targets:
-        named = f"no linear layer is named {', '.join(missing)}" if missing else "the list is empty"
-        raise ConfigError(
-            f"lora.target_modules: {named}",
-            fix=f"the layers are {exist}; or use {ALL_LINEAR}",
-        )
-
-
-def _matches(pattern: str, names: list[str]) -> bool:
-    try:
-        return any(re.fullmatch(pattern, name) for name in names)
-    except re.error as error:
-        raise ConfigError(f"lora.target_modules: not a regular expression: {error}") from None
 
 
 def _bfloat16_is_faster(device: torch.device) -> bool:

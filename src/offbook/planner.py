@@ -9,8 +9,10 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from offbook.adapter import ALL_LINEAR
+from offbook.base import read_config
 from offbook.batching import Batch, Step
 from offbook.config import Config, LoraSettings
 from offbook.engine.attention import KEPT_SCORES
@@ -18,7 +20,7 @@ from offbook.engine.engine import Engine
 from offbook.engine.loss import CHUNK_LOGITS
 from offbook.engine.memory import keep_freed_memory
 from offbook.errors import MemoryPlanError
-from offbook.model import ALL_LINEAR, attach_adapter, backbone, choose_device, head
+from offbook.model import attach_adapter, backbone, choose_device, head
 from offbook.tokenizer import quiet_transformers
 
 # Tokens of a micro-batch: more make products more efficient, up to a point. The result of a step
@@ -57,7 +59,7 @@ class ModelShape:
     @classmethod
     def of(cls, folder: Path, lora: LoraSettings) -> ModelShape:
         """The sizes of the base in `folder`, read from its `config.json` alone."""
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        config = read_config(folder)
         with torch.device("meta"), quiet_transformers():
             base = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
             base.requires_grad_(False)

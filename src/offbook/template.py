@@ -21,7 +21,18 @@ from transformers import PreTrainedTokenizerBase
 from offbook.data import Conversation, Message
 from offbook.encoding import TextEncoder
 from offbook.errors import DataError, ModelError
+from offbook.sandbox import check_source, within_limits
 
+RENDERING_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 IGNORED = -100  # the label of a position that is not supervised; PyTorch's ignore_index
 
 _SYSTEM = Message("system", "You are 三娘, who keeps an inn.")
@@ -75,6 +86,10 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         if not tokenizer.chat_template:
             raise self._refusal("it does not exist")
+        try:
+            check_source(tokenizer.get_chat_template())
+        except RENDERING_ERRORS as error:
+            raise self._refusal(str(error)) from None
         self.encoder = TextEncoder(tokenizer)
         self._expected: dict[tuple[str, ...], int] = {}
         self.takes_system = self._takes_system()
@@ -100,19 +115,25 @@ class ChatTemplate:
         """The conversation as the tokenizer's own template writes it.
 
         Raises:
-            DataError: when the template refuses it.
+            DataError: when the template refuses it, or does not end; see `sandbox`.
         """
         if not self.takes_system and messages and messages[0].role == "system":
             system, first, *rest = messages
             messages = [replace(first, content=f"{system.content}\n\n{first.content}"), *rest]
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        try:
+
+        def work() -> str:
             return str(
                 self.tokenizer.apply_chat_template(
                     turns, tokenize=False, add_generation_prompt=add_generation_prompt
                 )
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+
+        try:
+            return within_limits(work)
+        except DataError:
+            raise
+        except RENDERING_ERRORS as error:
             raise DataError(f"the chat template refuses it: {error}") from None
 
     def build_examples(
@@ -131,8 +152,9 @@ class ChatTemplate:
         Raises:
             DataError: naming a row that cannot be rendered as this class promises.
         """
+        texts = within_limits(lambda: [text for c in conversations for text in self._texts(c)])
         # One call for the whole batch lets the tokenizer use every core.
-        ids = iter(self.encoder.encode([text for c in conversations for text in self._texts(c)]))
+        ids = iter(self.encoder.encode(texts))
         examples: list[Example | None] = []
         for conversation in conversations:
             replies = sum(m.role == "assistant" for m in conversation.messages)

@@ -18,7 +18,14 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
 from offbook.errors import ModelError
+from offbook.untrusted import read_json
 
+CONFIG_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 PROBES = (
     "User: Hello world, it's 3.14!\n\nAssistant: Yes.",
     "家父是大理寺少卿甄远道。\n臣妾  谢皇上！",
@@ -43,13 +50,16 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             where=str(folder),
             fix="use a model that ships one, or save it once with AutoTokenizer.save_pretrained",
         )
-    try:
-        with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
-                str(folder), local_files_only=True
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"the tokenizer does not load: {error}", where=str(folder)) from error
+    for name in CONFIG_FILES:
+        if (folder / name).exists():
+            read_json(folder / name, ModelError)
+    with _refusing(folder), quiet_transformers():
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    # Saved with some tokenizers, and left over from other uses: they would cut rows unseen.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     prove(tokenizer, raw)
     return tokenizer
 
@@ -60,9 +70,12 @@ def prove(tokenizer: PreTrainedTokenizerBase, raw: Path) -> None:
     Raises:
         ModelError: naming the first text on which they differ.
     """
-    reference = Tokenizer.from_file(str(raw))
-    for probe in PROBES:
-        want = reference.encode(probe, add_special_tokens=False).ids
+    with _refusing(raw.parent):
+        reference = Tokenizer.from_file(str(raw))
+        reference.no_truncation()
+        reference.no_padding()
+        wanted = [reference.encode(probe, add_special_tokens=False).ids for probe in PROBES]
+    for probe, want in zip(PROBES, wanted, strict=True):
         got = tokenizer.encode(probe, add_special_tokens=False)
         if got != want:
             seen = tokenizer.decode(got)
@@ -77,6 +90,14 @@ def prove(tokenizer: PreTrainedTokenizerBase, raw: Path) -> None:
                 where=str(raw.parent),
                 fix="install another version of transformers",
             )
+
+
+@contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ModelError(f"the tokenizer does not load: {error}", where=str(folder)) from error
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from offbook.errors import CheckpointError, ConfigError, NonFiniteError
 from offbook.model import save_adapter
 from offbook.monitor import Monitor
 from offbook.prepare import Parts, prepare
-from offbook.receipt import make_receipt
+from offbook.receipt import make_receipt, require_same_base
 from offbook.run import RunDirectory
 
 Log = Callable[[dict[str, Any]], None]
@@ -262,13 +262,13 @@ def _resume(
     monitor: Monitor,
 ) -> Progress:
     begun = run.receipt()
-    for part in ("base", "chat_template", "data"):
-        if receipt[part] != begun[part]:
-            raise CheckpointError(
-                f"the {part.replace('_', ' ')} is not the one the run was begun with",
-                where=str(run.path),
-                fix="restore it, or train anew with --overwrite",
-            )
+    require_same_base(begun, receipt, run.path)
+    if receipt["data"] != begun["data"]:
+        raise CheckpointError(
+            "the data is not the one the run was begun with",
+            where=str(run.path),
+            fix="restore it, or train anew with --overwrite",
+        )
     exact = ("versions", "device", "micro_batch_tokens")
     changed = [part.replace("_", " ") for part in exact if receipt[part] != begun.get(part)]
     if changed:

@@ -1,0 +1,226 @@
+"""Chat templates are programs of strangers: what they may not say, and how long they may run.
+
+transformers renders them in jinja2's sandbox, out of which nothing leads to Python, files or the
+network. What is left is a template that never ends or eats all memory. `check_source` refuses, from
+its parsed text, what could keep one instruction of the interpreter busy; `within_limits` stops the
+rest after some seconds or a gigabyte.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from jinja2 import nodes
+from jinja2.exceptions import TemplateError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from offbook.errors import DataError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+
+MOST_SOURCE = 2**20  # characters; the longest published templates have 30,000
+SMALL = 1000  # the largest number, and the longest text, that anything may be multiplied by
+SECONDS = 10.0  # for one rendering, which takes less than a millisecond
+MEMORY = 2**30  # bytes beyond what the process has
+
+# Methods of texts, and filters, whose result is as long as their arguments say.
+WIDTHS = ("batch", "center", "expandtabs", "ljust", "rjust", "round", "truncate", "zfill")
+FORMATTERS = ("format", "format_map")
+# These search with regular expressions, which nothing can interrupt.
+REFUSED_FILTERS = ("striptags", "urlize", "wordwrap")
+WIDE_FORMAT = re.compile(r"%[-+ #0]*(\d{4,}|\*)|\{[^{}]*:[^{}]*(\d{4,}|\{)")
+STATM = Path("/proc/self/statm")  # Linux; elsewhere the system keeps no such limit
+
+
+def check_source(source: object) -> None:
+    """Refuse a template that could keep the interpreter busy where it cannot be interrupted.
+
+    Raises:
+        ValueError: naming what it does, and the line.
+    """
+    if not isinstance(source, str):
+        raise ValueError("it is no text")
+    if len(source) > MOST_SOURCE:
+        raise ValueError(f"it has {len(source):,} characters")
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
+    try:
+        tree = environment.parse(source)
+        for node in tree.find_all(nodes.Node):
+            if reason := _refusal(node):
+                raise ValueError(f"line {node.lineno} {reason}")
+    except TemplateError as error:
+        raise ValueError(f"it is no jinja2 template: {error}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+class _Generation(Extension):
+    """The `{% generation %}` block of transformers' own environment, as far as parsing goes."""
+
+    tags = {"generation"}  # noqa: RUF012  # jinja2's interface
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _refusal(node: nodes.Node) -> str | None:
+    if isinstance(node, nodes.Pow):
+        return "computes a power"
+    if isinstance(node, nodes.Mul) and not (_is_small(node.left) or _is_small(node.right)):
+        return "multiplies by something that is not a small constant"
+    if isinstance(node, (nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends)):
+        return "names another file"
+    if isinstance(node, nodes.Mod) and _is_wide(node.left):
+        return "formats a wide text"
+    if isinstance(node, nodes.Filter) and node.name in REFUSED_FILTERS:
+        return f"uses the filter {node.name}"
+    if isinstance(node, (nodes.Call, nodes.Filter)):
+        return _refusal_of_call(node)
+    return None
+
+
+def _refusal_of_call(node: nodes.Call | nodes.Filter) -> str | None:
+    if isinstance(node, nodes.Filter):
+        name, subject = node.name, node.node
+    elif isinstance(node.node, nodes.Getattr):
+        name, subject = node.node.attr, node.node.node
+    else:
+        return None
+    if name in FORMATTERS and _is_wide(subject):
+        return "formats a wide text"
+    if name not in WIDTHS:
+        return None
+    arguments = [*node.args, *(keyword.value for keyword in node.kwargs)]
+    if node.dyn_args or node.dyn_kwargs or not all(map(_is_small, arguments)):
+        return f"calls {name} with something that is not a small constant"
+    return None
+
+
+def _is_small(node: nodes.Node) -> bool:
+    if isinstance(node, nodes.Tuple):
+        return all(map(_is_small, node.items))
+    if isinstance(node, nodes.Neg):
+        node = node.node
+    if not isinstance(node, nodes.Const):
+        return False
+    value = node.value
+    return len(value) <= SMALL if isinstance(value, str) else abs(value or 0) <= SMALL
+
+
+def _is_wide(node: nodes.Node | None) -> bool:
+    return isinstance(node, nodes.Const) and bool(WIDE_FORMAT.search(str(node.value)))
+
+
+class _TimeUpError(BaseException):
+    """Raised in a thread whose rendering takes too long; no handler of jinja2 catches it."""
+
+
+class _Watchdog:
+    """Looks every second or so after the one rendering that may be under way."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.thread: threading.Thread | None = None
+        self.watched: int | None = None  # the thread that renders
+        self.renderings = 0  # begun so far
+        self.fired = False
+
+    def begin(self) -> None:
+        with self.lock:
+            self.watched, self.fired = threading.get_ident(), False
+            self.renderings += 1
+            if self.thread is None or not self.thread.is_alive():
+                self.thread = threading.Thread(target=self._watch, daemon=True)
+                self.thread.start()
+
+    def end(self) -> None:
+        """From here on nothing is raised; what was raised and has not arrived is taken back."""
+        with self.lock:
+            watched, self.watched = self.watched, None
+            if self.fired:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(watched or 0), None)
+
+    def _watch(self) -> None:
+        """Ends itself when a period has passed without any rendering."""
+        seen, since = -1, time.monotonic()
+        while True:
+            time.sleep(SECONDS / 10)
+            with self.lock:
+                if self.renderings != seen:
+                    seen, since = self.renderings, time.monotonic()
+                elif time.monotonic() - since >= SECONDS:
+                    if self.watched is not None and not self.fired:
+                        self.fired = True
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                            ctypes.c_ulong(self.watched), ctypes.py_object(_TimeUpError)
+                        )
+                    elif self.watched is None:
+                        self.thread = None
+                        return
+
+
+_watchdog = _Watchdog()
+_rendering = threading.RLock()  # the limit on memory is the whole process's
+_depth = 0
+
+
+def within_limits(work: Callable[[], T]) -> T:
+    """Render with limits: `SECONDS` for each rendering and `MEMORY` for all of them.
+
+    Called anew for each rendering within `work`, it costs next to nothing. Only pure Python may
+    run in `work`: code in other languages may abort when it gets no memory.
+
+    Raises:
+        DataError: when a limit is exceeded.
+    """
+    global _depth
+    with _rendering:
+        if _depth:
+            _watchdog.renderings += 1
+            return work()
+        _depth = 1
+        before = resource.getrlimit(resource.RLIMIT_AS) if resource else None
+        # An exception from the watchdog may arrive at any instruction between `begin` and `end`,
+        # these included; hence no context manager, whose frames would stand in between.
+        try:
+            try:
+                _watchdog.begin()  # first, for a thread that gets no memory never starts
+                if before:
+                    _limit_memory(*before)
+                return work()
+            finally:
+                _watchdog.end()
+        except _TimeUpError:
+            _watchdog.end()
+            reason = f"has not ended after {SECONDS:g} seconds"
+            raise DataError(f"the chat template {reason}") from None
+        except MemoryError:
+            reason = f"needs more than {MEMORY / 2**30:g} GB of memory"
+            raise DataError(f"the chat template {reason}") from None
+        finally:
+            _depth = 0
+            if before:
+                resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _limit_memory(soft: int, hard: int) -> None:
+    """Cap the process's address space, where the system tells how large it is."""
+    if STATM.exists():
+        pages = int(STATM.read_bytes().split()[0])
+        limit = pages * resource.getpagesize() + MEMORY
+        if soft == resource.RLIM_INFINITY or limit < soft:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
