@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from offbook.checkpoint import Progress
 from offbook.config import Config
+from offbook.monitor import Monitor
+from offbook.prepare import prepare
+from offbook.step import Stepper
 from offbook.template import ChatTemplate
 from offbook.tokenizer import load_tokenizer
 
@@ -132,6 +137,28 @@ def tiny_config(tiny_base: Path, tmp_path: Path) -> Callable[..., Config]:
         )
 
     return make
+
+
+def make_stepper(
+    config: Config, optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
+) -> Stepper:
+    """What takes the steps of a run, before the first of them; its log is a list."""
+    parts = prepare(config, Monitor())
+    weights = [p for p in parts.model.parameters() if p.requires_grad]
+    log: list[dict[str, Any]] = []
+    return Stepper(
+        parts,
+        optimizer(weights, lr=config.train.learning_rate),
+        Progress(parts.plan.micro_batch_tokens),
+        log.append,
+        lambda text: None,
+        lambda: False,
+    )
+
+
+def flat(stepper: Stepper) -> torch.Tensor:
+    """A copy of all trained weights, end to end."""
+    return torch.cat([p.detach().flatten() for p in stepper.optimizer.param_groups[0]["params"]])
 
 
 @pytest.fixture(scope="session")

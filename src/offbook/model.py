@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners import lora as peft_lora
+from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
@@ -186,11 +194,14 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: s
     return model
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write a plain PEFT folder: `adapter_model.safetensors` and `adapter_config.json`."""
-    # "auto" would ask the hub whether the base's vocabulary has changed.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # a form with nothing filled in
+def adapter_files(model: PeftModel) -> Iterator[tuple[str, bytes]]:
+    """The files of a plain PEFT folder, as PEFT's own `save_pretrained` writes them."""
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    yield ADAPTER_WEIGHTS, save(tensors, {"format": "pt"})
+    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
+    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)  # sets, in a fixed order
+    yield CONFIG_NAME, text.encode()
 
 
 def restore_adapter(model: PeftModel, folder: Path) -> None:

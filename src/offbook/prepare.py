@@ -63,9 +63,10 @@ class Parts(Materials):
     model: PeftModel
     engine: Engine
 
-    def cut(self, examples: Sequence[Example]) -> Step:
-        """Examples as micro-batches that fit this device."""
-        return self.engine.cut(examples, self.plan.micro_batch_tokens, self.device)
+    def cut(self, examples: Sequence[Example], micro_batch_tokens: int | None = None) -> Step:
+        """Examples as micro-batches of so many tokens; by default as planned for this device."""
+        tokens = micro_batch_tokens or self.plan.micro_batch_tokens
+        return self.engine.cut(examples, tokens, self.device)
 
 
 def gather(
@@ -102,9 +103,13 @@ def gather(
     )
 
 
-def prepare(config: Config, monitor: Monitor, micro_batch_tokens: int | None = None) -> Parts:
-    """Load all that `config` names; see `gather`."""
-    materials = gather(config, monitor, micro_batch_tokens=micro_batch_tokens)
+def prepare(config: Config, monitor: Monitor) -> Parts:
+    """Gather and load all that `config` names."""
+    return load(gather(config, monitor), monitor)
+
+
+def load(materials: Materials, monitor: Monitor) -> Parts:
+    """Load the base, and attach an adapter to it."""
     config, device = materials.config, materials.device
     keep_freed_memory()
     base = load_base(materials.base, materials.dtype, device, config.model.quantization)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from offbook.examples import Examples
+from offbook.storage import sha256
 
 PACKAGES = ("offbook", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
@@ -42,12 +43,3 @@ def make_receipt(
         "device": {"name": gpu or platform.machine(), "threads": torch.get_num_threads()},
         "micro_batch_tokens": micro_batch_tokens,
     }
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
