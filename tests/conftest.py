@@ -140,17 +140,18 @@ def tiny_config(tiny_base: Path, tmp_path: Path) -> Callable[..., Config]:
 
 
 def make_stepper(
-    config: Config, optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
+    config: Config,
+    log: list[dict[str, Any]] | None = None,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> Stepper:
-    """What takes the steps of a run, before the first of them; its log is a list."""
+    """What takes the steps of a run, before the first of them; `log` gets its metrics."""
     parts = prepare(config, Monitor())
     weights = [p for p in parts.model.parameters() if p.requires_grad]
-    log: list[dict[str, Any]] = []
     return Stepper(
         parts,
         optimizer(weights, lr=config.train.learning_rate),
         Progress(parts.plan.micro_batch_tokens),
-        log.append,
+        [].append if log is None else log.append,
         lambda text: None,
         lambda: False,
     )

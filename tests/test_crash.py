@@ -7,7 +7,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -55,10 +54,11 @@ def hashes(run: Path) -> tuple[str, ...]:
     )
 
 
-class StopAfter(Monitor):
+class StopAfter(Listener):
     """Lets a run take some steps and so many micro-batches of the next, and then stops it."""
 
     def __init__(self, steps: int, batches: int = 0) -> None:
+        super().__init__()
         self.steps, self.batches = steps, batches
 
     def step(self, step: int, loss: float, examples_per_second: float) -> None:
@@ -170,6 +170,10 @@ def test_a_kill_at_any_operation_needs_no_repair(
     whole = train(tiny_config(*SAVES, f"output_dir={tmp_path / 'whole'}")).run
     moments = kill_points(config, tmp_path / "copies")
     assert len(moments) > 70
+    newest_ones = [newest(RunDirectory(moment), lambda text: None) for moment in moments]
+    steps = [int(folder.name.removeprefix("step-")) if folder else 0 for folder in newest_ones]
+    assert steps == sorted(steps)
+    assert set(steps) == {0, 1, 2, 3}
     survive(config, moments[::every], whole)
 
 
@@ -198,34 +202,30 @@ def test_a_process_killed_at_any_moment_goes_on(tiny_base: Path, tmp_path: Path)
     command = [
         *(sys.executable, "-m", "offbook", "train", "data.train=rows.jsonl", "train.batch_size=3"),
         *(f"model.base={tiny_base}", "model.precision=float32", "data.validation=0.2"),
-        *("train.max_steps=60", "train.save_steps=2", "train.logging_steps=1"),
+        *("train.max_steps=150", "train.save_steps=2", "train.logging_steps=1"),
     ]
 
-    def start(run: str, *more: str) -> subprocess.Popen[bytes]:
-        arguments = [*command, f"output_dir={run}", *more]
-        return subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE)
+    def run_for(seconds: float, run: str) -> bool:
+        """Train or go on, whichever a user would; whether it finished before it was killed."""
+        begun = (tmp_path / run / "config.yaml").exists()
+        arguments = [*command, f"output_dir={run}", *(["--resume"] if begun else [])]
+        try:  # which kills (SIGKILL) what takes longer
+            done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        assert done.returncode == 0, done.stderr
+        return True
 
     began = time.monotonic()
-    assert start("whole").wait(timeout=300) == 0
+    assert run_for(600, "whole")
     longest = time.monotonic() - began
-    chance, killed, run = random.Random(kills), 0, tmp_path / "run"
-    while killed < kills:
-        begun = (run / "config.yaml").exists()
-        process = start("run", *(["--resume"] if begun else []))
-        try:
-            _, err = process.communicate(timeout=chance.uniform(0, longest))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            killed += 1
-            continue
-        assert process.returncode == 0, err
-        assert hashes(run) == hashes(tmp_path / "whole")
-        shutil.rmtree(run)
-    if run.exists():
-        process = start("run", *(["--resume"] if (run / "config.yaml").exists() else []))
-        assert process.wait(timeout=300) == 0
-        assert hashes(run) == hashes(tmp_path / "whole")
+    chance, killed, finished = random.Random(kills), 0, False
+    while killed < kills or not finished:
+        finished = run_for(chance.uniform(0, longest) if killed < kills else 600, "run")
+        killed += not finished
+        if finished:
+            assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "run")
 
 
 # The power is cut.
@@ -383,11 +383,14 @@ def test_resume_takes_the_newest_checkpoint_that_is_intact(
     (run.checkpoints / "step-5" / "optimizer.safetensors").unlink()
     shutil.rmtree(run.checkpoints / "step-4")
     shutil.copytree(run.checkpoints / "step-3", run.checkpoints / "step-4")
-    monitor = Listener()
-    train(tiny_config(), resume=True, monitor=monitor)
+    monitor = StopAfter(1)
+    settings = tiny_config("train.save_total_limit=1", "train.save_steps=1")
+    train(settings, resume=True, monitor=monitor, should_stop=monitor.should_stop)
+    assert newest(run, lambda text: None) == run.checkpoints / "step-4"
+    train(settings, resume=True)
     assert [text for text in monitor.heard if "step" in text] == [
         "passing over step-5: optimizer.safetensors is missing",
-        "passing over step-4: it does not load: its state is that of step 3",
+        "passing over step-4: its state is that of step 3",
         "resuming after step 3",
     ]
     assert hashes(run.path) == hashes(whole)
@@ -454,6 +457,15 @@ def test_a_second_training_is_refused_at_once(tiny_config: MakeConfig) -> None:
 
     assert train(tiny_config(), monitor=Second()).finished
     assert train(tiny_config(), resume=True).finished
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again(tiny_config: MakeConfig) -> None:
+    run = train(tiny_config()).run
+    before = {file: file.stat().st_ino for file in run.rglob("*.safetensors")}
+    assert train(tiny_config(), resume=True).finished
+    assert train(tiny_config(), resume=True, should_stop=lambda: True).finished
+    assert {file: file.stat().st_ino for file in run.rglob("*.safetensors")} == before
+    assert len(before) == 3
 
 
 # The real model.

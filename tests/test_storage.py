@@ -41,17 +41,30 @@ def test_a_folder_is_committed_with_a_manifest(tmp_path: Path) -> None:
     }
 
 
-def test_one_that_verifies_is_not_written_again_and_one_that_does_not_is_replaced(
-    tmp_path: Path,
+def test_contents_and_names_are_forced_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    forced: list[int] = []
+    plain = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        forced.append(os.fstat(descriptor).st_ino)
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    storage.commit(tmp_path / "step-1", FILES)
+    storage.replace_file(tmp_path / "file", b"new")
+    storage.append(tmp_path / "log", b"line")
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        assert path.stat().st_ino in forced, path
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     final = tmp_path / "step-1"
-    storage.commit(final, FILES)
-    before = final.stat().st_ino
-    storage.commit(final, iter([("never", b"taken")]))
-    assert final.stat().st_ino == before
-    (final / "a.bin").write_bytes(b"short")
+    storage.commit(final, [*FILES, ("c.bin", b"")])
     storage.commit(final, FILES)
     assert storage.verify(final) is None
+    assert names(final) == ["a.bin", "b.json", "manifest.json"]
     assert names(tmp_path) == ["step-1"]
 
 

@@ -62,7 +62,7 @@ def test_how_a_step_is_cut_does_not_matter(tiny_config: MakeConfig) -> None:
 
 def test_dropout_is_a_function_of_the_step(tiny_config: MakeConfig) -> None:
     parts = prepare(tiny_config("lora.lora_dropout=0.5"), Monitor())
-    step = parts.cut(list(parts.training))
+    step = parts.engine.cut(list(parts.training), 256, parts.device)
     with torch.no_grad():
         for p in parts.model.parameters():
             if p.requires_grad:
@@ -74,7 +74,7 @@ def test_dropout_is_a_function_of_the_step(tiny_config: MakeConfig) -> None:
 
 def test_gradients_are_clipped_and_the_rate_is_set(tiny_config: MakeConfig) -> None:
     config = tiny_config("train.learning_rate=0.5", "train.max_grad_norm=1e-3")
-    stepper = make_stepper(config, torch.optim.SGD)
+    stepper = make_stepper(config, optimizer=torch.optim.SGD)
     before = flat(stepper)
     taken = stepper.take()
     assert taken is not None

@@ -66,13 +66,19 @@ def save(
     progress: Progress,
     keep: int,
 ) -> None:
-    """Commit `checkpoints/step-N`; only then remove all but the `keep` newest.
+    """Commit `checkpoints/step-N`; only then remove all but the `keep` newest up to that step.
 
     Raises:
         DiskError: when it cannot be written; the checkpoints before it are intact.
     """
-    storage.commit(run.checkpoints / f"step-{progress.step}", _files(model, optimizer, progress))
-    for _, old in _checkpoints(run)[:-keep]:
+    folder = run.checkpoints / f"step-{progress.step}"
+    try:
+        _progress(progress.step, folder)  # it may be there already, when nothing was done since
+    except UNUSABLE:
+        storage.commit(folder, _files(model, optimizer, progress))
+    # One of a later step is damaged: the run has passed it over, and comes to it again.
+    upto = [folder for step, folder in _checkpoints(run) if step <= progress.step]
+    for old in upto[:-keep]:
         storage.discard(old)
 
 
@@ -120,19 +126,14 @@ def _first_usable(
     """The newest checkpoint that is intact and can be used, and how far the run was."""
     problems = []
     for step, folder in reversed(_checkpoints(run)):
-        problem = storage.verify(folder)
-        if problem is None:
-            try:
-                progress = Progress(**json.loads((folder / STATE).read_bytes()))
-                if progress.step != step:
-                    raise ValueError(f"its state is that of step {progress.step}")
-                use(folder)
-            except UNUSABLE as error:
-                problem = f"it does not load: {error}"
-            else:
-                return folder, progress
-        problems.append(f"{folder.name}: {problem}")
-        announce(f"passing over {problems[-1]}")
+        try:
+            progress = _progress(step, folder)
+            use(folder)
+        except UNUSABLE as error:
+            problems.append(f"{folder.name}: {error}")
+            announce(f"passing over {problems[-1]}")
+        else:
+            return folder, progress
     if problems:
         raise CheckpointError(
             f"no checkpoint can be used; {'; '.join(problems)}",
@@ -140,6 +141,17 @@ def _first_usable(
             fix="restore one from a copy, or train anew with --overwrite",
         )
     return None
+
+
+def _progress(step: int, folder: Path) -> Progress:
+    """What an intact checkpoint says of the run's progress; an error tells why it is not intact."""
+    problem = storage.verify(folder)
+    if problem:
+        raise ValueError(problem)
+    progress = Progress(**json.loads((folder / STATE).read_bytes()))
+    if progress.step != step:
+        raise ValueError(f"its state is that of step {progress.step}")
+    return progress
 
 
 def _load(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 from peft import PeftModel
 
 from offbook.base import resolve_base
-from offbook.batching import Step
 from offbook.config import Config
 from offbook.data import ConversationReader, read_conversations
 from offbook.engine.engine import Engine
@@ -19,7 +17,7 @@ from offbook.examples import Examples, tokenize
 from offbook.model import attach_adapter, base_of, choose_device, choose_precision, load_base
 from offbook.monitor import Monitor
 from offbook.planner import ModelShape, Plan, make_plan
-from offbook.template import ChatTemplate, Example
+from offbook.template import ChatTemplate
 from offbook.tokenizer import load_tokenizer, quiet_transformers
 
 
@@ -62,11 +60,6 @@ class Parts(Materials):
 
     model: PeftModel
     engine: Engine
-
-    def cut(self, examples: Sequence[Example], micro_batch_tokens: int | None = None) -> Step:
-        """Examples as micro-batches of so many tokens; by default as planned for this device."""
-        tokens = micro_batch_tokens or self.plan.micro_batch_tokens
-        return self.engine.cut(examples, tokens, self.device)
 
 
 def gather(

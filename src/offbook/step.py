@@ -154,8 +154,9 @@ class Stepper:
 
     def _within_memory(self, examples: Sequence[Example], compute: Callable[[Step], T]) -> T:
         """`compute` on examples in micro-batches, in smaller ones when memory is not enough."""
+        parts = self.parts
         while True:
-            cut = self.parts.cut(examples, self.progress.micro_batch_tokens)
+            cut = parts.engine.cut(examples, self.progress.micro_batch_tokens, parts.device)
             try:
                 return compute(cut)
             except (RuntimeError, MemoryError) as error:
@@ -163,7 +164,7 @@ class Stepper:
                     raise
             # Not in the block above: the error there holds on to the tensors of what failed.
             self.optimizer.zero_grad(set_to_none=True)
-            if self.parts.device.type == "cuda":
+            if parts.device.type == "cuda":
                 torch.cuda.empty_cache()
             self._halve(cut)
 

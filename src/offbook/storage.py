@@ -83,7 +83,7 @@ disk = Disk()
 
 
 def commit(final: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    """Write a folder, whole or not at all. One that is there and verifies is left as it is.
+    """Write a folder, whole or not at all, in the place of any that is there.
 
     Args:
         final: the folder.
@@ -92,8 +92,6 @@ def commit(final: Path, files: Iterable[tuple[str, bytes]]) -> None:
     Raises:
         DiskError: when the disk is full or fails; then nothing is left of it.
     """
-    if verify(final) is None:
-        return
     make_folder(final.parent)
     discard(final)
     partial = _partial(final)

@@ -119,7 +119,7 @@ def _train(
     with _log(run, config.train, monitor, progress.step) as log:
         stepper = Stepper(parts, optimizer, progress, log, monitor.announce, should_stop)
         finished, seconds, rows = _steps(run, stepper, monitor)
-    if finished:
+    if finished and storage.verify(run.adapter) is not None:
         storage.commit(run.adapter, adapter_files(parts.model))
     losses = [record["eval_loss"] for record in run.metrics() if "eval_loss" in record]
     return TrainResult(
