@@ -96,15 +96,7 @@ def _train(
     materials = gather(config, monitor, micro_batch_tokens=begun)
     run.require_space(materials.shape.adapter * FLOAT32, config.train.save_total_limit)
     parts = load(materials, monitor)
-    receipt = make_receipt(
-        parts.base,
-        str(parts.template.tokenizer.chat_template),
-        parts.data,
-        parts.training,
-        parts.validation,
-        parts.device,
-        parts.plan.micro_batch_tokens,
-    )
+    receipt = _receipt(parts)
     optimizer = torch.optim.AdamW(
         [p for p in parts.model.parameters() if p.requires_grad],
         lr=config.train.learning_rate,
@@ -130,6 +122,18 @@ def _train(
         eval_loss=losses[-1] if losses else None,
         seconds=seconds,
         examples_per_second=rows / seconds if seconds else 0.0,
+    )
+
+
+def _receipt(parts: Parts) -> dict[str, Any]:
+    return make_receipt(
+        parts.base,
+        str(parts.template.tokenizer.chat_template),
+        parts.data,
+        parts.training,
+        parts.validation,
+        parts.device,
+        parts.plan.micro_batch_tokens,
     )
 
 
