@@ -92,14 +92,13 @@ def offbook(job: Job, fast: bool) -> Steps:
     from offbook.model import attach_adapter, load_base
     from offbook.planner import MOST_TOKENS
     from offbook.template import Example
-    from offbook.training import update
 
     keep_freed_memory()
     base = load_base(Path(job.folder), torch.bfloat16, DEVICE)
     model = attach_adapter(base, LoraSettings(lora_dropout=job.dropout, **LORA), 0, "base")
     engine = Engine(model, fast=fast)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     examples = [
         Example(np.array(row["input_ids"], np.int32), np.array(row["labels"], np.int32))
         for row in job.rows
@@ -109,7 +108,9 @@ def offbook(job: Job, fast: bool) -> Steps:
         start = now()
         step = engine.cut(examples[k * STEP : (k + 1) * STEP], MOST_TOKENS[DEVICE.type], DEVICE)
         losses.append(engine.accumulate(step, [0, k]))
-        update(model, optimizer, LEARNING_RATE, 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
         seconds.append(now() - start)
     return seconds, mean(losses)
 

@@ -79,9 +79,10 @@ from offbook.model import (
 )
 from offbook.monitor import Monitor
 from offbook.run import RunDirectory
+from offbook.step import learning_rate_at
 from offbook.template import IGNORED, Example, supervised_spans
 from offbook.tokenizer import prove, quiet_transformers
-from offbook.training import learning_rate_at, train
+from offbook.training import train
 
 WORK = Path(tempfile.mkdtemp(prefix="offbook-"))  # everything this notebook writes goes here
 DEVICE = choose_device()

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from offbook.checkpoint import Progress
 from offbook.config import Config
+from offbook.model import adapter_files
+from offbook.monitor import Monitor
+from offbook.prepare import prepare
+from offbook.step import Stepper
 from offbook.template import ChatTemplate
 from offbook.tokenizer import load_tokenizer
 
@@ -96,6 +103,13 @@ def template(tiny_base: Path) -> ChatTemplate:
     return ChatTemplate(load_tokenizer(tiny_base))
 
 
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write an adapter's files alone, as somebody else's tool would."""
+    folder.mkdir(exist_ok=True)
+    for name, content in adapter_files(model):
+        (folder / name).write_bytes(content)
+
+
 ROWS = """\
 {"instruction": "who are you", "input": "", "output": "I am the keeper."}
 {"instruction": "hello", "input": "", "output": "Hello, little boat."}
@@ -132,6 +146,29 @@ def tiny_config(tiny_base: Path, tmp_path: Path) -> Callable[..., Config]:
         )
 
     return make
+
+
+def make_stepper(
+    config: Config,
+    log: list[dict[str, Any]] | None = None,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+) -> Stepper:
+    """What takes the steps of a run, before the first of them; `log` gets its metrics."""
+    parts = prepare(config, Monitor())
+    weights = [p for p in parts.model.parameters() if p.requires_grad]
+    return Stepper(
+        parts,
+        optimizer(weights, lr=config.train.learning_rate),
+        Progress(parts.plan.micro_batch_tokens),
+        [].append if log is None else log.append,
+        lambda text: None,
+        lambda: False,
+    )
+
+
+def flat(stepper: Stepper) -> torch.Tensor:
+    """A copy of all trained weights, end to end."""
+    return torch.cat([p.detach().flatten() for p in stepper.optimizer.param_groups[0]["params"]])
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from conftest import make_base, make_tokenizer
+from conftest import make_base, make_tokenizer, save_adapter
 from offbook.config import LoraSettings
 from offbook.errors import CheckpointError
-from offbook.model import attach_adapter, load_adapter, load_base, restore_adapter, save_adapter
+from offbook.model import attach_adapter, load_adapter, load_base, restore_adapter
 
 CPU = torch.device("cpu")
 SELF = "base_model.model.model.layers.0.self_attn."

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +19,11 @@ from pathlib import Path
 import pytest
 
 from conftest import DEEPSEEK, HUANHUAN, ROWS
-from offbook import __version__
+from disks import Failing
+from offbook import __version__, storage
 from offbook.cli import main
 from offbook.cli.console import RowsRead, printable
+from offbook.storage import verify
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -334,28 +340,102 @@ def test_a_deepseek_shaped_model_goes_through_its_recipe(cli: Cli, tmp_path: Pat
     assert json.loads(out)["steps"] == 2
 
 
-@pytest.mark.parametrize(("sent", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_run_that_resume_finishes(
-    tiny_arguments: list[str], tmp_path: Path, sent: signal.Signals, expected: int
-) -> None:
-    arguments = [*tiny_arguments, "train.max_steps=400"]
-    command = [sys.executable, "-m", "offbook", "train", *arguments]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "metrics.jsonl"
+def wait_for_steps(process: subprocess.Popen[str], folder: Path) -> None:
+    """Wait until the run in a folder has logged three lines."""
+    metrics = folder / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.fixture
+def training(tiny_arguments: list[str]) -> list[str]:
+    """The command of a run that takes some seconds."""
+    return [sys.executable, "-m", "offbook", "train", *tiny_arguments, "train.max_steps=200"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_leaves_a_run_that_resume_finishes(
+    training: list[str], tmp_path: Path, sent: signal.Signals, expected: int
+) -> None:
+    process = subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(process, tmp_path)
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == expected
-    step = int(re.search(r"stopped and saved after step (\d+)", err)[1])  # type: ignore[index]
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step}"]
-    assert 2 <= step < 400
-    assert "go on with `offbook train run --resume`" in err
-    again = [*command, "--resume", "--json"]
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert 2 <= step < 200
+    if sent != signal.SIGHUP:  # after which nobody reads
+        assert f"stopped and saved after step {step}" in err
+        assert "go on with `offbook train run --resume`" in err
+    again = [*training, "--resume", "--json"]
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 400
+    assert json.loads(done.stdout)["steps"] == 200
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("setsid"), reason="needs util-linux")
+def test_a_closed_terminal_leaves_a_checkpoint(training: list[str], tmp_path: Path) -> None:
+    terminal, inside = os.openpty()
+    command = ["setsid", "--ctty", "--wait", *training]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdin=inside, stdout=inside, stderr=inside, text=True
+    )
+    os.close(inside)
+    drain = threading.Thread(target=lambda: os.read(terminal, 2**20))
+    drain.start()
+    wait_for_steps(process, tmp_path)
+    drain.join()
+    os.close(terminal)
+    assert process.wait(timeout=60) == 143
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert verify(checkpoint) is None
+
+
+@pytest.mark.slow
+def test_nohup_is_respected(training: list[str], tmp_path: Path) -> None:
+    command = ["nohup", *training]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(process, tmp_path)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+@pytest.mark.parametrize(("second", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_leaves_at_once(
+    training: list[str], tmp_path: Path, second: signal.Signals, expected: int
+) -> None:
+    # Many rows, so that it is still reading when the second signal comes.
+    (tmp_path / "rows.jsonl").write_text(ROWS * 5000, encoding="utf-8")
+    process = subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "alpaca rows" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "saving and stopping; once more to leave at once\n"
+    process.send_signal(second)
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == expected
+
+
+def test_a_full_disk_exits_5(
+    cli: Cli, tiny_arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "disk", Failing(15, errno.ENOSPC))
+    code, _, err = cli("train", *tiny_arguments)
+    assert code == 5
+    assert "No space left on device" in err
+    assert "make room, and go on with --resume" in err

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from conftest import make_base, make_tokenizer
+from conftest import make_base, make_tokenizer, save_adapter
 from offbook.base import require_weights, resolve_base
 from offbook.config import LoraSettings
 from offbook.errors import CheckpointError, ConfigError, ModelError
@@ -20,7 +20,6 @@ from offbook.model import (
     load_adapter,
     load_base,
     restore_adapter,
-    save_adapter,
 )
 
 CPU = torch.device("cpu")
@@ -214,6 +213,26 @@ def test_variants_are_pefts(tiny_base: Path, variant: dict[str, bool]) -> None:
     model = attach(tiny_base, **variant)
     (name,) = variant
     assert getattr(model.peft_config["default"], name) is True
+
+
+@pytest.mark.parametrize(
+    "lora", [{}, {"target_modules": "all-linear"}, {"target_modules": ".*_proj", "use_dora": True}]
+)
+def test_an_adapter_is_written_as_peft_writes_it(
+    tiny_base: Path, tmp_path: Path, lora: dict[str, object]
+) -> None:
+    def config(folder: Path) -> dict[str, object]:
+        values = json.loads((folder / "adapter_config.json").read_text())
+        # PEFT writes sets in any order.
+        return {k: sorted(v) if isinstance(v, list) else v for k, v in values.items()}
+
+    model = attach(tiny_base, **lora)
+    ours, pefts = tmp_path / "ours", tmp_path / "pefts"
+    save_adapter(model, ours)
+    model.save_pretrained(str(pefts), save_embedding_layers=False)
+    weights = "adapter_model.safetensors"
+    assert (ours / weights).read_bytes() == (pefts / weights).read_bytes()
+    assert config(ours) == config(pefts)
 
 
 def test_a_saved_adapter_is_a_plain_peft_folder(tiny_base: Path, tmp_path: Path) -> None:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import get_scheduler
 
+from conftest import flat, make_stepper
 from offbook.batching import Schedule
-from offbook.checkpoint import newest
 from offbook.config import Config, TrainSettings
-from offbook.errors import CheckpointError, ConfigError, NonFiniteError
+from offbook.errors import CheckpointError, ConfigError
 from offbook.monitor import Monitor
 from offbook.prepare import Parts, prepare
 from offbook.run import RunDirectory
-from offbook.training import learning_rate_at, train, update
+from offbook.step import learning_rate_at
+from offbook.training import train
 
 MakeConfig = Callable[..., Config]
 
@@ -62,7 +62,7 @@ def test_how_a_step_is_cut_does_not_matter(tiny_config: MakeConfig) -> None:
 
 def test_dropout_is_a_function_of_the_step(tiny_config: MakeConfig) -> None:
     parts = prepare(tiny_config("lora.lora_dropout=0.5"), Monitor())
-    step = parts.cut(list(parts.training))
+    step = parts.engine.cut(list(parts.training), 256, parts.device)
     with torch.no_grad():
         for p in parts.model.parameters():
             if p.requires_grad:
@@ -73,18 +73,15 @@ def test_dropout_is_a_function_of_the_step(tiny_config: MakeConfig) -> None:
 
 
 def test_gradients_are_clipped_and_the_rate_is_set(tiny_config: MakeConfig) -> None:
-    parts = prepare(tiny_config(), Monitor())
-    parameters = [p for p in parts.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=99)
-    before = [p.detach().clone() for p in parameters]
-    for p in parameters:
-        p.grad = torch.ones_like(p)
-    norm = update(parts.model, optimizer, learning_rate=0.5, max_grad_norm=1.0)
-    size = sum(p.numel() for p in parameters) ** 0.5
-    assert norm == pytest.approx(size)
-    moved = torch.cat([(a - p).flatten() for a, p in zip(before, parameters, strict=True)])
-    assert moved.norm().item() == pytest.approx(0.5, rel=1e-3)
-    assert all(p.grad is None for p in parameters)
+    config = tiny_config("train.learning_rate=0.5", "train.max_grad_norm=1e-3")
+    stepper = make_stepper(config, optimizer=torch.optim.SGD)
+    before = flat(stepper)
+    taken = stepper.take()
+    assert taken is not None
+    assert taken.grad_norm > 1e-3
+    assert taken.learning_rate == 0.5
+    assert (flat(stepper) - before).norm().item() == pytest.approx(0.5e-3, rel=1e-2)
+    assert all(p.grad is None for p in stepper.parts.model.parameters())
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
@@ -114,6 +111,7 @@ def test_a_run_leaves_what_its_directory_promises(tiny_config: MakeConfig) -> No
     run = RunDirectory.open(result.run)
     assert result.finished
     assert sorted(p.name for p in run.path.iterdir()) == [
+        ".lock",
         "adapter",
         "checkpoints",
         "config.yaml",
@@ -160,7 +158,8 @@ def test_a_run_is_not_overwritten_by_accident(tiny_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match="there is a run here already; go on with --resume"):
         train(tiny_config())
     train(tiny_config("train.max_steps=2"), overwrite=True)
-    assert newest(RunDirectory(Path(tiny_config().output_dir))).name == "step-2"
+    run = RunDirectory(Path(tiny_config().output_dir))
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step-2"]
 
 
 def test_only_the_newest_checkpoints_are_kept(tiny_config: MakeConfig) -> None:
@@ -207,53 +206,7 @@ def test_the_monitor_hears_of_cut_rows(tiny_config: MakeConfig) -> None:
     assert any("left out, the reply alone being longer than 18" in text for text in heard)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
-    tiny_config: MakeConfig,
-) -> None:
-    with pytest.raises(NonFiniteError, match=r"step \d+ has loss .*rows\.jsonl:\d") as caught:
-        train(tiny_config("train.learning_rate=1e30", "train.max_steps=20"))
-    assert caught.value.exit_code == 6
-
-
 # Stopping and resuming.
-
-
-@pytest.mark.parametrize("batches", [0, 1, 2, 4, 7])
-def test_an_interrupted_run_ends_in_the_same_adapter(
-    tiny_config: MakeConfig, tmp_path: Path, batches: int
-) -> None:
-    # Micro-batches of one row, so that the interruption can fall inside a step.
-    whole = train(tiny_config("data.max_length=100"))
-    config = tiny_config("data.max_length=100", f"output_dir={tmp_path / 'interrupted'}")
-    stopped = train(config, should_stop=stop_after(batches))
-    assert not stopped.finished
-    assert not (stopped.run / "adapter").exists()
-    resumed = train(config, resume=True)
-    assert resumed.finished
-    assert adapter_of(resumed.run) == adapter_of(whole.run)
-    moments = "checkpoints/step-5/optimizer.safetensors"
-    assert (resumed.run / moments).read_bytes() == (whole.run / moments).read_bytes()
-
-    def curve(run: Path) -> list[dict[str, Any]]:
-        lines = RunDirectory(run).metrics()
-        return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
-
-    assert curve(resumed.run) == curve(whole.run)
-
-
-def test_a_run_killed_before_its_first_checkpoint_starts_over(
-    tiny_config: MakeConfig, tmp_path: Path
-) -> None:
-    whole = train(tiny_config())
-    config = tiny_config(f"output_dir={tmp_path / 'killed'}")
-
-    class Killer(Monitor):
-        def step(self, step: int, loss: float, examples_per_second: float) -> None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, monitor=Killer())
-    assert adapter_of(train(config, resume=True).run) == adapter_of(whole.run)
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny_config: MakeConfig) -> None:
@@ -285,15 +238,6 @@ def test_changed_data_is_refused_on_resume(tiny_config: MakeConfig, tmp_path: Pa
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"instruction": "new", "output": "row"}\n')
     with pytest.raises(CheckpointError, match="the data is not the one the run was begun with"):
-        train(tiny_config(), resume=True)
-
-
-def test_a_broken_checkpoint_is_named(tiny_config: MakeConfig) -> None:
-    train(tiny_config(), should_stop=stop_after(2))
-    folder = newest(RunDirectory(Path(tiny_config().output_dir)))
-    assert folder is not None
-    (folder / "optimizer.safetensors").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match=f"{folder}: the checkpoint cannot be used"):
         train(tiny_config(), resume=True)
 
 

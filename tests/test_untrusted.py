@@ -15,11 +15,12 @@ import torch
 from gguf import GGUFWriter
 
 import hostile
+from conftest import save_adapter
 from hostile import ADAPTERS, BASES, GGUFS, MARKER, STRANGE, safetensors, tensor
 from offbook.base import resolve_base
 from offbook.config import LoraSettings
 from offbook.errors import ModelError
-from offbook.model import attach_adapter, load_base, save_adapter
+from offbook.model import attach_adapter, load_base
 from offbook.untrusted import read_base_tensors, read_json, read_tensors
 
 Said = dict[str, dict[str, Any]]

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from tokenizers.decoders import DecodeStream
 
-from offbook import checkpoint
+from offbook import checkpoint, storage
 from offbook.base import resolve_base
 from offbook.data import Message
 from offbook.errors import CheckpointError, ConfigError
@@ -66,13 +66,15 @@ class Chat:
         """
         run = RunDirectory.open(path)
         config = run.config()
-        folder = run.adapter if run.adapter.is_dir() else checkpoint.newest(run)
+        folder = run.adapter if run.adapter.is_dir() else checkpoint.newest(run, announce)
         if folder is None:
             raise CheckpointError(
                 "the run has no adapter yet", where=str(path), fix="finish it with --resume"
             )
         if folder != run.adapter:
             announce(f"the run is not finished; this is {folder.name}")
+        elif changed := storage.verify(folder):
+            announce(f"the adapter is not as training left it: {changed}")
         device = choose_device()
         base = resolve_base(config.model.base, config.model.revision, announce)
         template = ChatTemplate(load_tokenizer(base))

@@ -1,42 +1,50 @@
 """Save and resume: everything a run needs to go on as if it had not stopped.
 
-Data order and dropout are functions of the seed and the step, so the adapter, the optimizer's
-moments and the step are all there is. Safetensors and JSON only.
+Data order and dropout are functions of the seed and the step, so there is no random state to save:
+the adapter, the optimizer's moments and the progress are all there is. Safetensors and JSON only.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
+from offbook import storage
 from offbook.errors import CheckpointError
-from offbook.model import restore_adapter, save_adapter
+from offbook.model import adapter_files, restore_adapter
 from offbook.run import RunDirectory
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+UNUSABLE = (CheckpointError, OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """How far a run is, and what its next step depends on.
 
     Attributes:
+        micro_batch_tokens: most tokens of a micro-batch; less than was planned once memory was
+            not enough.
         step: optimizer steps done.
         window_loss, window_tokens: loss and supervised tokens summed since the last logged line.
+        recent_losses: of the last steps, oldest first, where loss spikes are to be skipped.
     """
 
+    micro_batch_tokens: int
     step: int = 0
     window_loss: float = 0.0
     window_tokens: int = 0
+    recent_losses: list[float] = field(default_factory=list)
 
     def add(self, loss: float, tokens: int) -> None:
         """Count an optimizer step with a mean loss over that many supervised tokens."""
@@ -57,60 +65,108 @@ def save(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     keep: int,
-) -> Path:
-    """Write `checkpoints/step-N`, whole or not at all, and remove all but the `keep` newest."""
-    final = run.checkpoints / f"step-{progress.step}"
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_adapter(model, partial)
-    save_file(_moments(model, optimizer), partial / OPTIMIZER)
-    (partial / STATE).write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    replace_folder(partial, final)
-    for _, old in _checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-    return final
-
-
-def newest(run: RunDirectory) -> Path | None:
-    """The checkpoint with the most steps, if there is one."""
-    found = _checkpoints(run)
-    return found[-1][1] if found else None
-
-
-def restore(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> Progress:
-    """Load a checkpoint into a model and optimizer of the same shape.
+) -> None:
+    """Commit `checkpoints/step-N`; only then remove all but the `keep` newest up to that step.
 
     Raises:
-        CheckpointError: when a part is missing, unreadable or does not fit.
+        DiskError: when it cannot be written; the checkpoints before it are intact.
     """
-    restore_adapter(model, folder)
+    folder = run.checkpoints / f"step-{progress.step}"
     try:
-        moments = load_file(folder / OPTIMIZER)
-        progress = Progress(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-        state = optimizer.state_dict()
-        state["state"] = {
-            index: {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            for index, name in enumerate(_trainable(model))
-        }
-        optimizer.load_state_dict(state)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        _progress(progress.step, folder)  # it may be there already, when nothing was done since
+    except UNUSABLE:
+        storage.commit(folder, _files(model, optimizer, progress))
+    # One of a later step is damaged: the run has passed it over, and comes to it again.
+    upto = [folder for step, folder in _checkpoints(run) if step <= progress.step]
+    for old in upto[:-keep]:
+        storage.discard(old)
+
+
+def newest(run: RunDirectory, announce: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that verifies; None when the run has none at all.
+
+    Args:
+        run: to look in.
+        announce: told of each that is passed over, and why.
+
+    Raises:
+        CheckpointError: when there are checkpoints, and none of them verifies.
+    """
+    usable = _first_usable(run, announce, lambda folder: None)
+    return usable[0] if usable else None
+
+
+def restore(
+    run: RunDirectory,
+    model: PeftModel,
+    optimizer: torch.optim.Optimizer,
+    announce: Callable[[str], None],
+) -> Progress | None:
+    """Load the newest checkpoint that verifies into a model and optimizer of the same shape.
+
+    Args:
+        run: to look in.
+        model: with a fresh adapter.
+        optimizer: of the adapter, not used yet.
+        announce: told of each that is passed over, and why.
+
+    Returns:
+        How far the run was; None when it has no checkpoint yet.
+
+    Raises:
+        CheckpointError: when there are checkpoints, and none of them can be used.
+    """
+    usable = _first_usable(run, announce, lambda folder: _load(folder, model, optimizer))
+    return usable[1] if usable else None
+
+
+def _first_usable(
+    run: RunDirectory, announce: Callable[[str], None], use: Callable[[Path], None]
+) -> tuple[Path, Progress] | None:
+    """The newest checkpoint that is intact and can be used, and how far the run was."""
+    problems = []
+    for step, folder in reversed(_checkpoints(run)):
+        try:
+            progress = _progress(step, folder)
+            use(folder)
+        except UNUSABLE as error:
+            problems.append(f"{folder.name}: {error}")
+            announce(f"passing over {problems[-1]}")
+        else:
+            return folder, progress
+    if problems:
         raise CheckpointError(
-            f"the checkpoint cannot be used: {error}",
-            where=str(folder),
-            fix="remove it, and --resume takes the one before",
-        ) from error
+            f"no checkpoint can be used; {'; '.join(problems)}",
+            where=str(run.checkpoints),
+            fix="restore one from a copy, or train anew with --overwrite",
+        )
+    return None
+
+
+def _progress(step: int, folder: Path) -> Progress:
+    """What an intact checkpoint says of the run's progress; an error tells why it is not intact."""
+    problem = storage.verify(folder)
+    if problem:
+        raise ValueError(problem)
+    progress = Progress(**json.loads((folder / STATE).read_bytes()))
+    if progress.step != step:
+        raise ValueError(f"its state is that of step {progress.step}")
     return progress
 
 
-def replace_folder(partial: Path, final: Path) -> None:
-    """Give a finished folder its name, in the place of any that had it."""
-    shutil.rmtree(final, ignore_errors=True)
-    partial.replace(final)
+def _load(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+    restore_adapter(model, folder)
+    moments = load_file(folder / OPTIMIZER)
+    state = optimizer.state_dict()
+    state["state"] = {
+        index: {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        for index, name in enumerate(_trainable(model))
+    }
+    optimizer.load_state_dict(state)
 
 
 def _checkpoints(run: RunDirectory) -> list[tuple[int, Path]]:
-    """Complete checkpoints by step, oldest first."""
+    """Checkpoints by step, oldest first."""
     found = [
         (int(match[1]), path)
         for path in run.checkpoints.glob("step-*")
@@ -119,13 +175,18 @@ def _checkpoints(run: RunDirectory) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def _trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _moments(model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
+def _files(
+    model: PeftModel, optimizer: torch.optim.Optimizer, progress: Progress
+) -> Iterator[tuple[str, bytes]]:
+    yield from adapter_files(model)
+    moments = {
         f"{name}.{key}": value.contiguous()
         for name, parameter in _trainable(model).items()
         for key, value in optimizer.state[parameter].items()
     }
+    yield OPTIMIZER, to_bytes(moments)
+    yield STATE, json.dumps(asdict(progress)).encode()
+
+
+def _trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

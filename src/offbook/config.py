@@ -160,6 +160,10 @@ class TrainSettings(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm over all adapters."""
 
+    skip_loss_spikes: float | None = Field(default=None, gt=1)
+    """Skip the optimizer step when the loss is more than so many times the median of the last 20.
+    Skipped steps are logged and told. By default every step is taken."""
+
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: much less memory, about a third more time.
     `auto` does so only when a run would not fit in memory otherwise."""

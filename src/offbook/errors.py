@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 
 INTERRUPTED = 130  # 128 + SIGINT: the exit code of a run stopped by Ctrl-C after it has saved
-TERMINATED = 143  # 128 + SIGTERM
+TERMINATED = 143  # 128 + SIGTERM; a closed terminal (SIGHUP) ends a run the same way
 MAX_QUOTED = 120  # characters of a user's text that an error repeats
 
 
@@ -54,6 +54,12 @@ class CheckpointError(OffbookError, RuntimeError):
     exit_code = 4
 
 
+class DiskError(OffbookError, OSError):
+    """A disk that is full, or fails."""
+
+    exit_code = 5
+
+
 class EngineError(OffbookError, ArithmeticError):
     """The fast path does not compute what the plain path does."""
 
@@ -65,7 +71,7 @@ class MemoryPlanError(OffbookError, MemoryError):
 
 
 class NonFiniteError(OffbookError, ArithmeticError):
-    """A loss or gradient that is no longer a number."""
+    """A loss, gradient or weight that is no longer a number."""
 
     exit_code = 6
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners import lora as peft_lora
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -28,7 +29,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from offbook.adapter import WEIGHTS, check_targets, read_adapter, require_shapes
+from offbook.adapter import CONFIG, WEIGHTS, check_targets, read_adapter, require_shapes
 from offbook.base import read_config, require_weights
 from offbook.config import LoraSettings
 from offbook.errors import CheckpointError, ConfigError, ModelError
@@ -206,11 +207,14 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: s
     return model
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write a plain PEFT folder: `adapter_model.safetensors` and `adapter_config.json`."""
-    # "auto" would ask the hub whether the base's vocabulary has changed.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # a form with nothing filled in
+def adapter_files(model: PeftModel) -> Iterator[tuple[str, bytes]]:
+    """The files of a plain PEFT folder, as PEFT's own `save_pretrained` writes them."""
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    yield WEIGHTS, save(tensors, {"format": "pt"})
+    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
+    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)  # sets, in a fixed order
+    yield CONFIG, text.encode()
 
 
 def restore_adapter(model: PeftModel, folder: Path) -> None:

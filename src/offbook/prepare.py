@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 from peft import PeftModel
 
 from offbook.base import resolve_base
-from offbook.batching import Step
 from offbook.config import Config
 from offbook.data import ConversationReader, read_conversations
 from offbook.engine.engine import Engine
@@ -19,7 +17,7 @@ from offbook.examples import Examples, tokenize
 from offbook.model import attach_adapter, base_of, choose_device, choose_precision, load_base
 from offbook.monitor import Monitor
 from offbook.planner import ModelShape, Plan, make_plan
-from offbook.template import ChatTemplate, Example
+from offbook.template import ChatTemplate
 from offbook.tokenizer import load_tokenizer, quiet_transformers
 
 
@@ -63,10 +61,6 @@ class Parts(Materials):
     model: PeftModel
     engine: Engine
 
-    def cut(self, examples: Sequence[Example]) -> Step:
-        """Examples as micro-batches that fit this device."""
-        return self.engine.cut(examples, self.plan.micro_batch_tokens, self.device)
-
 
 def gather(
     config: Config,
@@ -102,9 +96,13 @@ def gather(
     )
 
 
-def prepare(config: Config, monitor: Monitor, micro_batch_tokens: int | None = None) -> Parts:
-    """Load all that `config` names; see `gather`."""
-    materials = gather(config, monitor, micro_batch_tokens=micro_batch_tokens)
+def prepare(config: Config, monitor: Monitor) -> Parts:
+    """Gather and load all that `config` names."""
+    return load(gather(config, monitor), monitor)
+
+
+def load(materials: Materials, monitor: Monitor) -> Parts:
+    """Load the base, and attach an adapter to it."""
     config, device = materials.config, materials.device
     keep_freed_memory()
     base = load_base(materials.base, materials.dtype, device, config.model.quantization)

@@ -14,6 +14,7 @@ import torch
 
 from offbook.errors import CheckpointError
 from offbook.examples import Examples
+from offbook.storage import sha256
 from offbook.untrusted import read_base_tensors
 
 PACKAGES = ("offbook", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
@@ -96,13 +97,4 @@ def fingerprint(base: Path) -> str:
         with path.open("rb") as file:
             file.seek(begin)
             digest.update(file.read(min(SAMPLED_BYTES, tensor.end - begin)))
-    return digest.hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
     return digest.hexdigest()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offbook import storage
 from offbook.config import Config
-from offbook.errors import CheckpointError, ConfigError
+from offbook.errors import CheckpointError, ConfigError, DiskError
 
 # Settings that may change when a run is resumed, since they do not change its result.
 FREE_ON_RESUME = ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to")
@@ -25,6 +25,8 @@ class RunDirectory:
     metrics.jsonl       a line per logged step and per validation
     checkpoints/step-N  what a run needs to go on after N optimizer steps
     adapter/            the result, a plain PEFT folder
+
+    `config.yaml` is written last and removed first: where it is, there is a run.
     """
 
     path: Path
@@ -91,33 +93,60 @@ class RunDirectory:
             )
         return merged
 
-    def reserve(self, overwrite: bool) -> None:
+    def make(self) -> None:
         """Make the directory, before time is spent on loading.
 
         Raises:
-            ConfigError: when it cannot be made, or holds a run that may not be overwritten.
+            ConfigError: when it cannot be made there.
         """
-        if self.config_file.exists() and not overwrite:
+        try:
+            storage.make_folder(self.path)
+        except DiskError as error:
+            cause = error.__cause__
+            if isinstance(cause, (PermissionError, NotADirectoryError, FileExistsError)):
+                raise ConfigError(
+                    f"cannot be made ({cause.strerror})", where=str(self.path), fix="set output_dir"
+                ) from None
+            raise
+
+    def refuse_to_replace(self) -> None:
+        """Make sure that there is no run yet.
+
+        Raises:
+            ConfigError: when there is one.
+        """
+        if self.config_file.exists():
             raise ConfigError(
                 "there is a run here already",
                 where=str(self.path),
                 fix="go on with --resume, replace it with --overwrite, or set another output_dir",
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot be made ({error.strerror})", where=str(self.path), fix="set output_dir"
-            ) from None
+
+    def clean(self) -> None:
+        """Remove what a killed process has left unfinished."""
+        for folder in (self.path, self.checkpoints):
+            storage.clean(folder)
+
+    def require_space(self, adapter: int, keep: int) -> None:
+        """Make sure that what a training writes has room on the disk.
+
+        Args:
+            adapter: its bytes; a checkpoint holds it and two moments of the same size.
+            keep: checkpoints to keep; one more is there while the oldest is not removed yet.
+
+        Raises:
+            DiskError: when there is not enough room.
+        """
+        there = storage.size_of(self.checkpoints) + storage.size_of(self.adapter)
+        storage.require_space(self.path, adapter * (3 * (keep + 1) + 1) - there)
 
     def begin(self, config: Config, receipt: dict[str, Any]) -> None:
         """Begin a new run, in the place of any that was there."""
-        for part in (self.checkpoints, self.adapter):
-            shutil.rmtree(part, ignore_errors=True)
-        self.metrics_file.unlink(missing_ok=True)
-        self.config_file.write_text(config.to_yaml(), encoding="utf-8")
+        for part in (self.config_file, self.checkpoints, self.adapter, self.metrics_file):
+            storage.discard(part)
         text = json.dumps(receipt, indent=2, ensure_ascii=False)
-        self.receipt_file.write_text(text + "\n", encoding="utf-8")
+        storage.replace_file(self.receipt_file, f"{text}\n".encode())
+        storage.replace_file(self.config_file, config.to_yaml().encode())
 
     def receipt(self) -> dict[str, Any]:
         """What went into the run."""
@@ -125,18 +154,34 @@ class RunDirectory:
         return contents
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of `metrics.jsonl`, oldest first."""
-        if self.metrics_file.exists():
-            with self.metrics_file.open(encoding="utf-8") as lines:
-                for line in lines:
-                    yield json.loads(line)
+        """The lines of `metrics.jsonl`, oldest first, without a last one that a kill has torn.
+
+        Raises:
+            CheckpointError: when another line is not what was written.
+        """
+        if not self.metrics_file.exists():
+            return
+        lines = self.metrics_file.read_bytes().splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                if number < len(lines):
+                    raise CheckpointError(
+                        "the line is damaged",
+                        where=f"{self.metrics_file}:{number}",
+                        fix="remove it; training does not depend on it",
+                    ) from None
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        storage.append(self.metrics_file, _line(record))
 
     def forget_after(self, step: int) -> None:
         """Cut `metrics.jsonl` back to what had happened by `step`."""
-        kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
-        self.metrics_file.write_text("".join(kept), encoding="utf-8")
+        kept = [_line(record) for record in self.metrics() if record["step"] <= step]
+        storage.replace_file(self.metrics_file, b"".join(kept))
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

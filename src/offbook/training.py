@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
-from offbook import checkpoint
+from offbook import checkpoint, storage
 from offbook.batching import Schedule
 from offbook.checkpoint import Progress
 from offbook.config import Config, TrainSettings
-from offbook.errors import CheckpointError, ConfigError, NonFiniteError
-from offbook.model import save_adapter
+from offbook.errors import CheckpointError, ConfigError
+from offbook.model import adapter_files
 from offbook.monitor import Monitor
-from offbook.prepare import Parts, prepare
+from offbook.prepare import Parts, gather, load
 from offbook.receipt import make_receipt, require_same_base
 from offbook.run import RunDirectory
+from offbook.step import Log, Stepper
 
-Log = Callable[[dict[str, Any]], None]
+FLOAT32 = 4  # bytes of a trained parameter
 
 
 @dataclass(frozen=True)
@@ -73,46 +71,52 @@ def train(
     """
     monitor = monitor or Monitor()
     run = RunDirectory(Path(config.output_dir))
-    config = config.with_absolute_paths()
     if resume:
-        config = RunDirectory.open(run.path).settings_to_resume(config)
+        run = RunDirectory.open(run.path)
     else:
-        run.reserve(overwrite)
+        run.make()
+    with storage.lock(run.path):
+        return _train(run, config.with_absolute_paths(), resume, overwrite, monitor, should_stop)
+
+
+def _train(
+    run: RunDirectory,
+    config: Config,
+    resume: bool,
+    overwrite: bool,
+    monitor: Monitor,
+    should_stop: Callable[[], bool],
+) -> TrainResult:
+    run.clean()
+    if resume:
+        config = run.settings_to_resume(config)
+    elif not overwrite:
+        run.refuse_to_replace()
     begun = run.receipt().get("micro_batch_tokens") if resume else None
-    parts = prepare(config, monitor, begun)
-    settings = config.train
+    materials = gather(config, monitor, micro_batch_tokens=begun)
+    run.require_space(materials.shape.adapter * FLOAT32, config.train.save_total_limit)
+    parts = load(materials, monitor)
+    receipt = _receipt(parts)
     optimizer = torch.optim.AdamW(
         [p for p in parts.model.parameters() if p.requires_grad],
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
+        lr=config.train.learning_rate,
+        weight_decay=config.train.weight_decay,
         fused=True,
     )
-    receipt = make_receipt(
-        parts.base,
-        str(parts.template.tokenizer.chat_template),
-        parts.data,
-        parts.training,
-        parts.validation,
-        parts.device,
-        parts.plan.micro_batch_tokens,
-    )
+    progress = Progress(parts.plan.micro_batch_tokens)
     if resume:
-        progress = _resume(run, receipt, parts.model, optimizer, monitor)
+        progress = _resume(run, receipt, parts, optimizer, monitor)
     else:
-        progress = Progress()
         run.begin(parts.config, receipt)
-    with _log(run, settings, monitor, progress.step) as log:
-        seconds, rows = _steps(run, parts, optimizer, progress, log, monitor, should_stop)
-    total = Schedule.of(parts.training, settings).total_steps(settings)
-    if progress.step == total:
-        partial = run.adapter.with_name(".adapter.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_adapter(parts.model, partial)
-        checkpoint.replace_folder(partial, run.adapter)
+    with _log(run, config.train, monitor, progress.step) as log:
+        stepper = Stepper(parts, optimizer, progress, log, monitor.announce, should_stop)
+        finished, seconds, rows = _steps(run, stepper, monitor)
+    if finished and storage.verify(run.adapter) is not None:
+        storage.commit(run.adapter, adapter_files(parts.model))
     losses = [record["eval_loss"] for record in run.metrics() if "eval_loss" in record]
     return TrainResult(
         run=run.path,
-        finished=progress.step == total,
+        finished=finished,
         steps=progress.step,
         eval_loss_before=losses[0] if losses else None,
         eval_loss=losses[-1] if losses else None,
@@ -121,108 +125,71 @@ def train(
     )
 
 
-def _steps(
-    run: RunDirectory,
-    parts: Parts,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    log: Log,
-    monitor: Monitor,
-    should_stop: Callable[[], bool],
-) -> tuple[float, int]:
-    """Take the optimizer steps that are left; return the seconds and examples they took."""
-    model, settings = parts.model, parts.config.train
-    schedule = Schedule.of(parts.training, settings)
-    total = schedule.total_steps(settings)
-    seconds, rows_done = 0.0, 0
-    monitor.begin(progress.step, total)
-    if progress.step < total:
-        rows = schedule.rows(progress.step)
-        parts.engine.check([parts.training[row] for row in rows], parts.device)
-    if progress.step == 0:
-        _validate(parts, 0, log, should_stop)
-    while progress.step < total:
-        started = time.perf_counter()
-        examples = [parts.training[row] for row in schedule.rows(progress.step)]
-        learning_rate = learning_rate_at(progress.step, total, settings)
-        batches = parts.cut(examples)
-        loss = parts.engine.accumulate(batches, [settings.seed, progress.step], should_stop)
-        if loss is None:
-            if progress.step > 0:  # before the first step there is nothing to lose
-                checkpoint.save(run, model, optimizer, progress, settings.save_total_limit)
-            break
-        grad_norm = math.nan
-        if math.isfinite(loss):
-            grad_norm = update(model, optimizer, learning_rate, settings.max_grad_norm)
-        if not math.isfinite(grad_norm):
-            raise _not_finite(progress.step, loss, grad_norm, [e.source for e in examples])
-        elapsed = time.perf_counter() - started
-        seconds, rows_done = seconds + elapsed, rows_done + len(examples)
-        progress.add(loss, batches.supervised)
-        step, last = progress.step, progress.step == total
-        monitor.step(step, loss, len(examples) / elapsed)
-        if step % settings.logging_steps == 0 or last:
-            log(
-                {
-                    "step": step,
-                    "epoch": round(step / schedule.steps_per_epoch, 4),
-                    "loss": progress.take_mean(),
-                    "grad_norm": grad_norm,
-                    "learning_rate": learning_rate,
-                    "examples_per_second": round(len(examples) / elapsed, 3),
-                }
-            )
-        if step % (settings.eval_steps or schedule.steps_per_epoch) == 0 or last:
-            _validate(parts, step, log, should_stop)
-        if step % settings.save_steps == 0 or last:
-            checkpoint.save(run, model, optimizer, progress, settings.save_total_limit)
-    return seconds, rows_done
+def _receipt(parts: Parts) -> dict[str, Any]:
+    return make_receipt(
+        parts.base,
+        str(parts.template.tokenizer.chat_template),
+        parts.data,
+        parts.training,
+        parts.validation,
+        parts.device,
+        parts.plan.micro_batch_tokens,
+    )
 
 
-def update(
-    model: PeftModel, optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float
-) -> float:
-    """Clip the gradients and take the optimizer step, unless they are not finite.
+def _steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> tuple[bool, float, int]:
+    """Take the steps that are left.
 
     Returns:
-        The norm of the gradients before clipping.
+        Whether all are done; the seconds and the examples they took.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
-    if math.isfinite(grad_norm):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return grad_norm
+    parts, progress, settings = stepper.parts, stepper.progress, stepper.parts.config.train
+    schedule = Schedule.of(parts.training, settings)
+    total = schedule.total_steps(settings)
+    validated = {record["step"] for record in run.metrics() if "eval_loss" in record}
+    seconds, rows, saved = 0.0, 0, progress.step
+    monitor.begin(progress.step, total)
+    if progress.step < total:
+        examples = [parts.training[row] for row in schedule.rows(progress.step)]
+        parts.engine.check(examples, parts.device)
+    while True:
+        step, last = progress.step, progress.step == total
+        if step != saved and (step % settings.save_steps == 0 or last):
+            _save(run, stepper)
+            saved = step
+        due = step % (settings.eval_steps or schedule.steps_per_epoch) == 0 or last
+        if due and step not in validated and not stepper.validate():
+            break
+        if last:
+            return True, seconds, rows
+        started = time.perf_counter()
+        taken = stepper.take()
+        if taken is None:
+            break
+        elapsed = time.perf_counter() - started
+        seconds, rows = seconds + elapsed, rows + taken.examples
+        monitor.step(progress.step, taken.loss, taken.examples / elapsed)
+        if progress.step % settings.logging_steps == 0 or progress.step == total:
+            stepper.log(
+                {
+                    "step": progress.step,
+                    "epoch": round(progress.step / schedule.steps_per_epoch, 4),
+                    "loss": progress.take_mean(),
+                    "grad_norm": taken.grad_norm,
+                    "learning_rate": taken.learning_rate,
+                    "examples_per_second": round(taken.examples / elapsed, 3),
+                }
+            )
+    if progress.step > 0:  # before the first step there is nothing to lose
+        _save(run, stepper)
+    return False, seconds, rows
 
 
-def learning_rate_at(step: int, total: int, settings: TrainSettings) -> float:
-    """The learning rate of the step after `step` of `total`, as transformers' schedules have it."""
-    peak, warmup = settings.learning_rate, math.ceil(settings.warmup_ratio * total)
-    if step < warmup:
-        return peak * step / warmup
-    if settings.lr_scheduler_type == "constant":
-        return peak
-    done = (step - warmup) / max(total - warmup, 1)
-    if settings.lr_scheduler_type == "cosine":
-        return peak * 0.5 * (1 + math.cos(math.pi * done))
-    return peak * (1 - done)
-
-
-def _validate(parts: Parts, step: int, log: Log, should_stop: Callable[[], bool]) -> None:
-    if len(parts.validation):
-        loss = parts.engine.mean_loss(parts.cut(parts.validation), should_stop)
-        if loss is not None:
-            log({"step": step, "eval_loss": loss})
-
-
-def _not_finite(step: int, loss: float, grad_norm: float, sources: list[str]) -> NonFiniteError:
-    return NonFiniteError(
-        f"step {step + 1} has loss {loss:g} and gradient norm {grad_norm:g}; "
-        f"its rows are {', '.join(sources)}",
-        fix="it changed nothing; train anew with --overwrite and a lower train.learning_rate",
-    )
+def _save(run: RunDirectory, stepper: Stepper) -> None:
+    """Commit a checkpoint of weights that are numbers."""
+    stepper.check_weights()
+    keep = stepper.parts.config.train.save_total_limit
+    checkpoint.save(run, stepper.parts.model, stepper.optimizer, stepper.progress, keep)
 
 
 @contextmanager
@@ -257,7 +224,7 @@ def _log(run: RunDirectory, settings: TrainSettings, monitor: Monitor, step: int
 def _resume(
     run: RunDirectory,
     receipt: dict[str, Any],
-    model: PeftModel,
+    parts: Parts,
     optimizer: torch.optim.Optimizer,
     monitor: Monitor,
 ) -> Progress:
@@ -276,8 +243,10 @@ def _resume(
             f"changed since the run was begun: {', '.join(changed)}; "
             "the result may differ in its last bits"
         )
-    folder = checkpoint.newest(run)
-    progress = checkpoint.restore(folder, model, optimizer) if folder else Progress()
+    planned = parts.plan.micro_batch_tokens
+    progress = checkpoint.restore(run, parts.model, optimizer, monitor.announce)
+    progress = progress or Progress(planned)
+    progress.micro_batch_tokens = min(progress.micro_batch_tokens, planned)
     run.forget_after(progress.step if progress.step else -1)
     monitor.announce(f"resuming after step {progress.step}")
     return progress

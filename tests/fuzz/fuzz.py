@@ -27,11 +27,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports(include=["offbook", "peft"]):
-    from conftest import ROWS, make_base
+    from conftest import ROWS, make_base, save_adapter
     from offbook.config import Config, LoraSettings
     from offbook.data import read_conversations
     from offbook.errors import OffbookError
-    from offbook.model import attach_adapter, load_adapter, load_base, save_adapter
+    from offbook.model import attach_adapter, load_adapter, load_base
 
 Target = tuple[Callable[[bytes], object], list[bytes]]  # what is fuzzed, and inputs to start from
 

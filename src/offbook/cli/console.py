@@ -101,7 +101,7 @@ class ProgressMonitor(Monitor):
         step = record["step"]
         if "eval_loss" in record:
             say(f"step {step}: validation loss {record['eval_loss']:.3f}")
-        elif not err.is_terminal:
+        elif "loss" in record and not err.is_terminal:
             pace = (time.monotonic() - self._started) / (step - self._first)
             left = time.strftime("%H:%M:%S", time.gmtime(pace * (self._total - step)))
             say(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,10 @@ from offbook.errors import INTERRUPTED, TERMINATED, ConfigError
 if TYPE_CHECKING:
     from offbook.config import Config
     from offbook.training import TrainResult
+
+HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANG_UP] if HANG_UP else []))
+SHOW_CURSOR = "\x1b[?25h"  # the progress bar hides it
 
 Settings = Annotated[
     list[str] | None,
@@ -70,7 +75,7 @@ def train(
 
 
 def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainResult, int]:
-    """Train with progress on stderr; Ctrl-C or SIGTERM saves and ends early.
+    """Train with progress on stderr; Ctrl-C, SIGTERM or a closed terminal saves and ends early.
 
     Returns:
         The result, and the exit code that tells how it ended.
@@ -87,7 +92,7 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
         )
     if result.finished:
         return result, 0
-    return result, TERMINATED if signal.SIGTERM in received else INTERRUPTED
+    return result, _exit_code(received[0])
 
 
 def report(result: TrainResult, config: str) -> None:
@@ -111,20 +116,47 @@ def report(result: TrainResult, config: str) -> None:
 
 
 @contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """The signals that asked to stop. A second one stops at once."""
-    received: list[signal.Signals] = []
+def _signals() -> Iterator[list[int]]:
+    """The signals that asked to stop. After one, Ctrl-C or SIGTERM leaves at once, unsaved.
+
+    A hang-up never does: a closing terminal may send several. One that is ignored, as `nohup` has
+    it, stays so.
+    """
+    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(signal.Signals(number))
-        say("saving and stopping; once more to leave at once")
+        if number == HANG_UP:
+            _leave_terminal()
+        elif received:
+            if os.isatty(2):
+                _write_stderr(SHOW_CURSOR)
+            os._exit(_exit_code(number))
+        if not received:
+            _write_stderr("saving and stopping; once more to leave at once\n")
+        received.append(number)
 
-    kinds = (signal.SIGINT, signal.SIGTERM)
+    kinds = [kind for kind in STOPPING if signal.getsignal(kind) is not signal.SIG_IGN]
     before = [signal.signal(kind, note) for kind in kinds]
     try:
         yield received
     finally:
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)
+
+
+def _exit_code(number: int) -> int:
+    return INTERRUPTED if number == signal.SIGINT else TERMINATED
+
+
+def _write_stderr(text: str) -> None:
+    """Write past rich, which a signal may have stopped in the middle of its work."""
+    with suppress(OSError):
+        os.write(2, text.encode())
+
+
+def _leave_terminal() -> None:
+    """Send what is printed to nowhere, for the terminal is gone and would fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)

@@ -1,11 +1,15 @@
-"""How the C library hands out memory."""
+"""How the C library hands out memory, and how it is told that there is none left."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 
+import torch
+
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # malloc.h
+# What PyTorch says when the C library gives its CPU allocator nothing.
+NO_MEMORY = ("can't allocate memory", "not enough memory")
 LARGEST_KEPT = 32 * 2**20  # glibc takes no higher threshold
 
 
@@ -19,3 +23,10 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells that memory was not enough, on a GPU or a processor."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)

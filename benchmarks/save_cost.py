@@ -1,0 +1,72 @@
+"""What crash safety costs: the time of a checkpoint as a share of the training between two.
+
+    python benchmarks/save_cost.py [--base smollm2-135m] [--rows lighthouse] [--steps 4]
+        [--saves 8] [--folder FOLDER]
+
+Takes optimizer steps at the default settings, then commits checkpoints as training does: hashed,
+forced to the disk of FOLDER (by default the working directory), the oldest removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from train_speed import machine
+
+from offbook import checkpoint, storage
+from offbook.checkpoint import Progress
+from offbook.config import Config
+from offbook.monitor import Monitor
+from offbook.prepare import prepare
+from offbook.run import RunDirectory
+from offbook.step import Stepper
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--base", default="smollm2-135m")
+parser.add_argument("--rows", default="lighthouse")
+parser.add_argument("--steps", type=int, default=4)
+parser.add_argument("--saves", type=int, default=8)
+parser.add_argument("--folder", type=Path, default=Path())
+arguments = parser.parse_args()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+config = Config.load(None, [f"model.base={arguments.base}", f"data.train={arguments.rows}"])
+parts = prepare(config, Monitor())
+optimizer = torch.optim.AdamW([p for p in parts.model.parameters() if p.requires_grad], fused=True)
+progress = Progress(parts.plan.micro_batch_tokens)
+stepper = Stepper(parts, optimizer, progress, print, print, lambda: False)
+stepper.take()  # warms up
+step = median(seconds(stepper.take) for _ in range(arguments.steps))
+saves: list[float] = []
+with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    run = RunDirectory(Path(folder))
+    keep = config.train.save_total_limit
+    save = partial(checkpoint.save, run, parts.model, optimizer, progress, keep)
+    for _ in range(arguments.saves):
+        progress.step += 1
+        saves.append(seconds(save))
+    size = storage.size_of(run.checkpoints / f"step-{progress.step}")
+    restoring = seconds(lambda: checkpoint.restore(run, parts.model, optimizer, print))
+cost, every = median(saves), config.train.save_steps
+print(
+    f"| | |\n|---|--:|\n"
+    f"| bytes of a checkpoint | {size:,} |\n"
+    f"| seconds of a checkpoint, median of {len(saves)} (most) | {cost:.3f} ({max(saves):.3f}) |\n"
+    f"| seconds to verify and load one | {restoring:.3f} |\n"
+    f"| seconds of a step, median of {arguments.steps} | {step:.2f} |\n"
+    f"| share of training, a checkpoint every {every} steps | {cost / (every * step):.3%} |\n\n"
+    f"{machine()}."
+)
