@@ -202,7 +202,7 @@ def test_a_process_killed_at_any_moment_goes_on(tiny_base: Path, tmp_path: Path)
     command = [
         *(sys.executable, "-m", "offbook", "train", "data.train=rows.jsonl", "train.batch_size=3"),
         *(f"model.base={tiny_base}", "model.precision=float32", "data.validation=0.2"),
-        *("train.max_steps=150", "train.save_steps=2", "train.logging_steps=1"),
+        *("train.max_steps=80", "train.save_steps=2", "train.eval_steps=40"),
     ]
 
     def run_for(seconds: float, run: str) -> bool:
