@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "deepseek-7b": {
         "vocab_size": 102400,
         "hidden_size": 4096,
@@ -37,6 +38,26 @@ SHAPES = {
         "num_key_value_heads": 5,
         "tie_word_embeddings": True,
     },
+    "qwen2-small": {
+        "model_type": "qwen2",
+        "vocab_size": 49152,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "mistral-small": {
+        "model_type": "mistral",
+        "vocab_size": 49152,
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "sliding_window": 1024,
+    },
 }
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -46,17 +67,18 @@ parser.add_argument("--shape", choices=SHAPES, default="deepseek-7b")
 parser.add_argument("--layers", type=int)
 arguments = parser.parse_args()
 
-config = LlamaConfig(**SHAPES[arguments.shape], dtype="bfloat16")
-config.architectures = ["LlamaForCausalLM"]
+config = AutoConfig.for_model(**{"model_type": "llama"} | SHAPES[arguments.shape], dtype="bfloat16")
 config.num_hidden_layers = arguments.layers or config.num_hidden_layers
+with torch.device("meta"):
+    model = AutoModelForCausalLM.from_config(config)
+config.architectures = [type(model).__name__]
 folder: Path = arguments.folder
 folder.mkdir(parents=True, exist_ok=True)
 config.save_pretrained(folder)
 for name in ("tokenizer.json", "tokenizer_config.json"):
     (folder / name).write_bytes((arguments.tokenizer / name).read_bytes())
 
-with torch.device("meta"):
-    shapes = AutoModelForCausalLM.from_config(config).state_dict()
+shapes = model.state_dict()
 if config.tie_word_embeddings:
     del shapes["lm_head.weight"]
 generator = torch.Generator().manual_seed(0)

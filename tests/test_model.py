@@ -115,7 +115,10 @@ def test_another_family_loads(tmp_path: Path) -> None:
     assert load_base(tmp_path, torch.float32, CPU).config.model_type == "gpt_neox"
 
 
-@pytest.mark.parametrize("name", ["no/such/path/at/all", "nothing.gguf", "nothing"])
+@pytest.mark.parametrize(
+    "name",
+    ["no/such/path/at/all", "nothing.gguf", "nothing", "~nobody-at-all/x", "n" * 5000, "a\0b"],
+)
 def test_a_base_that_is_nowhere_is_named(name: str) -> None:
     with pytest.raises(ModelError) as caught:
         resolve_base(name)

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbook.config import EMBEDDED_BASE
+from offbook.config import EMBEDDED_BASE, local_path
 from offbook.errors import ModelError
 from offbook.hub import converted_revision, download
 from offbook.tokenizer import quiet_transformers
@@ -56,12 +56,12 @@ def resolve_base(
     """
     if base == EMBEDDED_BASE:
         return _from_gguf(_embedded(), announce)
-    path = Path(base).expanduser()
-    if path.is_dir():
+    path, is_gguf = local_path(base), base.lower().endswith(".gguf")
+    if path and path.is_dir():
         return path.resolve()
-    if path.suffix.lower() == ".gguf" and path.is_file():
+    if path and is_gguf:
         return _from_gguf(path, announce)
-    if not HUB_ID.fullmatch(base) or path.suffix.lower() == ".gguf":
+    if is_gguf or not HUB_ID.fullmatch(base):
         raise ModelError(
             "no such model",
             where=base,

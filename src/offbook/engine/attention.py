@@ -2,26 +2,148 @@
 
 Rows are short beside what attention kernels are made for, so on a processor plain batched matrix
 products win: rows of like length are taken together, in blocks of queries that see only the keys
-up to their own end. All tokens attend to a shared prefix at once, and the two results are joined by
-their softmax sums, as in FlashAttention (Dao et al., 2022, arXiv:2205.14135). Letters: T packed
-tokens, H query heads, K key heads, D head width; B rows of a group, L their padded length, P the
-shared prefix; N products in a batch, M queries in each.
+up to their own end. Letters: T packed tokens, H query heads, K key heads, D head width; B rows of
+a group, L their padded length, P the shared prefix.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from offbook.engine.packing import BLOCK_SCORES, Group, Rows
-
+# Elements of one block's scores over all heads: about what fits the caches of two cores.
+BLOCK_SCORES = 1_200_000
 BLOCK_QUERIES = 256
+# Rows of a group are at least this share of its longest.
+LIKE_LENGTH = 0.85
 # Probabilities of a micro-batch and layer that are kept for the backward pass, in elements a token;
 # rows that need more compute them again.
 KEPT_SCORES = 4096
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring rows of like length, to be padded to the longest.
+
+    Attributes:
+        start, stop: their packed tokens.
+        rows, length: B and L.
+        index: packed token of each padded place [B * L]; None where no row is padded.
+        places: padded place of each packed token [stop - start].
+    """
+
+    start: int
+    stop: int
+    rows: int
+    length: int
+    index: torch.Tensor | None
+    places: torch.Tensor | None
+
+    def pad(self, x_TND: torch.Tensor) -> torch.Tensor:
+        """[T, N, D] -> [B, L, N, D]; what stands at padding is never used."""
+        x = x_TND[self.start : self.stop]
+        if self.index is not None:
+            x = x.index_select(0, self.index)
+        return x.reshape(self.rows, self.length, *x.shape[1:])
+
+    def unpad(self, x_BLND: torch.Tensor) -> torch.Tensor:
+        """The inverse of `pad`."""
+        x = x_BLND.reshape(self.rows * self.length, *x_BLND.shape[2:])
+        return x if self.places is None else x.index_select(0, self.places)
+
+    def pad_gradient(self, x_TND: torch.Tensor) -> torch.Tensor:
+        """As `pad`, with zeros at padding."""
+        if self.places is None:
+            return self.pad(x_TND)
+        x = x_TND.new_zeros(self.rows * self.length, *x_TND.shape[1:])
+        x[self.places] = x_TND[self.start : self.stop]
+        return x.view(self.rows, self.length, *x_TND.shape[1:])
+
+
+@dataclass
+class Rows:
+    """Where the rows of a packed micro-batch are, and what they share.
+
+    Attributes:
+        lengths: tokens of each row.
+        offset: position of each row's first token: the length of the shared prefix.
+        device: of the tensors.
+        prefix: keys and values [P, K, D] of the shared prefix for every layer, if there is one.
+        record: where layers leave their own keys and values, while the prefix is computed.
+    """
+
+    lengths: Sequence[int]
+    offset: int
+    device: torch.device
+    prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+    record: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+    _groups: dict[int, list[Group]] = field(default_factory=dict, repr=False)
+    _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """int64 [T]: each token's place in its row, the prefix counted."""
+        ends = torch.tensor(self.lengths).cumsum(0)
+        starts = (ends - torch.tensor(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
+        return (torch.arange(int(ends[-1])) - starts + self.offset).to(self.device)
+
+    def groups(self, heads: int) -> list[Group]:
+        """The rows in groups that keep the scores of `heads` heads small."""
+        if heads not in self._groups:
+            self._groups[heads] = self._make_groups(heads)
+        return self._groups[heads]
+
+    def _make_groups(self, heads: int) -> list[Group]:
+        groups, first = [], 0
+        while first < len(self.lengths):
+            length, last = self.lengths[first], first + 1
+            area = heads * length * (length + self.offset)
+            while (
+                last < len(self.lengths)
+                and LIKE_LENGTH * length <= self.lengths[last] <= length
+                and (last + 1 - first) * area <= BLOCK_SCORES
+            ):
+                last += 1
+            groups.append(self._group(first, last))
+            first = last
+        return groups
+
+    def _group(self, first: int, last: int) -> Group:
+        lengths = self.lengths[first:last]
+        start, longest = sum(self.lengths[:first]), max(lengths)
+        stop, rows = start + sum(lengths), last - first
+        if min(lengths) == longest:
+            return Group(start, stop, rows, longest, None, None)
+        at = torch.arange(longest)
+        size = torch.tensor(lengths)[:, None]
+        begin = size.cumsum(0) - size
+        index = (begin + at.minimum(size - 1)).flatten()
+        places = (at < size).flatten().nonzero()[:, 0]
+        return Group(start, stop, rows, longest, index.to(self.device), places.to(self.device))
+
+    def mask(
+        self, first: int, last: int, heads: int, window: int | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """What to add to the scores of queries `first:last`: 0 or minus infinity.
+
+        Returns:
+            [heads * n, P + last], the same for every head.
+        """
+        key = (first, last, heads, window, dtype)
+        if key not in self._masks:
+            query = torch.arange(first, last)[:, None] + self.offset
+            seen = torch.arange(self.offset + last)
+            hidden = seen > query
+            if window is not None:
+                hidden |= seen <= query - window
+            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+            self._masks[key] = mask.repeat(heads, 1).to(self.device)
+        return self._masks[key]
 
 
 def attend(
@@ -70,7 +192,6 @@ def _by_group(
     for group in rows.groups(q_THD.shape[1]):
         q, k, v = (group.pad(x).transpose(1, 2) for x in (q_THD, k_TKD, v_TKD))
         causal = past_k is None and window is None
-        mask = None if causal else rows.mask(0, group.length, 1, window, q.dtype, rows.offset)
         if past_k is not None and past_v is not None:
             expand = (group.rows, -1, -1, -1)
             k = torch.cat([past_k.transpose(0, 1).expand(*expand), k], 2)
@@ -79,28 +200,13 @@ def _by_group(
             q,
             k,
             v,
-            attn_mask=mask,
+            attn_mask=None if causal else rows.mask(0, group.length, 1, window, q.dtype),
             is_causal=causal,
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )
         outputs.append(group.unpad(o.transpose(1, 2)))
     return torch.cat(outputs)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What forward and backward have in common.
-
-    Attributes:
-        rows, scaling, window: as `attend` takes them.
-        keep: whether probabilities are kept for the backward pass.
-    """
-
-    rows: Rows
-    scaling: float
-    window: int | None
-    keep: bool
 
 
 class _Blockwise(torch.autograd.Function):
@@ -117,204 +223,73 @@ class _Blockwise(torch.autograd.Function):
         window: int | None,
     ) -> torch.Tensor:
         keep = max(rows.lengths) + rows.offset <= KEPT_SCORES / q_THD.shape[1]
-        plan = _Plan(rows, scaling, window, keep)
-        o_THD, sums_TH1, kept = _attend_rows(q_THD, k_TKD, v_TKD, plan)
-        share_TH1 = None
-        if past_k is not None and past_v is not None:
-            past_o, past_sums, past_kept = _attend_prefix(q_THD, past_k, past_v, plan)
-            share_TH1 = torch.sigmoid(past_sums - sums_TH1).to(o_THD.dtype)
-            o_THD.lerp_(past_o, share_TH1)
-            kept += past_kept
-        ctx.plan = plan
-        ctx.save_for_backward(q_THD, k_TKD, v_TKD, past_k, past_v, o_THD, share_TH1, *kept)
+        o_THD, kept = torch.empty_like(q_THD), []
+        for group in rows.groups(q_THD.shape[1]):
+            q, k, v = _heads(group, q_THD, k_TKD, v_TKD, past_k, past_v)
+            blocks = []
+            for first, last, keys in _blocks(group, rows.offset):
+                mask = rows.mask(first, last, q.shape[1], window, q.dtype)
+                p = _probabilities(_queries(q, first, last), k[:, :keys], mask, scaling)
+                blocks.append(torch.bmm(p, v[:, :keys]))
+                if keep:
+                    kept.append(p)
+            o_THD[group.start : group.stop] = group.unpad(_tokens(blocks, q.shape, group))
+        ctx.facts = rows, scaling, window
+        ctx.save_for_backward(q_THD, k_TKD, v_TKD, past_k, past_v, *kept)
         return o_THD
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (do_THD,) = grads
-        q_THD, k_TKD, v_TKD, past_k, past_v, o_THD, share_TH1, *kept = ctx.saved_tensors
-        along_TH1 = (do_THD * o_THD).sum(-1, keepdim=True)
-        past_q = past_grads = None
-        if share_TH1 is not None:
-            # Each part answers for its share of the output.
-            past = do_THD * share_TH1, along_TH1 * share_TH1
-            do_THD, along_TH1 = do_THD - past[0], along_TH1 - past[1]
-            past_q, *past_grads = _prefix_gradients(*past, q_THD, past_k, past_v, ctx.plan, kept)
-        dq, dk, dv = _row_gradients(do_THD, along_TH1, q_THD, k_TKD, v_TKD, ctx.plan, kept)
-        if past_q is not None:
-            dq += past_q
-        return dq, dk, dv, *(past_grads or (None, None)), None, None, None
+        q_THD, k_TKD, v_TKD, past_k, past_v, *kept = ctx.saved_tensors
+        rows, scaling, window = ctx.facts
+        dq_THD, dk_TKD, dv_TKD = map(torch.empty_like, (q_THD, k_TKD, v_TKD))
+        dpast_k = None if past_k is None else torch.zeros_like(past_k)
+        dpast_v = None if past_v is None else torch.zeros_like(past_v)
+        for group in reversed(rows.groups(q_THD.shape[1])):
+            q, k, v = _heads(group, q_THD, k_TKD, v_TKD, past_k, past_v)
+            do = _by_head(group.pad_gradient(do_THD), k_TKD.shape[1])
+            dq_blocks, dk, dv = [], torch.empty(0), torch.empty(0)
+            # The last block sees every key, so it comes first and makes room for the others.
+            for first, last, keys in reversed(_blocks(group, rows.offset)):
+                do_block, q_block = _queries(do, first, last), _queries(q, first, last)
+                if kept:
+                    p = kept.pop()
+                else:
+                    mask = rows.mask(first, last, q.shape[1], window, q.dtype)
+                    p = _probabilities(q_block, k[:, :keys], mask, scaling)
+                dv = _add(dv, torch.bmm(p.transpose(1, 2), do_block))
+                dp = torch.bmm(do_block, v[:, :keys].transpose(1, 2))
+                ds = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(scaling)
+                dq_blocks.append(torch.bmm(ds, k[:, :keys]))
+                dk = _add(dk, torch.bmm(ds.transpose(1, 2), q_block))
+            for d_TKD, d, dpast in ((dk_TKD, dk, dpast_k), (dv_TKD, dv, dpast_v)):
+                d_BPLKD = d.view(group.rows, -1, *d.shape[1:]).transpose(1, 2)
+                d_TKD[group.start : group.stop] = group.unpad(d_BPLKD[:, rows.offset :])
+                if dpast is not None:
+                    dpast += d_BPLKD[:, : rows.offset].sum(0)
+            dq_THD[group.start : group.stop] = group.unpad(_tokens(dq_blocks[::-1], q.shape, group))
+        return dq_THD, dk_TKD, dv_TKD, dpast_k, dpast_v, None, None, None
 
 
-def _attend_rows(
-    q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, plan: _Plan
-) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Attention within rows.
-
-    Returns:
-        The output [T, H, D], the logarithms of the softmax's sums [T, H, 1], and what is kept.
-    """
-    rows, heads = plan.rows, k_TKD.shape[1]
-    o_THD, kept = torch.empty_like(q_THD), []
-    sums_TH1 = q_THD.new_empty(*q_THD.shape[:2], 1, dtype=_wide(q_THD))
-    for group in rows.groups(q_THD.shape[1]):
-        q, k, v = (_by_head(group.pad(x), heads) for x in (q_THD, k_TKD, v_TKD))
-        k, v = k[:, 0], v[:, 0]
-        outputs, sums = [], []
-        for first, last in _blocks(group):
-            mask = rows.mask(first, last, q.shape[1], plan.window, q.dtype)
-            q_NMD = _queries(q, first, last)
-            p, s = _probabilities(q_NMD, k[:, :last], mask, plan.scaling, rows.offset > 0)
-            outputs.append(torch.bmm(p, v[:, :last]))
-            sums.append(s)
-            if plan.keep:
-                kept.append(p)
-        at = slice(group.start, group.stop)
-        o_THD[at] = group.unpad(_tokens(outputs, q.shape, group))
-        if rows.offset:
-            sums_TH1[at] = group.unpad(_tokens(sums, q.shape, group))
-    return o_THD, sums_TH1, kept
+def _blocks(group: Group, offset: int) -> list[tuple[int, int, int]]:
+    """Blocks of queries: first, last, and how many keys they see."""
+    size = BLOCK_QUERIES if group.length > BLOCK_QUERIES * 3 // 2 else group.length
+    cuts = range(0, group.length, size)
+    return [(a, b, offset + b) for a in cuts for b in [min(a + size, group.length)]]
 
 
-def _row_gradients(
-    do_THD: torch.Tensor,
-    along_TH1: torch.Tensor,
+def _heads(
+    group: Group,
     q_THD: torch.Tensor,
     k_TKD: torch.Tensor,
     v_TKD: torch.Tensor,
-    plan: _Plan,
-    kept: list[torch.Tensor],
+    past_k: torch.Tensor | None,
+    past_v: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of queries, keys and values; see `_score_gradients` for the first two arguments."""
-    rows, heads = plan.rows, k_TKD.shape[1]
-    dq_THD, dk_TKD, dv_TKD = map(torch.empty_like, (q_THD, k_TKD, v_TKD))
-    for group in reversed(rows.groups(q_THD.shape[1])):
-        q, k, v = (_by_head(group.pad(x), heads) for x in (q_THD, k_TKD, v_TKD))
-        k, v = k[:, 0], v[:, 0]
-        do, along = (_by_head(group.pad_gradient(x), heads) for x in (do_THD, along_TH1))
-        dq_blocks, dk, dv = [], torch.empty(0), torch.empty(0)
-        # The last block sees every key, so it comes first and makes room for the others.
-        for first, last in reversed(_blocks(group)):
-            q_NMD, do_NMD, along_NM1 = (_queries(x, first, last) for x in (q, do, along))
-            if plan.keep:
-                p = kept.pop()
-            else:
-                mask = rows.mask(first, last, q.shape[1], plan.window, q.dtype)
-                p, _ = _probabilities(q_NMD, k[:, :last], mask, plan.scaling)
-            ds = _score_gradients(p, do_NMD, v[:, :last], along_NM1, plan.scaling)
-            dv = _add(dv, torch.bmm(p.transpose(1, 2), do_NMD))
-            dk = _add(dk, torch.bmm(ds.transpose(1, 2), q_NMD))
-            dq_blocks.append(torch.bmm(ds, k[:, :last]))
-        at = slice(group.start, group.stop)
-        dq_THD[at] = group.unpad(_tokens(dq_blocks[::-1], q.shape, group))
-        for d_TKD, d in ((dk_TKD, dk), (dv_TKD, dv)):
-            d_TKD[at] = group.unpad(d.view(group.rows, heads, *d.shape[1:]).transpose(1, 2))
-    return dq_THD, dk_TKD, dv_TKD
-
-
-def _attend_prefix(
-    q_THD: torch.Tensor, past_k: torch.Tensor, past_v: torch.Tensor, plan: _Plan
-) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Attention of every token to the prefix; returns what `_attend_rows` does."""
-    k_KPD, v_KPD = past_k.transpose(0, 1), past_v.transpose(0, 1)
-    outputs, sums, kept = [], [], []
-    for first, last in _chunks(q_THD, past_k):
-        q_KMD = _by_key(q_THD[first:last], past_k.shape[1])
-        p, s = _probabilities(q_KMD, k_KPD, _prefix_mask(plan, first, last, q_KMD), plan.scaling)
-        outputs.append(_from_key(torch.bmm(p, v_KPD), last - first))
-        sums.append(_from_key(s, last - first))
-        if plan.keep:
-            kept.append(p)
-    return torch.cat(outputs), torch.cat(sums), kept
-
-
-def _prefix_gradients(
-    do_THD: torch.Tensor,
-    along_TH1: torch.Tensor,
-    q_THD: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
-    plan: _Plan,
-    kept: list[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of queries and of the prefix's keys and values; see `_score_gradients`."""
-    heads = past_k.shape[1]
-    k_KPD, v_KPD = past_k.transpose(0, 1), past_v.transpose(0, 1)
-    dq_THD = torch.empty_like(q_THD)
-    dk_KPD, dv_KPD = torch.zeros_like(k_KPD), torch.zeros_like(v_KPD)
-    for first, last in reversed(_chunks(q_THD, past_k)):
-        q, do, along = (_by_key(x[first:last], heads) for x in (q_THD, do_THD, along_TH1))
-        if plan.keep:
-            p = kept.pop()
-        else:
-            p, _ = _probabilities(q, k_KPD, _prefix_mask(plan, first, last, q), plan.scaling)
-        ds = _score_gradients(p, do, v_KPD, along, plan.scaling)
-        dv_KPD += torch.bmm(p.transpose(1, 2), do)
-        dk_KPD += torch.bmm(ds.transpose(1, 2), q)
-        dq_THD[first:last] = _from_key(torch.bmm(ds, k_KPD), last - first)
-    return dq_THD, dk_KPD.transpose(0, 1), dv_KPD.transpose(0, 1)
-
-
-def _probabilities(
-    q_NMD: torch.Tensor,
-    k: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float,
-    with_sums: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The softmax of a block's scores, taken in float32 or better.
-
-    Args:
-        q_NMD: queries.
-        k: keys [N, keys, D].
-        mask: added to the scores [N, M, keys].
-        scaling: of the scores.
-        with_sums: whether the second result is wanted.
-
-    Returns:
-        Probabilities [N, M, keys], and the logarithms of the sums of exponentials [N, M, 1].
-    """
-    scores = torch.baddbmm(mask, q_NMD, k.transpose(1, 2), alpha=scaling).to(_wide(q_NMD))
-    top = scores.amax(-1, keepdim=True) if with_sums else scores[..., :1]
-    p = torch.softmax(scores, -1, out=scores)
-    # The largest probability is the exponential of nothing over the sum.
-    sums = top - p.amax(-1, keepdim=True).log() if with_sums else top
-    return p.to(q_NMD.dtype), sums
-
-
-def _score_gradients(
-    p: torch.Tensor, do: torch.Tensor, v: torch.Tensor, along: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """The gradient of a block's scaled scores.
-
-    Args:
-        p: probabilities [N, M, keys].
-        do: gradient of the output [N, M, D], times the block's share in it.
-        v: values [N, keys, D].
-        along: the product of output and gradient [N, M, 1], times the share.
-        scaling: of the scores.
-    """
-    return torch.bmm(do, v.transpose(1, 2)).sub_(along).mul_(p).mul_(scaling)
-
-
-def _blocks(group: Group) -> list[tuple[int, int]]:
-    """First and last query of each block; it sees the keys up to the last."""
-    size = BLOCK_QUERIES if group.length > BLOCK_QUERIES * 3 // 2 else group.length
-    return [(a, min(a + size, group.length)) for a in range(0, group.length, size)]
-
-
-def _chunks(q_THD: torch.Tensor, past_k: torch.Tensor) -> list[tuple[int, int]]:
-    """First and last token of the blocks that attend to the prefix."""
-    tokens, heads, _ = q_THD.shape
-    size = max(BLOCK_SCORES // (heads * len(past_k)), 1)
-    return [(a, min(a + size, tokens)) for a in range(0, tokens, size)]
-
-
-def _prefix_mask(plan: _Plan, first: int, last: int, q_KMD: torch.Tensor) -> torch.Tensor:
-    if plan.window is None:
-        return q_KMD.new_zeros(())
-    heads = q_KMD.shape[1] // (last - first)
-    return plan.rows.prefix_mask(first, last, heads, plan.window, q_KMD.dtype)
+    """Queries [B * K, H / K, L, D]; keys and values, the prefix before them, [B * K, P + L, D]."""
+    k, v = _keys(group, k_TKD, past_k), _keys(group, v_TKD, past_v)
+    return _by_head(group.pad(q_THD), k_TKD.shape[1]), k, v
 
 
 def _by_head(x_BLHD: torch.Tensor, key_heads: int) -> torch.Tensor:
@@ -323,27 +298,17 @@ def _by_head(x_BLHD: torch.Tensor, key_heads: int) -> torch.Tensor:
     return x_BLHD.transpose(1, 2).reshape(b * key_heads, h // key_heads, length, d)
 
 
-def _by_key(x_THD: torch.Tensor, key_heads: int) -> torch.Tensor:
-    """[T, H, D] -> [K, T * H / K, D]."""
-    t, h, d = x_THD.shape
-    return x_THD.view(t, key_heads, h // key_heads, d).transpose(0, 1).reshape(key_heads, -1, d)
-
-
-def _from_key(x_KMD: torch.Tensor, tokens: int) -> torch.Tensor:
-    """The inverse of `_by_key`."""
-    k, _, d = x_KMD.shape
-    return x_KMD.view(k, tokens, -1, d).transpose(0, 1).reshape(tokens, -1, d)
+def _keys(group: Group, x_TKD: torch.Tensor, past_PKD: torch.Tensor | None) -> torch.Tensor:
+    x_BLKD = group.pad(x_TKD)
+    if past_PKD is not None:
+        x_BLKD = torch.cat([past_PKD.expand(group.rows, -1, -1, -1), x_BLKD], 1)
+    return x_BLKD.transpose(1, 2).reshape(-1, x_BLKD.shape[1], x_BLKD.shape[3])
 
 
 def _tokens(blocks: list[torch.Tensor], shape: torch.Size, group: Group) -> torch.Tensor:
     """Blocks of queries [B * K, H / K * n, D] -> [B, L, H, D]."""
-    x = torch.cat([block.view(*shape[:2], -1, block.shape[-1]) for block in blocks], 2)
-    return x.view(group.rows, -1, *x.shape[2:]).transpose(1, 2)
-
-
-def _queries(x: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    """Queries of a block, heads that share keys end to end: [B * K, H / K * n, D]."""
-    return x[:, :, first:last].flatten(1, 2)
+    x = torch.cat([block.view(*shape[:2], -1, shape[3]) for block in blocks], 2)
+    return x.view(group.rows, -1, *shape[2:]).transpose(1, 2)
 
 
 def _add(total: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
@@ -354,6 +319,22 @@ def _add(total: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _wide(x: torch.Tensor) -> torch.dtype:
-    """float32 or better, for a softmax."""
-    return torch.promote_types(x.dtype, torch.float32)
+def _queries(x: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """Queries of a block, heads that share keys end to end: [B * K, H / K * n, D]."""
+    return x[:, :, first:last].flatten(1, 2)
+
+
+def _probabilities(
+    q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """The softmax of a block's scores, taken in float32 or better.
+
+    Args:
+        q: [B * K, H / K * n, D].
+        k: [B * K, P + last, D].
+        mask: [H / K * n, P + last].
+        scaling: of the scores.
+    """
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling)
+    wide = scores.to(torch.promote_types(q.dtype, torch.float32))
+    return torch.softmax(wide, -1, out=wide).to(q.dtype)
