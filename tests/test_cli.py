@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from disks import Failing
 from offbook import __version__, storage
 from offbook.cli import main
 from offbook.cli.console import RowsRead, printable
+from offbook.cli.train import STOPPING
 from offbook.storage import verify
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -351,7 +352,18 @@ def wait_for_steps(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 @pytest.fixture
-def training(tiny_arguments: list[str]) -> list[str]:
+def heeded_signals() -> Iterator[None]:
+    """Signals as at a terminal: in the background some are ignored, and so in children."""
+    ignored = [kind for kind in STOPPING if signal.getsignal(kind) is signal.SIG_IGN]
+    for kind in ignored:
+        signal.signal(kind, signal.SIG_DFL)
+    yield
+    for kind in ignored:
+        signal.signal(kind, signal.SIG_IGN)
+
+
+@pytest.fixture
+def training(tiny_arguments: list[str], heeded_signals: None) -> list[str]:
     """The command of a run that takes some seconds."""
     return [sys.executable, "-m", "offbook", "train", *tiny_arguments, "train.max_steps=200"]
 
