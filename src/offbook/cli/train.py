@@ -131,9 +131,9 @@ def _signals() -> Iterator[list[int]]:
             if os.isatty(2):
                 _write_stderr(SHOW_CURSOR)
             os._exit(_exit_code(number))
-        if not received:
+        received.append(number)  # before anything is said: the next may come right after
+        if len(received) == 1:
             _write_stderr("saving and stopping; once more to leave at once\n")
-        received.append(number)
 
     kinds = [kind for kind in STOPPING if signal.getsignal(kind) is not signal.SIG_IGN]
     before = [signal.signal(kind, note) for kind in kinds]
