@@ -45,13 +45,26 @@ def test_total_steps(settings: dict[str, float], steps: int) -> None:
 def test_rows_lie_end_to_end_and_targets_are_the_tokens_that_follow(examples: Examples) -> None:
     (batch,) = cut([examples[0], examples[11]], 10**6, CPU).batches
     rows = sorted((examples[0], examples[11]), key=len, reverse=True)
-    assert batch.lengths == tuple(map(len, rows))
-    assert batch.input_ids.tolist() == [int(i) for row in rows for i in row.input_ids]
-    assert batch.targets.tolist() == [int(i) for row in rows for i in (*row.labels[1:], IGNORED)]
+    first, second = (len(row) - 1 for row in rows)  # the last token is a target alone
+    assert batch.lengths == (first, second)
+    assert batch.input_ids.tolist() == [int(i) for row in rows for i in row.input_ids[:-1]]
+    assert batch.targets.tolist() == [int(i) for row in rows for i in row.labels[1:]]
     padded = batch.padded(batch.targets, IGNORED)
-    assert padded.shape == (2, len(rows[0]))
-    assert padded[1, : len(rows[1])].tolist() == [*rows[1].labels[1:], IGNORED]
-    assert (padded[1, len(rows[1]) :] == IGNORED).all()
+    assert padded.shape == (2, first)
+    assert padded[1, :second].tolist() == rows[1].labels[1:].tolist()
+    assert (padded[1, second:] == IGNORED).all()
+
+
+def test_nothing_after_the_last_supervised_token_is_computed() -> None:
+    (batch,) = cut([row("abcdefgh", "-x--xx--")], 10**6, CPU).batches
+    assert batch.input_ids.tolist() == [ord(letter) for letter in "abcde"]
+    assert batch.targets.tolist() == [ord("b"), IGNORED, IGNORED, ord("e"), ord("f")]
+
+
+def test_a_short_row_fills_what_long_ones_leave() -> None:
+    examples = [row("a" * n, "-" * (n - 1) + "x") for n in (8, 7, 5, 3)]
+    batches = cut(examples, 11, CPU, worth_sharing=10**6).batches
+    assert [batch.lengths for batch in batches] == [(7, 4), (6, 2)]
 
 
 @pytest.mark.parametrize("padded", [True, False])
@@ -65,7 +78,7 @@ def test_micro_batches_hold_every_row_within_the_budget(
         size = len(batch.lengths) * max(batch.lengths) if padded else sum(batch.lengths)
         assert size <= max_tokens or len(batch.lengths) == 1
     assert step.supervised == sum(int((e.labels >= 0).sum()) for e in examples)
-    assert step.tokens == sum(map(len, examples))
+    assert step.tokens == sum(len(e) - 1 for e in examples)
 
 
 def row(ids: str, supervised: str) -> Example:
@@ -100,14 +113,14 @@ def test_a_prefix_is_taken_out_where_it_spares_enough() -> None:
     step = cut(examples, 10**6, CPU, worth_sharing=4)
     assert step.prefix.tolist() == [ord("a"), ord("b")]
     (batch,) = step.batches
-    assert (batch.offset, batch.lengths, batch.supervised) == (2, (4, 4, 2), 4)
-    assert batch.input_ids.tolist() == [ord(letter) for letter in "cdefcxyzcd"]
-    assert step.tokens == 12
+    assert (batch.offset, batch.lengths, batch.supervised) == (2, (3, 3, 1), 4)
+    assert batch.input_ids.tolist() == [ord(letter) for letter in "cdecxyc"]
+    assert step.tokens == 9
     assert not len(cut(examples, 10**6, CPU, worth_sharing=5).prefix)
     assert not len(cut(examples, 10**6, CPU, packed=False, worth_sharing=4).prefix)
 
 
 def test_a_row_with_nothing_supervised_is_not_computed() -> None:
     step = cut([row("abc", "--x"), row("def", "---"), row("xyz", "x--")], 10**6, CPU)
-    assert [batch.lengths for batch in step.batches] == [(3,)]
+    assert [batch.lengths for batch in step.batches] == [(2,)]
     assert cut([row("def", "---")], 10**6, CPU, worth_sharing=0).batches == []

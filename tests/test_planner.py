@@ -13,6 +13,7 @@ import torch
 
 from offbook import planner
 from offbook.config import Config
+from offbook.engine import kernels
 from offbook.errors import MemoryPlanError
 from offbook.forecast import forecast
 from offbook.model import attach_adapter, base_of, head, load_base
@@ -36,7 +37,8 @@ SMALL = {
 
 
 @pytest.fixture
-def shape(tmp_path: Path) -> ModelShape:
+def shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelShape:
+    monkeypatch.setattr(kernels, "take", lambda *facts: True)  # also where no compiler is found
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     return ModelShape.of(tmp_path, Config().lora)
 
@@ -73,7 +75,7 @@ def test_less_memory_means_smaller_micro_batches_then_checkpointing(
         plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU)
         assert plan.peak <= size
         chosen.append((plan.checkpointing, plan.micro_batch_tokens))
-    assert chosen[0] == (False, 1024)
+    assert chosen[0] == (False, 1280)
     assert chosen == sorted(chosen, key=lambda choice: (choice[0], -choice[1]))
     assert chosen[-1][0], "the smallest needs checkpointing"
     assert len(set(chosen)) == 4
@@ -123,8 +125,20 @@ def test_every_size_down_to_the_longest_row_is_tried() -> None:
 
 
 def test_longer_rows_never_need_less(shape: ModelShape) -> None:
-    needs = [shape.activation_bytes(2, longest, True)[0] for longest in (50, 400, 500, 2000)]
+    facts = torch.bfloat16, CPU
+    needs = [shape.activation_bytes(*facts, n, True)[0] for n in (50, 400, 500, 1025, 2000)]
     assert needs == sorted(needs)
+
+
+def test_kernels_spare_masks_and_probabilities(
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = shape.activation_bytes(torch.bfloat16, CPU, 200, True)[0]
+    assert fused == shape.activation_bytes(torch.bfloat16, CPU, 200, False)[0]
+    monkeypatch.setattr(kernels, "take", lambda *facts: False)
+    without = shape.activation_bytes(torch.bfloat16, CPU, 200, False)[0]
+    assert without == fused + 2 * 9 * 200
+    assert shape.activation_bytes(torch.bfloat16, CPU, 200, True)[0] > without
 
 
 def test_a_forecast_counts_the_steps_of_the_run(tiny_config: MakeConfig) -> None:

@@ -255,7 +255,7 @@ def test_no_memory_for_a_single_row_is_an_error_with_the_plan(
         stepper.take()
     assert caught.value.exit_code == 7
     plan = stepper.parts.plan.describe()
-    assert f"not enough for a single row of 30 tokens; planned: {plan}" in str(caught.value)
+    assert f"not enough for a single row of 29 tokens; planned: {plan}" in str(caught.value)
     assert torch.equal(flat(stepper), weights)
 
 

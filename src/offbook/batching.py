@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -65,7 +65,8 @@ def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows laid end to end, longest first, without padding.
+    """Rows laid end to end, longest first, without padding; each up to what its last supervised
+    token is predicted from.
 
     Attributes:
         input_ids: int64 [tokens].
@@ -119,7 +120,7 @@ def cut(
     packed: bool = True,
     worth_sharing: int = WORTH_SHARING,
 ) -> Step:
-    """Cut examples into micro-batches of rows of like length.
+    """Cut examples into micro-batches, the longest rows first, each into the first with room.
 
     Args:
         examples: those with nothing supervised are left out.
@@ -130,22 +131,27 @@ def cut(
         worth_sharing: take out the tokens that all examples begin with, where that spares at
             least so many.
     """
-    examples = [e for e in examples if (e.labels[1:] != IGNORED).any()]
+    examples = [_needed(e) for e in examples if (e.labels[1:] != IGNORED).any()]
     start = shared_prefix(examples) if packed and examples else 0
     if start * (len(examples) - 1) < worth_sharing:
         start = 0
     budget = max_tokens - start  # the prefix stays in memory through all micro-batches
     groups: list[list[Example]] = []
-    size = 0
+    sizes: list[int] = []
     for example in sorted(examples, key=len, reverse=True):
-        length = len(example) - start
-        # The first of a group is its longest.
-        size += length if packed or not groups else len(groups[-1][0])
-        if groups and size <= budget:
-            groups[-1].append(example)
-        else:
+        length = len(example) - 1 - start
+        # Padded, a row is as long as the first of its group.
+        grown = [
+            size + (length if packed else len(group[0]) - 1)
+            for size, group in zip(sizes, groups, strict=True)
+        ]
+        fits = next((k for k, size in enumerate(grown) if size <= budget), None)
+        if fits is None:
             groups.append([example])
-            size = length
+            sizes.append(length)
+        else:
+            groups[fits].append(example)
+            sizes[fits] = grown[fits]
     prefix = examples[0].input_ids[:start] if start else np.empty(0)
     return Step(
         torch.from_numpy(prefix.astype(np.int64)).to(device),
@@ -170,13 +176,20 @@ def shared_prefix(examples: Sequence[Example]) -> int:
     return common
 
 
+def _needed(example: Example) -> Example:
+    """An example up to its last supervised token: nothing that follows has a part in the loss."""
+    stop = int(np.flatnonzero(example.labels != IGNORED)[-1]) + 1
+    return replace(example, input_ids=example.input_ids[:stop], labels=example.labels[:stop])
+
+
 def _pack(examples: Sequence[Example], start: int, device: torch.device) -> Batch:
-    input_ids = np.concatenate([e.input_ids[start:] for e in examples]).astype(np.int64)
-    targets = np.concatenate([np.append(e.labels[start + 1 :], IGNORED) for e in examples])
+    """The inputs and targets of needed examples: the last token is a target alone."""
+    input_ids = np.concatenate([e.input_ids[start:-1] for e in examples]).astype(np.int64)
+    targets = np.concatenate([e.labels[start + 1 :] for e in examples]).astype(np.int64)
     return Batch(
         torch.from_numpy(input_ids).to(device),
-        torch.from_numpy(targets.astype(np.int64)).to(device),
-        tuple(len(e) - start for e in examples),
+        torch.from_numpy(targets).to(device),
+        tuple(len(e) - 1 - start for e in examples),
         start,
         int((targets != IGNORED).sum()),
     )

@@ -15,17 +15,18 @@ from offbook.adapter import ALL_LINEAR
 from offbook.base import read_config
 from offbook.batching import Batch, Step
 from offbook.config import Config, LoraSettings
-from offbook.engine.attention import KEPT_SCORES
+from offbook.engine import kernels
+from offbook.engine.attention import KEPT_SCORES, LONGEST_FUSED
 from offbook.engine.engine import Engine
-from offbook.engine.loss import CHUNK_LOGITS
+from offbook.engine.loss import CHUNK_BYTES
 from offbook.engine.memory import keep_freed_memory
 from offbook.errors import MemoryPlanError
 from offbook.model import attach_adapter, backbone, choose_device, head
 from offbook.tokenizer import quiet_transformers
 
 # Tokens of a micro-batch: more make products more efficient, up to a point. The result of a step
-# does not depend on it.
-MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
+# does not depend on it. On a processor, two of these hold a step of 16 short rows.
+MOST_TOKENS = {"cpu": 1280, "cuda": 8192}
 FEWEST_TOKENS = 256
 # Measured beyond the arithmetic: PyTorch's kernels and their buffers, in bytes, and what the
 # allocator cannot use again, as a share of the activations.
@@ -82,19 +83,29 @@ class ModelShape:
         """
         return tokens * (4 * self.linear + 6 * self.adapter) + supervised * 4 * self.head
 
-    def activation_bytes(self, width: int, longest: int, dropout: bool) -> tuple[int, int]:
+    def activation_bytes(
+        self, dtype: torch.dtype, device: torch.device, longest: int, dropout: bool
+    ) -> tuple[int, int]:
         """Bytes that a token keeps in one layer until the backward pass, and uses in passing.
 
+        The fused kernels keep neither masks nor attention's probabilities.
+
         Args:
-            width: bytes of a number.
+            dtype: of the base.
+            device: that computes.
             longest: tokens of the longest row.
-            dropout: whether masks are kept.
+            dropout: whether there is any.
         """
-        c, mask = self.config, int(dropout)
+        c = self.config
         head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         queries = c.num_attention_heads * head_dim
         keys = (getattr(c, "num_key_value_heads", None) or c.num_attention_heads) * head_dim
-        scores = c.num_attention_heads * longest
+        fused = kernels.take(
+            device, dtype, c.hidden_size, head_dim, queries, keys, c.intermediate_size
+        )
+        mask = int(dropout and not fused)
+        in_blocks = not fused or longest > LONGEST_FUSED
+        scores = c.num_attention_heads * longest if in_blocks else 0
         kept = (
             c.hidden_size * (4 + 5 * mask)  # inputs of the norms and of the projections
             + queries * (2 + mask)
@@ -103,7 +114,7 @@ class ModelShape:
             + min(scores, KEPT_SCORES)
         )
         passing = 4 * c.intermediate_size + 6 * c.hidden_size
-        return kept * width, passing * width
+        return kept * dtype.itemsize, passing * dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -237,24 +248,24 @@ def plan_for(
     """What micro-batches of `tokens` tokens need, whether it fits or not; see `make_plan`."""
     available, process = _memory(device)
     layers, dropout = shape.config.num_hidden_layers, config.lora.lora_dropout > 0
-    kept, passing = shape.activation_bytes(dtype.itemsize, longest, dropout)
+    kept, passing = shape.activation_bytes(dtype, device, longest, dropout)
     # A checkpointed layer keeps its input alone; one at a time is computed again.
     of_layers = layers * shape.config.hidden_size * dtype.itemsize + kept
     per_token = (of_layers if checkpointing else layers * kept) + passing
     wide = torch.promote_types(dtype, torch.float32).itemsize
-    logits = CHUNK_LOGITS
+    loss = CHUNK_BYTES
     if not shape.packed or config.train.engine == "plain":
         # transformers and PEFT keep float32 copies of what adapters see, and all logits at once.
         inputs = 6 * shape.config.hidden_size + shape.config.intermediate_size
         per_token += layers * inputs * wide * (1 + dropout)
-        logits = tokens * shape.config.vocab_size
+        loss = tokens * shape.config.vocab_size * (2 * dtype.itemsize + 2 * wide)
     return Plan(
         micro_batch_tokens=tokens,
         checkpointing=checkpointing,
         weights=_weight_bytes(config, shape, dtype),
         adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
         activations=int(per_token * tokens * (1 + FRAGMENTS)),
-        loss=logits * (2 * dtype.itemsize + 2 * wide),
+        loss=loss,
         process=process + KERNELS,
         available=available,
     )

@@ -11,6 +11,7 @@ from peft import PeftModel
 from offbook.base import resolve_base
 from offbook.config import Config
 from offbook.data import ConversationReader, read_conversations
+from offbook.engine import kernels
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
 from offbook.examples import Examples, tokenize
@@ -110,6 +111,8 @@ def load(materials: Materials, monitor: Monitor) -> Parts:
     engine = Engine(model, fast=config.train.engine == "fast")
     if engine.plain_layers:
         monitor.announce(f"left to transformers and PEFT: {', '.join(engine.plain_layers)}")
+    if engine.packed and device.type == "cpu" and (problem := kernels.library().problem):
+        monitor.announce(problem)
     if materials.plan.checkpointing:
         with quiet_transformers():  # 5.23 renames it; the old name works in all releases so far
             base_of(model).gradient_checkpointing_enable({"use_reentrant": False})

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from offbook.engine import kernels
 from offbook.errors import CheckpointError
 from offbook.examples import Examples
 from offbook.storage import sha256
@@ -44,7 +45,11 @@ def make_receipt(
         },
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in PACKAGES},
-        "device": {"name": gpu or platform.machine(), "threads": torch.get_num_threads()},
+        "device": {
+            "name": gpu or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "fused_kernels": kernels.library().code is not None,
+        },
         "micro_batch_tokens": micro_batch_tokens,
     }
 

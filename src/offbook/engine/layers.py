@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from offbook.engine import kernels
 from offbook.engine.attention import Rows, attend
 from offbook.engine.lora import project
 from offbook.model import Projection
@@ -31,7 +32,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""
-        return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return]
+        norm = _FusedRMSNorm if kernels.fit(x) else _RMSNorm
+        return norm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return]
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -49,6 +51,22 @@ class _RMSNorm(torch.autograd.Function):
         # The scale depends on x: its share is along x.
         along = (dy * wide).sum(-1, keepdim=True).mul_(scale * scale / -x.shape[-1])
         return torch.addcmul(dy, wide, along).mul_(scale).to(x.dtype), None, None
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        x_TI = x.contiguous().view(-1, x.shape[-1])
+        y_TI, scale_T = kernels.rms_norm(x_TI, weight, eps)
+        ctx.save_for_backward(x_TI, weight, scale_T)
+        return y_TI.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_TI, weight, scale_T = ctx.saved_tensors
+        dy_TI = grads[0].contiguous().view(x_TI.shape)
+        dx_TI = kernels.rms_norm_backward(dy_TI, x_TI, weight, scale_T)
+        return dx_TI.view(grads[0].shape), None, None
 
 
 class MLP(nn.Module):
@@ -69,11 +87,15 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
+        if kernels.fit(gate):
+            return kernels.swiglu(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
         gate, up = ctx.saved_tensors
+        if kernels.fit(gate):
+            return kernels.swiglu_backward(grads[0].contiguous(), gate, up)
         dgate = torch.ops.aten.silu_backward(grads[0] * up, gate)
         return dgate, F.silu(gate).mul_(grads[0])
 

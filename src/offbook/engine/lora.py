@@ -8,12 +8,13 @@ what it meets. Here the input stays in the base's format and is kept once for al
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from offbook.engine import kernels
 from offbook.engine.dropout import drop, drop_, drop_probability, keep_mask
 from offbook.model import Projection
 
@@ -45,49 +46,122 @@ class _Project(torch.autograd.Function):
         ctx: Any, x_TI: torch.Tensor, projections: list[Projection], *adapters: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         outputs: list[torch.Tensor] = []
-        hidden: list[torch.Tensor | None] = []
-        masks: list[torch.Tensor | None] = []
+        updates: list[Update | None] = []
         for p in projections:
             y_TO = F.linear(x_TI, p.weight(), p.bias)
-            if p.lora_A is not None and p.lora_B is not None:
-                a_RI, b_OR = p.lora_A.to(x_TI.dtype), p.lora_B.to(x_TI.dtype)
-                mask = keep_mask(x_TI, p.dropout) if p.dropout else None
-                h_TR = (x_TI if mask is None else drop(x_TI, mask)) @ a_RI.t()
-                y_TO.addmm_(h_TR, b_OR.t(), alpha=_scale(p))
-                hidden.append(h_TR)
-                masks.append(mask)
+            if p.lora_A is None:
+                updates.append(None)
+            elif kernels.fit(x_TI, y_TO):
+                updates.append(_add_fused(p, x_TI, y_TO))
             else:
-                hidden.append(None)
-                masks.append(None)
+                updates.append(_add(p, x_TI, y_TO))
             outputs.append(y_TO)
         ctx.projections = projections
-        ctx.save_for_backward(x_TI, *hidden, *masks)
+        ctx.dropouts = [update.dropout if update else None for update in updates]
+        ctx.save_for_backward(
+            x_TI, *(t for u in updates for t in ((u.hidden, u.mask) if u else (None, None)))
+        )
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_TI, *saved = ctx.saved_tensors
-        hidden, masks = saved[: len(grads)], saved[len(grads) :]
         dx_TI: torch.Tensor | None = None
         adapters: list[torch.Tensor | None] = []
-        for p, dy_TO, h_TR, mask in zip(ctx.projections, grads, hidden, masks, strict=True):
+        for p, dy_TO, h_TR, mask_TI, dropout in zip(
+            ctx.projections, grads, saved[::2], saved[1::2], ctx.dropouts, strict=True
+        ):
             if ctx.needs_input_grad[0]:
                 dx_TI = dy_TO @ p.weight() if dx_TI is None else dx_TI.addmm_(dy_TO, p.weight())
             if h_TR is None:
                 adapters += [None, None]
-                continue
-            a_RI, b_OR, scale = p.lora_A.to(x_TI.dtype), p.lora_B.to(x_TI.dtype), _scale(p)
-            dh_TR = (dy_TO @ b_OR).mul_(scale)
-            db_OR = (h_TR.t() @ dy_TO).t().to(p.lora_B.dtype).mul_(scale)
-            seen_TI = x_TI if mask is None else drop(x_TI, mask)
-            da_RI = (dh_TR.t() @ seen_TI).to(p.lora_A.dtype)
-            adapters += [da_RI, db_OR]
-            if dx_TI is not None:
-                if mask is None:
-                    dx_TI.addmm_(dh_TR, a_RI)
-                else:
-                    dx_TI.add_(drop_(dh_TR @ a_RI, mask))
+            elif dropout is not None:
+                adapters += _backward_fused(p, x_TI, dy_TO, h_TR, dropout, dx_TI)
+            else:
+                adapters += _backward(p, x_TI, dy_TO, h_TR, mask_TI, dx_TI)
         return dx_TI, None, *adapters
+
+
+class Update(NamedTuple):
+    """What the backward pass of an adapter needs: of the two, either a mask or a seed of one."""
+
+    hidden: torch.Tensor  # [T, R]
+    mask: torch.Tensor | None = None  # [T, I]
+    dropout: kernels.Dropout | None = None
+
+
+def _add(p: Projection, x_TI: torch.Tensor, y_TO: torch.Tensor) -> Update:
+    """Add an adapter's part to `y`, in place."""
+    assert p.lora_A is not None
+    assert p.lora_B is not None
+    a_RI, b_OR = p.lora_A.to(x_TI.dtype), p.lora_B.to(x_TI.dtype)
+    mask_TI = keep_mask(x_TI, p.dropout) if p.dropout else None
+    h_TR = (x_TI if mask_TI is None else drop(x_TI, mask_TI)) @ a_RI.t()
+    y_TO.addmm_(h_TR, b_OR.t(), alpha=_scale(p))
+    return Update(h_TR, mask_TI)
+
+
+def _backward(
+    p: Projection,
+    x_TI: torch.Tensor,
+    dy_TO: torch.Tensor,
+    h_TR: torch.Tensor,
+    mask_TI: torch.Tensor | None,
+    dx_TI: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of A and B; that of `x` is added to `dx`, in place."""
+    assert p.lora_A is not None
+    assert p.lora_B is not None
+    a_RI, b_OR, scale = p.lora_A.to(x_TI.dtype), p.lora_B.to(x_TI.dtype), _scale(p)
+    dh_TR = (dy_TO @ b_OR).mul_(scale)
+    db_OR = (h_TR.t() @ dy_TO).t().to(p.lora_B.dtype).mul_(scale)
+    seen_TI = x_TI if mask_TI is None else drop(x_TI, mask_TI)
+    da_RI = (dh_TR.t() @ seen_TI).to(p.lora_A.dtype)
+    if dx_TI is not None:
+        if mask_TI is None:
+            dx_TI.addmm_(dh_TR, a_RI)
+        else:
+            dx_TI.add_(drop_(dh_TR @ a_RI, mask_TI))
+    return da_RI, db_OR
+
+
+def _add_fused(p: Projection, x_TI: torch.Tensor, y_TO: torch.Tensor) -> Update:
+    """As `_add`, in two passes."""
+    a_RI, b_RO = _wide(p)
+    dropout = kernels.Dropout.draw(p.dropout)
+    h_TR = kernels.down(x_TI, a_RI, dropout)
+    kernels.add_up(y_TO, h_TR, b_RO)
+    return Update(h_TR, None, dropout)
+
+
+def _backward_fused(
+    p: Projection,
+    x_TI: torch.Tensor,
+    dy_TO: torch.Tensor,
+    h_TR: torch.Tensor,
+    dropout: kernels.Dropout,
+    dx_TI: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_backward`, with the mask made again from its seed where it is applied."""
+    assert p.lora_A is not None
+    a_RI, b_RO = _wide(p)
+    rank, dy_TO = len(p.lora_A), dy_TO.contiguous()
+    dh_TR = kernels.down(dy_TO, b_RO)
+    db_RO = kernels.outer(dy_TO, h_TR).mul_(_scale(p))
+    da_RI = kernels.outer(x_TI, dh_TR, dropout)
+    if dx_TI is not None:
+        kernels.add_up(dx_TI, dh_TR, a_RI, dropout)
+    return da_RI[:rank], db_RO[:rank].t()
+
+
+def _wide(p: Projection) -> tuple[torch.Tensor, torch.Tensor]:
+    """A, and B transposed with the scale on it, in float32, with zeros for missing ranks."""
+    assert p.lora_A is not None
+    assert p.lora_B is not None
+    a_RI, b_RO = p.lora_A.float(), p.lora_B.float().t() * _scale(p)
+    if missing := -len(a_RI) % kernels.RANKS:
+        a_RI, b_RO = (F.pad(x, (0, 0, 0, missing)) for x in (a_RI, b_RO))
+    return a_RI.contiguous(), b_RO.contiguous()
 
 
 def _scale(p: Projection) -> float:

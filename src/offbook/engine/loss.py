@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# Logits of one chunk, in elements: enough rows for an efficient product, and little memory.
-CHUNK_LOGITS = 8_000_000
+from offbook.engine import kernels
+
+# Bytes of one chunk of logits and of what is made of them: enough rows for an efficient product.
+CHUNK_BYTES = 96_000_000
 
 
 def summed_cross_entropy(
@@ -45,14 +47,18 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden_ND.device)
         gradients = []
         for h_CD, y_C in zip(
-            *(x.split(chunk_rows(weight_VD)) for x in (hidden_ND, targets_N)), strict=True
+            *(x.split(_chunk_rows(weight_VD)) for x in (hidden_ND, targets_N)), strict=True
         ):
-            logits_CV = F.linear(h_CD, weight_VD, bias_V).to(wide)
-            log_p_CV = torch.log_softmax(logits_CV, -1)
-            total -= log_p_CV.gather(1, y_C[:, None]).sum()
-            if ctx.needs_input_grad[0]:
+            logits_CV = F.linear(h_CD, weight_VD, bias_V)
+            if kernels.fit(logits_CV):
+                total += kernels.cross_entropy_(logits_CV, y_C).sum()
+                error_CV = logits_CV
+            else:
+                log_p_CV = torch.log_softmax(logits_CV.to(wide), -1)
+                total -= log_p_CV.gather(1, y_C[:, None]).sum()
                 error_CV = log_p_CV.exp_()  # p, less one at the target
                 error_CV[torch.arange(len(y_C), device=y_C.device), y_C] -= 1
+            if ctx.needs_input_grad[0]:
                 gradients.append(error_CV.to(hidden_ND.dtype) @ weight_VD)
         ctx.save_for_backward(*gradients)
         return total
@@ -63,6 +69,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return dhidden_ND.mul_(grads[0].to(dhidden_ND.dtype)), None, None, None
 
 
-def chunk_rows(weight_VD: torch.Tensor) -> int:
+def _chunk_rows(weight_VD: torch.Tensor) -> int:
     """Rows of hidden states that go through the head at a time."""
-    return max(CHUNK_LOGITS // weight_VD.shape[0], 16)
+    vocabulary, dtype = len(weight_VD), weight_VD.dtype
+    if kernels.take(weight_VD.device, dtype, vocabulary):
+        of_a_logit = dtype.itemsize  # the gradient takes its place
+    else:
+        of_a_logit = 2 * dtype.itemsize + 2 * torch.promote_types(dtype, torch.float32).itemsize
+    return max(CHUNK_BYTES // (of_a_logit * vocabulary), 16)

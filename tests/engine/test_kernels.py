@@ -1,0 +1,262 @@
+"""The fused kernels, against the formulas in float64."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from models import CPU, FAMILIES, make_model, some_examples, with_exact_norms
+from torch.nn import functional as F
+
+from offbook.batching import cut
+from offbook.config import LoraSettings
+from offbook.engine import attention, kernels
+from offbook.engine.attention import Rows
+from offbook.engine.dropout import drop_probability
+from offbook.engine.engine import Engine
+from offbook.engine.kernels import NONE, Dropout, Library
+
+FORMATS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
+needs_kernels = pytest.mark.skipif(
+    kernels.library().code is None, reason=f"no kernels: {kernels.library().problem}"
+)
+formats = pytest.mark.parametrize("dtype", FORMATS)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    """Within the format's rounding, over the whole tensor."""
+    assert got.shape == expected.shape
+    assert (got.double() - expected).norm() <= FORMATS[dtype] * expected.norm()
+
+
+def mask_of(dropout: Dropout, rows: int, width: int) -> torch.Tensor:
+    """What is kept, as ones and zeros."""
+    y = torch.zeros(rows, width)
+    kernels.add_up(y, torch.ones(rows, 8), torch.full((8, width), 1 / 8), dropout)
+    return y
+
+
+@needs_kernels
+@formats
+@pytest.mark.parametrize("rank", [8, 24])
+@pytest.mark.parametrize("rows", [1, 2, 7, 24])
+@pytest.mark.parametrize("dropout", [NONE, Dropout(2**63 + 12345, 20000)])
+def test_narrow_products(dtype: torch.dtype, rank: int, rows: int, dropout: Dropout) -> None:
+    x, h, a = random(rows, 96, dtype=dtype), random(rows, rank, seed=1), random(rank, 96, seed=2)
+    y = random(rows, 96, dtype=dtype, seed=3)
+    mask = mask_of(dropout, rows, 96).double()
+    wide, seen = y.double(), x.double() * mask
+    assert_close(kernels.down(x, a, dropout), seen @ a.double().t(), torch.float32)
+    assert_close(kernels.outer(x, h, dropout), h.double().t() @ seen, torch.float32)
+    kernels.add_up(y, h, a, dropout)
+    assert_close(y, wide + mask * (h.double() @ a.double()), dtype)
+
+
+@needs_kernels
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
+def test_elements_are_dropped_with_the_probability_asked_for(p: float) -> None:
+    torch.manual_seed(0)
+    mask = mask_of(Dropout.draw(p), 1000, 992)
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    share, deviation = drop_probability(p), (p * (1 - p) / mask.numel()) ** 0.5
+    assert abs((mask == 0).double().mean().item() - share) < 5 * deviation
+
+
+@needs_kernels
+def test_masks_of_neighbours_rows_and_seeds_are_independent() -> None:
+    torch.manual_seed(0)
+    first, second, near, nearer = (
+        mask_of(dropout, 500, 992).double() - 0.5
+        for dropout in (Dropout.draw(0.5), Dropout.draw(0.5), Dropout(1, 2**15), Dropout(2, 2**15))
+    )
+    for a, b in (
+        (first, second),
+        (near, nearer),
+        (first[:, 1:], first[:, :-1]),
+        (first[:, 16:], first[:, :-16]),  # the other half of a word
+        (first[:, 32:], first[:, :-32]),
+        (first[1:], first[:-1]),
+    ):
+        assert abs((a * b).mean().item()) < 5 * 0.25 / a.numel() ** 0.5
+
+
+@needs_kernels
+def test_the_seed_fixes_the_masks() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(Dropout.draw(0.1))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert Dropout.draw(0.0) == NONE
+
+
+@needs_kernels
+@formats
+def test_rms_norm(dtype: torch.dtype) -> None:
+    x, dy = random(5, 64, dtype=dtype), random(5, 64, dtype=dtype, seed=1)
+    weight = random(64, dtype=dtype, seed=2)
+    wide = x.double().requires_grad_()
+    expected = F.rms_norm(wide, (64,), weight.double(), 1e-5)
+    (gradient,) = torch.autograd.grad(expected, wide, dy.double())
+    y, scale = kernels.rms_norm(x, weight, 1e-5)
+    assert_close(y, expected, dtype)
+    assert_close(kernels.rms_norm_backward(dy, x, weight, scale), gradient, dtype)
+
+
+@needs_kernels
+@formats
+def test_swiglu(dtype: torch.dtype) -> None:
+    gate, up, dy = (random(5, 64, dtype=dtype, seed=k) * 4 for k in range(3))
+    wide = [x.double().requires_grad_() for x in (gate, up)]
+    expected = F.silu(wide[0]) * wide[1]
+    gradients = torch.autograd.grad(expected, wide, dy.double())
+    assert_close(kernels.swiglu(gate, up), expected, dtype)
+    for got, gradient in zip(kernels.swiglu_backward(dy, gate, up), gradients, strict=True):
+        assert_close(got, gradient, dtype)
+
+
+@needs_kernels
+@formats
+def test_cross_entropy(dtype: torch.dtype) -> None:
+    logits, targets = random(6, 96, dtype=dtype) * 5, torch.tensor([0, 95, 17, 31, 32, 50])
+    logits[0, 40] = -torch.inf
+    logits[1] += 300  # exp alone would overflow
+    wide = logits.double().requires_grad_()
+    expected = F.cross_entropy(wide, targets, reduction="none")
+    (gradient,) = torch.autograd.grad(expected.sum(), wide)
+    assert_close(kernels.cross_entropy_(logits, targets), expected, torch.float32)
+    assert_close(logits, gradient, dtype)
+
+
+@needs_kernels
+@formats
+def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
+    """A step that met one is found out by its loss or gradient."""
+    for bad in (torch.nan, torch.inf):
+        x = random(4, 64, dtype=dtype)
+        x[2, 5] = bad
+        assert not kernels.cross_entropy_(x.clone(), torch.zeros(4).long())[2].isfinite()
+        assert not kernels.swiglu(x, x)[2, 5].isfinite()
+        assert kernels.rms_norm(x, random(64, dtype=dtype), 1e-5)[0][2].isnan().any()
+        assert not kernels.down(x, random(8, 64))[2].isfinite().any()
+        assert kernels.down(x, random(8, 64))[3].isfinite().all()
+        q = x.view(4, 2, 32)
+        o = kernels.attend(q, q, q, (None, None), [2, 2], 1.0, None)
+        assert o[2:].isnan().any()
+        assert o[:2].isfinite().all()
+
+
+@needs_kernels
+@formats
+@pytest.mark.parametrize(("heads", "keys", "width"), [(4, 4, 32), (9, 3, 64), (2, 1, 96)])
+@pytest.mark.parametrize("prefix", [0, 1, 37])
+@pytest.mark.parametrize("window", [None, 9])
+def test_attention(
+    dtype: torch.dtype, heads: int, keys: int, width: int, prefix: int, window: int | None
+) -> None:
+    lengths = [61, 49, 48, 25, 24, 5, 1]
+    q, do = (random(sum(lengths), heads, width, dtype=dtype, seed=k) for k in (0, 1))
+    k, v = (random(sum(lengths), keys, width, dtype=dtype, seed=k) for k in (2, 3))
+    past = [random(prefix, keys, width, dtype=dtype, seed=k) for k in (4, 5)]
+    inputs = [x.double().requires_grad_() for x in (q, k, v, *past[: 2 * bool(prefix)])]
+    expected = attention._Blockwise.apply(
+        *inputs, *[None] * (5 - len(inputs)), Rows(lengths, prefix, CPU), width**-0.5, window
+    )
+    gradients = torch.autograd.grad(expected, inputs, do.double())
+    facts = ((past[0], past[1]) if prefix else (None, None), lengths, width**-0.5, window)
+    assert_close(kernels.attend(q, k, v, *facts), expected, dtype)
+    got = [x for x in kernels.attend_backward(do, q, k, v, *facts) if x is not None]
+    for one, gradient in zip(got, gradients, strict=True):
+        assert_close(one, gradient, dtype)
+
+
+@needs_kernels
+@pytest.mark.parametrize("prefix", [0, 1, 40])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_through_the_kernels(
+    family: str, prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cut.__kwdefaults__, "worth_sharing", 1)
+    sizes = {"hidden_size": 128, "intermediate_size": 96, "vocab_size": 128, "head_dim": 32}
+    facts = FAMILIES[family].to_dict() | sizes | {"initializer_range": 0.05}
+    # Small enough for rounding not to grow from layer to layer.
+    lora = LoraSettings(r=4, lora_alpha=1, lora_dropout=0.0)
+    model = make_model(type(FAMILIES[family])(**facts), torch.float32, lora)
+    used: set[str] = set()
+    call = kernels._call
+    monkeypatch.setattr(
+        kernels, "_call", lambda name, *rest: (used.add(name), call(name, *rest))[1]
+    )
+    gradients = []
+    for engine in (
+        Engine(with_exact_norms(model), fast=False),
+        Engine(copy.deepcopy(model), fast=False),
+        Engine(model),
+    ):
+        assert engine.accumulate(engine.cut(some_examples(prefix), 10**6, CPU), [0]) is not None
+        trained = [p.grad for p in engine.model.parameters() if p.grad is not None]
+        gradients.append(torch.cat([g.double().flatten() for g in trained]))
+    exact, plain, fused = gradients
+    assert used == set(kernels.SIGNATURES)
+    assert (fused - exact).norm() <= 1.5 * (plain - exact).norm()
+    assert (fused - exact).norm() < 1e-5 * exact.norm()
+
+
+# Where there are none.
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Library]:
+    """Compiles into an empty cache."""
+    monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path)
+    return kernels.library.__wrapped__
+
+
+def test_without_a_compiler_the_user_is_told(
+    fresh: Callable[[], Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "apt install g++" in fresh().problem
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert "Linux" in fresh().problem
+
+
+@needs_kernels
+def test_a_compiler_that_fails_is_named(
+    fresh: Callable[[], Library], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = tmp_path / "broken.cpp"
+    source.write_text("no program")
+    monkeypatch.setattr(kernels, "SOURCE", source)
+    assert "g++ could not compile" in fresh().problem
+    monkeypatch.setattr(kernels, "cache_folder", lambda: source)
+    assert "could not be kept or loaded" in fresh().problem
+
+
+@needs_kernels
+def test_what_is_compiled_is_kept(
+    fresh: Callable[[], Library], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert fresh().code is not None
+    (kept,) = (tmp_path / "kernels").iterdir()
+    monkeypatch.setattr(subprocess, "run", lambda *command, **options: pytest.fail("again"))
+    assert fresh().code is not None
+    monkeypatch.undo()
+    kept.unlink()  # its pages are in use
+    kept.write_bytes(b"half a file")
+    monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path)
+    assert fresh().code is not None, "compiled anew"
+
+
+def test_other_formats_are_left_to_pytorch() -> None:
+    assert not kernels.fit(torch.ones(2, 64, dtype=torch.float64))
+    assert not kernels.fit(torch.ones(2, 64), torch.ones(2, 48))
+    assert not kernels.take(torch.device("cuda"), torch.bfloat16, 64)
