@@ -16,7 +16,7 @@ from offbook.base import read_config
 from offbook.batching import Batch, Step
 from offbook.config import Config, LoraSettings
 from offbook.engine import kernels
-from offbook.engine.attention import KEPT_SCORES, LONGEST_FUSED
+from offbook.engine.attention import KEPT_SCORES
 from offbook.engine.engine import Engine
 from offbook.engine.loss import CHUNK_BYTES
 from offbook.engine.memory import keep_freed_memory
@@ -104,8 +104,7 @@ class ModelShape:
             device, dtype, c.hidden_size, head_dim, queries, keys, c.intermediate_size
         )
         mask = int(dropout and not fused)
-        in_blocks = not fused or longest > LONGEST_FUSED
-        scores = c.num_attention_heads * longest if in_blocks else 0
+        scores = 0 if fused else c.num_attention_heads * longest
         kept = (
             c.hidden_size * (4 + 5 * mask)  # inputs of the norms and of the projections
             + queries * (2 + mask)

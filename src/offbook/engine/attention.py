@@ -21,8 +21,6 @@ from offbook.engine import kernels
 # Elements of one block's scores over all heads: about what fits the caches of two cores.
 BLOCK_SCORES = 1_200_000
 BLOCK_QUERIES = 256
-# Beyond so many keys, matrix products on blocks are faster than the fused kernel.
-LONGEST_FUSED = 1024
 # Rows of a group are at least this share of its longest.
 LIKE_LENGTH = 0.85
 # Probabilities of a micro-batch and layer that are kept for the backward pass, in elements a token;
@@ -176,7 +174,7 @@ def attend(
     if rows.record is not None:
         rows.record[layer] = (k_TKD, v_TKD)
     past_k, past_v = rows.prefix[layer] if rows.prefix is not None else (None, None)
-    if kernels.fit(q_THD) and max(rows.lengths) + rows.offset <= LONGEST_FUSED:
+    if kernels.fit(q_THD):
         compute = _Fused.apply
     else:
         compute = _Blockwise.apply if q_THD.device.type == "cpu" else _by_group

@@ -31,6 +31,9 @@ from offbook.template import IGNORED, Example
 TOLERANCE = {torch.bfloat16: 0.3, torch.float32: 1e-3, torch.float64: 1e-6}
 OF_ONE_MATRIX = 4
 CHECKED_TOKENS = 128
+# Tokens of a micro-batch are made a multiple of this by a row that nothing comes of: matrix products
+# with some odd numbers of rows are slower by a third.
+EVEN = 16
 
 
 class Engine:
@@ -108,9 +111,11 @@ class Engine:
         """
         if not self.packed:
             return plain_loss(self.model, batch)
-        rows = Rows(batch.lengths, batch.offset, batch.input_ids.device)
+        spare = -len(batch.input_ids) % EVEN
+        lengths = (*batch.lengths, spare) if spare else batch.lengths
+        rows = Rows(lengths, batch.offset, batch.input_ids.device)
         rows.prefix = prefix.leaves if prefix else None
-        hidden_TD = self._hidden(batch.input_ids, rows)
+        hidden_TD = self._hidden(F.pad(batch.input_ids, (0, spare)), rows)
         at = (batch.targets != IGNORED).nonzero()[:, 0]
         return summed_cross_entropy(
             hidden_TD.index_select(0, at), head(self.model), batch.targets[at]

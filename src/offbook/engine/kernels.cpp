@@ -294,41 +294,94 @@ void cross_entropy(E* logits, const int64_t* targets, float* loss, int64_t rows,
   }
 }
 
-// Attention. Each task is a row and a key head, whose keys and values are laid out in float32 both
-// ways, so that every product below is one of scalars with vectors of neighbours.
+// Attention. Each task is a row and a key head. Products are of scalars with vectors of neighbours;
+// in bfloat16 a scalar is a word of two numbers, which follow each other along the dimension that is
+// summed over, so that one instruction multiplies and adds both.
 
 constexpr int64_t QUERIES = 24;  // of a block, which sees the keys up to its own end
 constexpr int64_t TILE = 4;
 
-template <int N, bool ADD>
-inline void tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
-                 float* c, int64_t c_row, int64_t inner) {
+// How numbers of a format are laid out as words of a product.
+template <class E>
+struct Layout;
+
+template <>
+struct Layout<float> {
+  typedef float Word;
+  typedef Floats Vector;
+  static constexpr int64_t PAIR = 1;
+
+  static inline Floats add_product(Floats total, float a, Floats b) { return total + a * b; }
+  static inline void store_row(Word* to, Floats x) { store(to, x); }
+  static inline void store_pair(Word* to, Floats x, Floats) { store(to, x); }
+};
+
+template <>
+struct Layout<bfloat16> {
+  typedef uint32_t Word;
+  typedef Words Vector;
+  static constexpr int64_t PAIR = 2;
+
+  static inline Floats add_product(Floats total, uint32_t a, Words b) {
+#ifdef __AVX512BF16__
+    return (Floats)_mm512_dpbf16_ps((__m512)total, (__m512bh)_mm512_set1_epi32(a), (__m512bh)b);
+#else
+    Words both = Words{} + a;
+    total += (Floats)(both << 16) * (Floats)(b << 16);
+    return total + (Floats)(both & 0xffff0000u) * (Floats)(b & 0xffff0000u);
+#endif
+  }
+
+  // Neighbours in a row share a word.
+  static inline void store_row(Word* to, Floats x) { store((bfloat16*)to, x); }
+
+  // The same places of two rows share a word.
+  static inline void store_pair(Word* to, Floats x, Floats y) {
+    bfloat16 low[LANES], high[LANES];
+    store(low, x);
+    store(high, y);
+    Halves l, h;
+    memcpy(&l, low, sizeof l);
+    memcpy(&h, high, sizeof h);
+    Words w = __builtin_convertvector(l, Words) | (__builtin_convertvector(h, Words) << 16);
+    memcpy(to, &w, sizeof w);
+  }
+};
+
+template <class E, int N, bool ADD>
+inline void tile(const typename Layout<E>::Word* a, int64_t a_row, int64_t a_column,
+                 const typename Layout<E>::Word* b, int64_t b_row, float* c, int64_t c_row,
+                 int64_t inner) {
   Floats total[TILE][N];
   for (int m = 0; m < TILE; m++)
     for (int n = 0; n < N; n++) total[m][n] = ADD ? load(c + m * c_row + n * LANES) : Floats{};
   for (int64_t k = 0; k < inner; k++) {
-    Floats of_b[N];
-    for (int n = 0; n < N; n++) of_b[n] = load(b + k * b_row + n * LANES);
+    typename Layout<E>::Vector of_b[N];
+    for (int n = 0; n < N; n++) memcpy(&of_b[n], b + k * b_row + n * LANES, sizeof of_b[n]);
     for (int m = 0; m < TILE; m++)
-      for (int n = 0; n < N; n++) total[m][n] += a[m * a_row + k * a_column] * of_b[n];
+      for (int n = 0; n < N; n++)
+        total[m][n] = Layout<E>::add_product(total[m][n], a[m * a_row + k * a_column], of_b[n]);
   }
   for (int m = 0; m < TILE; m++)
     for (int n = 0; n < N; n++) store(c + m * c_row + n * LANES, total[m][n]);
 }
 
-// c = a b, or c += a b; rows in fours, columns in sixteens.
-template <bool ADD>
-inline void product(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
-                    float* c, int64_t c_row, int64_t rows, int64_t columns, int64_t inner) {
+// c = a b, or c += a b; rows in fours, columns in sixteens, `inner` numbers summed over. Strides are
+// in words.
+template <class E, bool ADD>
+inline void product(const typename Layout<E>::Word* a, int64_t a_row, int64_t a_column,
+                    const typename Layout<E>::Word* b, int64_t b_row, float* c, int64_t c_row,
+                    int64_t rows, int64_t columns, int64_t inner) {
+  inner /= Layout<E>::PAIR;
   for (int64_t n = 0; n < columns; n += 4 * LANES)
     for (int64_t m = 0; m < rows; m += TILE) {
-      const float *of_a = a + m * a_row, *of_b = b + n;
+      auto *of_a = a + m * a_row, *of_b = b + n;
       float* of_c = c + m * c_row + n;
       switch ((columns - n) / LANES) {
-        case 1: tile<1, ADD>(of_a, a_row, a_column, of_b, b_row, of_c, c_row, inner); break;
-        case 2: tile<2, ADD>(of_a, a_row, a_column, of_b, b_row, of_c, c_row, inner); break;
-        case 3: tile<3, ADD>(of_a, a_row, a_column, of_b, b_row, of_c, c_row, inner); break;
-        default: tile<4, ADD>(of_a, a_row, a_column, of_b, b_row, of_c, c_row, inner);
+        case 1: tile<E, 1, ADD>(of_a, a_row, a_column, of_b, b_row, of_c, c_row, inner); break;
+        case 2: tile<E, 2, ADD>(of_a, a_row, a_column, of_b, b_row, of_c, c_row, inner); break;
+        case 3: tile<E, 3, ADD>(of_a, a_row, a_column, of_b, b_row, of_c, c_row, inner); break;
+        default: tile<E, 4, ADD>(of_a, a_row, a_column, of_b, b_row, of_c, c_row, inner);
       }
     }
 }
@@ -342,37 +395,118 @@ struct Heads {
   float scaling;
 };
 
-// Copies [count, width] with a stride between rows to float32, and its transpose beside it.
 template <class E>
-void lay_out(const E* from, int64_t stride, int64_t count, int64_t width, float* rows,
-             float* columns, int64_t first, int64_t padded) {
-  for (int64_t i = 0; i < count; i++)
-    for (int64_t d = 0; d < width; d += LANES) {
-      Floats x = load(from + i * stride + d);
-      store(rows + (first + i) * width + d, x);
-      if (columns)
-        for (int k = 0; k < LANES; k++) columns[(d + k) * padded + first + i] = x[k];
-    }
+struct Tensors {
+  const E *q, *k, *v, *past_k, *past_v;
+};
+
+// Numbers of a block of queries, and the words of them: along a row, and of pairs of rows.
+template <class E>
+struct Block {
+  typedef typename Layout<E>::Word Word;
+  float* numbers;
+  Word *rows, *pairs;
+
+  // Takes its memory, and moves the pointer on.
+  Block(float*& memory, int64_t size) {
+    numbers = memory;
+    rows = pairs = (Word*)numbers;
+    memory += size;
+    if (Layout<E>::PAIR == 1) return;
+    rows = (Word*)memory;
+    pairs = rows + size / 2;
+    memory += size;
+  }
+
+  void make_words(int64_t count, int64_t width, int64_t stride) {
+    if (Layout<E>::PAIR == 1) return;
+    for (int64_t m = 0; m < count; m += 2)
+      for (int64_t j = 0; j < width; j += LANES) {
+        Floats x = load(numbers + m * stride + j), y = load(numbers + (m + 1) * stride + j);
+        Layout<E>::store_row(rows + (m * stride + j) / 2, x);
+        Layout<E>::store_row(rows + ((m + 1) * stride + j) / 2, y);
+        Layout<E>::store_pair(pairs + m / 2 * stride + j, x, y);
+      }
+  }
+
+  // From a tensor; missing queries are zeros.
+  void fill(const E* from, int64_t stride, int64_t count, int64_t width) {
+    for (int64_t m = 0; m < up_to(count, TILE); m++)
+      for (int64_t d = 0; d < width; d += LANES)
+        store(numbers + m * width + d, m < count ? load(from + m * stride + d) : Floats{});
+    make_words(up_to(count, TILE), width, width);
+  }
+};
+
+// Working memory of a thread: the keys and values of a task, each as pairs of rows and as columns of
+// words, their gradients, and blocks.
+template <class E>
+struct Scratch {
+  typedef typename Layout<E>::Word Word;
+  Word *keys, *key_columns, *values, *value_columns;
+  float *dkeys, *dvalues;
+  Block<E> q, other, scores, dscores;
+
+  static float* after(float*& memory, int64_t size) {
+    memory += size;
+    return memory - size;
+  }
+
+  Scratch(float* memory, int64_t padded, int64_t width)
+      : keys((Word*)after(memory, padded * width)),
+        key_columns((Word*)after(memory, padded * width)),
+        values((Word*)after(memory, padded * width)),
+        value_columns((Word*)after(memory, padded * width)),
+        dkeys(after(memory, padded * width)),
+        dvalues(after(memory, padded * width)),
+        q(memory, QUERIES * width),
+        other(memory, QUERIES * width),
+        scores(memory, QUERIES * padded),
+        dscores(memory, QUERIES * padded) {}
+};
+
+// Lays out keys, or values: the prefix's, the row's own, and zeros as padding.
+template <class E>
+void lay_out(const E* past, const E* own, const Heads& heads, int64_t length, int64_t padded,
+             typename Layout<E>::Word* pairs, typename Layout<E>::Word* columns) {
+  typedef typename Layout<E>::Word Word;
+  constexpr int64_t PAIR = Layout<E>::PAIR;
+  int64_t width = heads.width, stride = heads.keys * width, real = heads.prefix + length;
+  auto at = [&](int64_t i) {
+    return i < heads.prefix ? past + i * stride : own + (i - heads.prefix) * stride;
+  };
+  auto numbers = [&](int64_t i, int64_t d) { return i < real ? load(at(i) + d) : Floats{}; };
+  if (pairs)
+    for (int64_t i = 0; i < padded; i += PAIR)
+      for (int64_t d = 0; d < width; d += LANES)
+        Layout<E>::store_pair(pairs + i / PAIR * width + d, numbers(i, d), numbers(i + 1, d));
+  if (columns)
+    for (int64_t i = 0; i < padded; i++)
+      for (int64_t d = 0; d < width; d += PAIR) {
+        Word w = {};
+        if (i < real) memcpy(&w, at(i) + d, sizeof w);
+        columns[d / PAIR * padded + i] = w;
+      }
 }
 
 // Scores of a block to probabilities, in rows [block, padded]; those of missing queries are zero.
 inline void softmax(float* scores, int64_t count, int64_t padded, int64_t seen, int64_t position,
-                    int64_t window) {
+                    const Heads& heads) {
   const Ints places = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const Floats hidden = Floats{} - __builtin_inff();
   for (int64_t m = 0; m < up_to(count, TILE); m++) {
     float* of_row = scores + m * padded;
     int64_t stop = m < count ? position + m + 1 : 0;
-    int64_t start = window && stop > window ? stop - window : 0;
+    int64_t start = heads.window && stop > heads.window ? stop - heads.window : 0;
     int64_t first = start / LANES * LANES, end = up_to(stop, LANES);
     Floats most = hidden, total = {};
     for (int64_t j = first; j < end; j += LANES) {
-      Floats x = load(of_row + j);
+      Floats x = load(of_row + j) * heads.scaling;
       if (j < start || j + LANES > stop) {
         Ints at = places + (int32_t)j;
         x = (at >= (int32_t)start) & (at < (int32_t)stop) ? x : hidden;
-        store(of_row + j, x);
       }
+      store(of_row + j, x);
       most = larger(most, x);
     }
     float peak = largest(most);
@@ -388,91 +522,9 @@ inline void softmax(float* scores, int64_t count, int64_t padded, int64_t seen, 
   }
 }
 
-// Working memory of a thread.
-struct Scratch {
-  float *keys, *keys_t, *values, *values_t, *dkeys, *dvalues, *q, *other, *scores, *dscores;
-
-  Scratch(float* memory, int64_t padded, int64_t width) {
-    float** parts[] = {&keys, &keys_t, &values, &values_t, &dkeys, &dvalues};
-    for (float** part : parts) {
-      *part = memory;
-      memory += padded * width;
-    }
-    q = memory;
-    other = q + QUERIES * width;
-    scores = other + QUERIES * width;
-    dscores = scores + QUERIES * padded;
-  }
-};
-
-template <class E>
-struct Tensors {
-  const E *q, *k, *v, *past_k, *past_v;
-};
-
-template <class E>
-void lay_out_keys(const Tensors<E>& in, const Heads& heads, int64_t head, int64_t start,
-                  int64_t length, int64_t padded, Scratch& s, bool backward) {
-  int64_t width = heads.width, stride = heads.keys * width;
-  if (heads.prefix) {
-    lay_out(in.past_k + head * width, stride, heads.prefix, width, s.keys, s.keys_t, 0, padded);
-    lay_out(in.past_v + head * width, stride, heads.prefix, width, s.values,
-            backward ? s.values_t : nullptr, 0, padded);
-  }
-  lay_out(in.k + start * stride + head * width, stride, length, width, s.keys, s.keys_t,
-          heads.prefix, padded);
-  lay_out(in.v + start * stride + head * width, stride, length, width, s.values,
-          backward ? s.values_t : nullptr, heads.prefix, padded);
-  // Padding is multiplied by zeros, so it must be a number.
-  for (int64_t i = heads.prefix + length; i < padded; i++)
-    for (int64_t d = 0; d < width; d++) {
-      s.keys[i * width + d] = s.values[i * width + d] = s.keys_t[d * padded + i] = 0;
-      if (backward) s.values_t[d * padded + i] = 0;
-    }
-}
-
-// Queries of a block, scaled, with zeros for those that are missing.
-template <class E>
-void lay_out_queries(const E* from, int64_t stride, int64_t count, int64_t width, float scaling,
-                     float* rows) {
-  for (int64_t m = 0; m < up_to(count, TILE); m++)
-    for (int64_t d = 0; d < width; d += LANES)
-      store(rows + m * width + d, m < count ? load(from + m * stride + d) * scaling : Floats{});
-}
-
-template <class E>
-void attend(const Tensors<E>& in, E* o, const int64_t* starts, int64_t rows, Heads heads,
-            float* scratch, int64_t longest, int64_t scratch_size, int64_t threads) {
-  int64_t width = heads.width, shared = heads.queries / heads.keys;
-  int64_t stride = heads.queries * width;
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
-  for (int64_t task = 0; task < rows * heads.keys; task++) {
-    int64_t row = task / heads.keys, head = task % heads.keys, start = starts[row];
-    int64_t length = starts[row + 1] - start, padded = up_to(heads.prefix + length, LANES);
-    Scratch s(scratch + omp_get_thread_num() * scratch_size, longest, width);
-    lay_out_keys(in, heads, head, start, length, padded, s, false);
-    for (int64_t first = 0; first < length; first += QUERIES) {
-      int64_t count = length - first < QUERIES ? length - first : QUERIES;
-      int64_t position = heads.prefix + first, seen = up_to(position + count, LANES);
-      for (int64_t query = head * shared; query < (head + 1) * shared; query++) {
-        int64_t at = (start + first) * stride + query * width;
-        lay_out_queries(in.q + at, stride, count, width, heads.scaling, s.q);
-        product<false>(s.q, width, 1, s.keys_t, padded, s.scores, padded, up_to(count, TILE), seen,
-                       width);
-        softmax(s.scores, count, padded, seen, position, heads.window);
-        product<false>(s.scores, padded, 1, s.values, width, s.other, width, up_to(count, TILE),
-                       width, seen);
-        for (int64_t m = 0; m < count; m++)
-          for (int64_t d = 0; d < width; d += LANES)
-            store(o + at + m * stride + d, load(s.other + m * width + d));
-      }
-    }
-  }
-}
-
-// dscores = p (dp - sum p dp), dp being in dscores.
+// dscores = p (dp - sum p dp) scaling, dp being in dscores.
 inline void softmax_backward(const float* p, float* dscores, int64_t count, int64_t padded,
-                             int64_t seen) {
+                             int64_t seen, float scaling) {
   for (int64_t m = 0; m < count; m++) {
     const float* of_p = p + m * padded;
     float* of_row = dscores + m * padded;
@@ -480,45 +532,89 @@ inline void softmax_backward(const float* p, float* dscores, int64_t count, int6
     for (int64_t j = 0; j < seen; j += LANES) along += load(of_p + j) * load(of_row + j);
     float share = sum(along);
     for (int64_t j = 0; j < seen; j += LANES)
-      store(of_row + j, load(of_p + j) * (load(of_row + j) - share));
+      store(of_row + j, load(of_p + j) * (load(of_row + j) - share) * scaling);
   }
 }
 
-// The prefix's gradients are added up for each thread, [threads, prefix, keys, width].
 template <class E>
-void attend_backward(const Tensors<E>& in, const E* grad, E* dq, E* dk, E* dv, float* dpast_k,
-                     float* dpast_v, const int64_t* starts, int64_t rows, Heads heads,
-                     float* scratch, int64_t longest, int64_t scratch_size, int64_t threads) {
+void attend(const Tensors<E>& in, E* o, const int64_t* starts, int64_t rows, const Heads& heads,
+            float* scratch, int64_t longest, int64_t scratch_size, int64_t threads) {
+  constexpr int64_t PAIR = Layout<E>::PAIR;
   int64_t width = heads.width, shared = heads.queries / heads.keys;
   int64_t stride = heads.queries * width, key_stride = heads.keys * width;
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
   for (int64_t task = 0; task < rows * heads.keys; task++) {
     int64_t row = task / heads.keys, head = task % heads.keys, start = starts[row];
     int64_t length = starts[row + 1] - start, padded = up_to(heads.prefix + length, LANES);
+    int64_t own = start * key_stride + head * width, past = head * width;
+    Scratch<E> s(scratch + omp_get_thread_num() * scratch_size, longest, width);
+    lay_out<E>(in.past_k + past, in.k + own, heads, length, padded, nullptr, s.key_columns);
+    lay_out<E>(in.past_v + past, in.v + own, heads, length, padded, s.values, nullptr);
+    for (int64_t first = 0; first < length; first += QUERIES) {
+      int64_t count = length - first < QUERIES ? length - first : QUERIES;
+      int64_t block = up_to(count, TILE), position = heads.prefix + first;
+      int64_t seen = up_to(position + count, LANES);
+      for (int64_t query = head * shared; query < (head + 1) * shared; query++) {
+        int64_t at = (start + first) * stride + query * width;
+        s.q.fill(in.q + at, stride, count, width);
+        product<E, false>(s.q.rows, width / PAIR, 1, s.key_columns, padded, s.scores.numbers, padded,
+                          block, seen, width);
+        softmax(s.scores.numbers, count, padded, seen, position, heads);
+        s.scores.make_words(block, seen, padded);
+        product<E, false>(s.scores.rows, padded / PAIR, 1, s.values, width, s.other.numbers, width,
+                          block, width, seen);
+        for (int64_t m = 0; m < count; m++)
+          for (int64_t d = 0; d < width; d += LANES)
+            store(o + at + m * stride + d, load(s.other.numbers + m * width + d));
+      }
+    }
+  }
+}
+
+// The prefix's gradients are added up for each thread, [threads, prefix, keys, width].
+template <class E>
+void attend_backward(const Tensors<E>& in, const E* grad, E* dq, E* dk, E* dv, float* dpast_k,
+                     float* dpast_v, const int64_t* starts, int64_t rows, const Heads& heads,
+                     float* scratch, int64_t longest, int64_t scratch_size, int64_t threads) {
+  constexpr int64_t PAIR = Layout<E>::PAIR;
+  int64_t width = heads.width, shared = heads.queries / heads.keys;
+  int64_t stride = heads.queries * width, key_stride = heads.keys * width;
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+  for (int64_t task = 0; task < rows * heads.keys; task++) {
+    int64_t row = task / heads.keys, head = task % heads.keys, start = starts[row];
+    int64_t length = starts[row + 1] - start, padded = up_to(heads.prefix + length, LANES);
+    int64_t own = start * key_stride + head * width, past = head * width;
     int64_t thread = omp_get_thread_num();
-    Scratch s(scratch + thread * scratch_size, longest, width);
-    lay_out_keys(in, heads, head, start, length, padded, s, true);
+    Scratch<E> s(scratch + thread * scratch_size, longest, width);
+    lay_out<E>(in.past_k + past, in.k + own, heads, length, padded, s.keys, s.key_columns);
+    lay_out<E>(in.past_v + past, in.v + own, heads, length, padded, nullptr, s.value_columns);
     memset(s.dkeys, 0, padded * width * sizeof(float));
     memset(s.dvalues, 0, padded * width * sizeof(float));
     for (int64_t first = 0; first < length; first += QUERIES) {
       int64_t count = length - first < QUERIES ? length - first : QUERIES;
-      int64_t position = heads.prefix + first, seen = up_to(position + count, LANES);
-      int64_t block = up_to(count, TILE);
+      int64_t block = up_to(count, TILE), position = heads.prefix + first;
+      int64_t seen = up_to(position + count, LANES);
       for (int64_t query = head * shared; query < (head + 1) * shared; query++) {
         int64_t at = (start + first) * stride + query * width;
-        lay_out_queries(in.q + at, stride, count, width, heads.scaling, s.q);
-        lay_out_queries(grad + at, stride, count, width, 1.0f, s.other);
-        product<false>(s.q, width, 1, s.keys_t, padded, s.scores, padded, block, seen, width);
-        softmax(s.scores, count, padded, seen, position, heads.window);
-        product<true>(s.scores, 1, padded, s.other, width, s.dvalues, width, seen, width, block);
-        product<false>(s.other, width, 1, s.values_t, padded, s.dscores, padded, block, seen,
-                       width);
-        softmax_backward(s.scores, s.dscores, block, padded, seen);
-        product<true>(s.dscores, 1, padded, s.q, width, s.dkeys, width, seen, width, block);
-        product<false>(s.dscores, padded, 1, s.keys, width, s.other, width, block, width, seen);
+        s.q.fill(in.q + at, stride, count, width);
+        s.other.fill(grad + at, stride, count, width);
+        product<E, false>(s.q.rows, width / PAIR, 1, s.key_columns, padded, s.scores.numbers, padded,
+                          block, seen, width);
+        softmax(s.scores.numbers, count, padded, seen, position, heads);
+        s.scores.make_words(block, seen, padded);
+        product<E, true>(s.scores.pairs, 1, padded, s.other.pairs, width, s.dvalues, width, seen,
+                         width, block);
+        product<E, false>(s.other.rows, width / PAIR, 1, s.value_columns, padded,
+                          s.dscores.numbers, padded, block, seen, width);
+        softmax_backward(s.scores.numbers, s.dscores.numbers, block, padded, seen, heads.scaling);
+        s.dscores.make_words(block, seen, padded);
+        product<E, true>(s.dscores.pairs, 1, padded, s.q.pairs, width, s.dkeys, width, seen, width,
+                         block);
+        product<E, false>(s.dscores.rows, padded / PAIR, 1, s.keys, width, s.other.numbers, width,
+                          block, width, seen);
         for (int64_t m = 0; m < count; m++)
           for (int64_t d = 0; d < width; d += LANES)
-            store(dq + at + m * stride + d, load(s.other + m * width + d) * heads.scaling);
+            store(dq + at + m * stride + d, load(s.other.numbers + m * width + d));
       }
     }
     for (int64_t i = 0; i < heads.prefix + length; i++)

@@ -300,5 +300,5 @@ def _rows(
     heads = Heads(q_THD.shape[1], k_TKD.shape[1], width, prefix, window or 0, scaling)
     starts = torch.tensor([0, *accumulate(lengths)])
     longest, threads = prefix + max(lengths) + LANES, torch.get_num_threads()
-    size = 6 * longest * width + 2 * QUERIES * (width + longest)
+    size = 6 * longest * width + 4 * QUERIES * (width + longest)
     return starts, len(lengths), heads, torch.empty(threads, size), longest, size, threads
