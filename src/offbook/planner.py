@@ -28,9 +28,9 @@ from offbook.tokenizer import quiet_transformers
 # does not depend on it. On a processor, two of these hold a step of 16 short rows.
 MOST_TOKENS = {"cpu": 1280, "cuda": 8192}
 FEWEST_TOKENS = 256
-# Measured beyond the arithmetic: PyTorch's kernels and their buffers, in bytes, and what the
-# allocator cannot use again, as a share of the activations.
-KERNELS = 200_000_000
+# Measured beyond the arithmetic: code and its buffers, in bytes, with the fused kernels and
+# without, and what the allocator cannot use again, as a share of the activations.
+BUFFERS = {True: 50_000_000, False: 200_000_000}
 FRAGMENTS = 0.15
 # Memory to leave alone, as a share of what is free.
 RESERVE = 0.05
@@ -83,6 +83,14 @@ class ModelShape:
         """
         return tokens * (4 * self.linear + 6 * self.adapter) + supervised * 4 * self.head
 
+    def fused(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether the fused kernels compute the model's layers."""
+        c = self.config
+        head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        return self.packed and kernels.take(
+            device, dtype, c.hidden_size, head_dim, c.intermediate_size
+        )
+
     def activation_bytes(
         self, dtype: torch.dtype, device: torch.device, longest: int, dropout: bool
     ) -> tuple[int, int]:
@@ -96,13 +104,10 @@ class ModelShape:
             longest: tokens of the longest row.
             dropout: whether there is any.
         """
-        c = self.config
+        c, fused = self.config, self.fused(dtype, device)
         head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         queries = c.num_attention_heads * head_dim
         keys = (getattr(c, "num_key_value_heads", None) or c.num_attention_heads) * head_dim
-        fused = kernels.take(
-            device, dtype, c.hidden_size, head_dim, queries, keys, c.intermediate_size
-        )
         mask = int(dropout and not fused)
         scores = 0 if fused else c.num_attention_heads * longest
         kept = (
@@ -265,7 +270,7 @@ def plan_for(
         adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
         activations=int(per_token * tokens * (1 + FRAGMENTS)),
         loss=loss,
-        process=process + KERNELS,
+        process=process + BUFFERS[shape.fused(dtype, device)],
         available=available,
     )
 

@@ -257,8 +257,7 @@ def test_the_work_is_what_the_formula_says(prefix: int) -> None:
     adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
     computed = prefix + sum(-(-len(batch.input_ids) // 16) * 16 for batch in step.batches)
     formula = (
-        computed * (4 * linear + 6 * adapter)
-        + step.supervised * 4 * model.lm_head.weight.numel()
+        computed * (4 * linear + 6 * adapter) + step.supervised * 4 * model.lm_head.weight.numel()
     )
     assert step.tokens == prefix + sum(len(e) - 1 - prefix for e in examples)
     assert done == pytest.approx(formula, rel=0.03)

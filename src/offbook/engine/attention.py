@@ -196,6 +196,8 @@ class _Fused(torch.autograd.Function):
         window: int | None,
     ) -> torch.Tensor:
         q_THD, k_TKD, v_TKD = (x.contiguous() for x in (q_THD, k_TKD, v_TKD))
+        if past_k is not None and past_v is not None:
+            past_k, past_v = past_k.contiguous(), past_v.contiguous()
         ctx.facts = rows.lengths, scaling, window
         ctx.save_for_backward(q_THD, k_TKD, v_TKD, past_k, past_v)
         return kernels.attend(q_THD, k_TKD, v_TKD, (past_k, past_v), *ctx.facts)

@@ -31,8 +31,8 @@ from offbook.template import IGNORED, Example
 TOLERANCE = {torch.bfloat16: 0.3, torch.float32: 1e-3, torch.float64: 1e-6}
 OF_ONE_MATRIX = 4
 CHECKED_TOKENS = 128
-# Tokens of a micro-batch are made a multiple of this by a row that nothing comes of: matrix products
-# with some odd numbers of rows are slower by a third.
+# Tokens of a micro-batch are made a multiple of this, by a row that nothing comes of: matrix
+# products with some odd numbers of rows are slower by a third.
 EVEN = 16
 
 

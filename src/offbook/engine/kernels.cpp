@@ -91,8 +91,8 @@ inline Floats exp(Floats x) {
 inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(-x)); }
 
 // Which elements of a matrix are dropped, from its seed and their places alone. Two random 16-bit
-// numbers come from each word of a counter that two rounds of multiplication mix; the seed enters
-// before each, so that the counters of two matrices never meet.
+// numbers come from each word of a counter, mixed as in Wellons's lowbias32 (2018); the seed enters
+// before each of its two multiplications, so that the words of two matrices never meet.
 struct Dropout {
   uint64_t seed;
   uint32_t threshold;  // of 65536; 0 where nothing is dropped
@@ -112,6 +112,7 @@ struct Dropout {
   }
 };
 
+// h = drop(x) a'
 template <int ROWS, class E>
 inline void down_rows(const E* x, const float* a, float* h, int64_t width, int64_t rank,
                       int64_t row, Dropout drop) {
@@ -148,6 +149,7 @@ void down(const E* x, const float* a, float* h, int64_t rows, int64_t width, int
   }
 }
 
+// y += drop(h a)
 template <int ROWS, class E>
 inline void up_rows(E* y, const float* h, const float* a, int64_t width, int64_t rank, int64_t row,
                     Dropout drop) {
@@ -183,6 +185,7 @@ void up(E* y, const float* h, const float* a, int64_t rows, int64_t width, int64
   }
 }
 
+// d += h' drop(x)
 template <int ROWS, class E>
 inline void outer_rows(const E* x, const float* h, float* d, int64_t width, int64_t rank,
                        int64_t row, Dropout drop) {
@@ -209,10 +212,10 @@ inline void outer_rows(const E* x, const float* h, float* d, int64_t width, int6
 // Each thread adds up its own rows, in d [threads, rank, width], which is zero at first.
 template <class E>
 void outer(const E* x, const float* h, float* d, int64_t rows, int64_t width, int64_t rank,
-           uint64_t seed, uint32_t threshold) {
+           uint64_t seed, uint32_t threshold, int64_t threads) {
   Dropout drop{seed, threshold};
   constexpr int64_t block = 8;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row += block) {
     float* own = d + omp_get_thread_num() * rank * width;
     if (row + block <= rows)
@@ -274,6 +277,7 @@ void swiglu_backward(const E* dy, const E* gate, const E* up, E* dgate, E* dup, 
   }
 }
 
+// The logits become the gradient: probabilities, less one at the target.
 template <class E>
 void cross_entropy(E* logits, const int64_t* targets, float* loss, int64_t rows, int64_t width) {
 #pragma omp parallel for schedule(static)
@@ -646,8 +650,8 @@ void attend_backward(const Tensors<E>& in, const E* grad, E* dq, E* dk, E* dv, f
     up(y, h, a, rows, width, rank, seed, threshold);                                              \
   }                                                                                               \
   void outer_##suffix(const E* x, const float* h, float* d, int64_t rows, int64_t width,          \
-                      int64_t rank, uint64_t seed, uint32_t threshold) {                          \
-    outer(x, h, d, rows, width, rank, seed, threshold);                                           \
+                      int64_t rank, uint64_t seed, uint32_t threshold, int64_t threads) {         \
+    outer(x, h, d, rows, width, rank, seed, threshold, threads);                                  \
   }                                                                                               \
   void rms_norm_##suffix(const E* x, const E* w, E* y, float* s, int64_t rows, int64_t width,     \
                          float eps) {                                                             \

@@ -54,7 +54,7 @@ _HEADS = ctypes.POINTER(Heads)
 SIGNATURES = {
     "down": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
     "up": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
-    "outer": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
+    "outer": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT, _INT),
     "rms_norm": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _FLOAT),
     "rms_norm_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT),
     "swiglu": (_TENSOR, _TENSOR, _TENSOR, _INT),
@@ -199,10 +199,11 @@ def add_up(
 
 def outer(x_TI: torch.Tensor, h_TR: torch.Tensor, dropout: Dropout = NONE) -> torch.Tensor:
     """`h' drop(x)`, in float32 [R, I]; `h` is float32."""
-    rank = h_TR.shape[1]
-    of_threads = torch.zeros(torch.get_num_threads(), rank, x_TI.shape[1])
-    _call("outer", x_TI, h_TR, of_threads, *x_TI.shape, rank, dropout.seed, dropout.threshold)
-    return of_threads.sum(0)
+    rank, threads = h_TR.shape[1], torch.get_num_threads()
+    d_NRI = torch.zeros(threads, rank, x_TI.shape[1])  # of each thread
+    sizes = (*x_TI.shape, rank)
+    _call("outer", x_TI, h_TR, d_NRI, *sizes, dropout.seed, dropout.threshold, threads)
+    return d_NRI.sum(0)
 
 
 def rms_norm(
