@@ -125,6 +125,20 @@ def test_swiglu(dtype: torch.dtype) -> None:
 
 @needs_kernels
 @formats
+def test_rotation(dtype: torch.dtype) -> None:
+    x, cos, sin = (
+        random(5, 3, 64, dtype=dtype),
+        *(random(5, 64, dtype=dtype, seed=k) for k in (1, 2)),
+    )
+    wide, c, s = x.double().requires_grad_(), cos.double()[:, None], sin.double()[:, None]
+    expected = wide * c + torch.cat([-wide[..., 32:], wide[..., :32]], -1) * s
+    assert_close(kernels.rotate(x, cos, sin), expected, dtype)
+    turned = torch.cat([x[..., 32:], -x[..., :32]], -1).double()
+    assert_close(kernels.rotate(x, cos, sin, back=True), x.double() * c + turned * s, dtype)
+
+
+@needs_kernels
+@formats
 def test_cross_entropy(dtype: torch.dtype) -> None:
     logits, targets = random(6, 96, dtype=dtype) * 5, torch.tensor([0, 95, 17, 31, 32, 50])
     logits[0, 40] = -torch.inf

@@ -188,8 +188,8 @@ void up(E* y, const float* h, const float* a, int64_t rows, int64_t width, int64
 // d += h' drop(x)
 template <int ROWS, class E>
 inline void outer_rows(const E* x, const float* h, float* d, int64_t width, int64_t rank,
-                       int64_t row, Dropout drop) {
-  for (int64_t i = 0; i < width; i += 2 * LANES) {
+                       int64_t row, int64_t begin, int64_t end, Dropout drop) {
+  for (int64_t i = begin; i < end; i += 2 * LANES) {
     Floats low[ROWS], high[ROWS];
     for (int m = 0; m < ROWS; m++) {
       low[m] = load(x + (row + m) * width + i);
@@ -209,20 +209,23 @@ inline void outer_rows(const E* x, const float* h, float* d, int64_t width, int6
   }
 }
 
-// Each thread adds up its own rows, in d [threads, rank, width], which is zero at first.
+// Each thread has columns of its own.
 template <class E>
 void outer(const E* x, const float* h, float* d, int64_t rows, int64_t width, int64_t rank,
-           uint64_t seed, uint32_t threshold, int64_t threads) {
+           uint64_t seed, uint32_t threshold) {
   Dropout drop{seed, threshold};
-  constexpr int64_t block = 8;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t row = 0; row < rows; row += block) {
-    float* own = d + omp_get_thread_num() * rank * width;
-    if (row + block <= rows)
-      outer_rows<block>(x, h, own, width, rank, row, drop);
-    else
-      for (int64_t last = row; last < rows; last++)
-        outer_rows<1>(x, h, own, width, rank, last, drop);
+  constexpr int64_t block = 8, strip = 2 * LANES;
+#pragma omp parallel
+  {
+    int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    int64_t begin = width / strip * thread / threads * strip;
+    int64_t end = width / strip * (thread + 1) / threads * strip;
+    for (int64_t r = 0; r < rank; r++)
+      memset(d + r * width + begin, 0, (end - begin) * sizeof(float));
+    int64_t row = 0;
+    for (; row + block <= rows; row += block)
+      outer_rows<block>(x, h, d, width, rank, row, begin, end, drop);
+    for (; row < rows; row++) outer_rows<1>(x, h, d, width, rank, row, begin, end, drop);
   }
 }
 
@@ -275,6 +278,23 @@ void swiglu_backward(const E* dy, const E* gate, const E* up, E* dgate, E* dup, 
     store(dup + i, d * g * s);
     store(dgate + i, d * load(up + i) * s * (1.0f + g * (1.0f - s)));
   }
+}
+
+// The halves of every head are turned, by an angle of the token's; `sign` is -1 to turn them back.
+template <class E>
+void rotate(const E* x, const E* cosines, const E* sines, E* y, int64_t tokens, int64_t heads,
+            int64_t width, float sign) {
+  int64_t half = width / 2;
+#pragma omp parallel for schedule(static)
+  for (int64_t token = 0; token < tokens; token++)
+    for (int64_t head = 0; head < heads; head++)
+      for (int64_t d = 0; d < half; d += LANES) {
+        const E *of_cos = cosines + token * width + d, *of_sin = sines + token * width + d;
+        int64_t at = (token * heads + head) * width + d;
+        Floats low = load(x + at), high = load(x + at + half);
+        store(y + at, low * load(of_cos) - high * load(of_sin) * sign);
+        store(y + at + half, high * load(of_cos + half) + low * load(of_sin + half) * sign);
+      }
 }
 
 // The logits become the gradient: probabilities, less one at the target.
@@ -650,8 +670,8 @@ void attend_backward(const Tensors<E>& in, const E* grad, E* dq, E* dk, E* dv, f
     up(y, h, a, rows, width, rank, seed, threshold);                                              \
   }                                                                                               \
   void outer_##suffix(const E* x, const float* h, float* d, int64_t rows, int64_t width,          \
-                      int64_t rank, uint64_t seed, uint32_t threshold, int64_t threads) {         \
-    outer(x, h, d, rows, width, rank, seed, threshold, threads);                                  \
+                      int64_t rank, uint64_t seed, uint32_t threshold) {                          \
+    outer(x, h, d, rows, width, rank, seed, threshold);                                           \
   }                                                                                               \
   void rms_norm_##suffix(const E* x, const E* w, E* y, float* s, int64_t rows, int64_t width,     \
                          float eps) {                                                             \
@@ -667,6 +687,10 @@ void attend_backward(const Tensors<E>& in, const E* grad, E* dq, E* dk, E* dv, f
   void swiglu_backward_##suffix(const E* dy, const E* gate, const E* up, E* dgate, E* dup,        \
                                 int64_t count) {                                                  \
     swiglu_backward(dy, gate, up, dgate, dup, count);                                             \
+  }                                                                                               \
+  void rotate_##suffix(const E* x, const E* cosines, const E* sines, E* y, int64_t tokens,         \
+                       int64_t heads, int64_t width, float sign) {                                \
+    rotate(x, cosines, sines, y, tokens, heads, width, sign);                                     \
   }                                                                                               \
   void cross_entropy_##suffix(E* logits, const int64_t* targets, float* loss, int64_t rows,       \
                               int64_t width) {                                                    \

@@ -54,11 +54,12 @@ _HEADS = ctypes.POINTER(Heads)
 SIGNATURES = {
     "down": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
     "up": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
-    "outer": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT, _INT),
+    "outer": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
     "rms_norm": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _FLOAT),
     "rms_norm_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT),
     "swiglu": (_TENSOR, _TENSOR, _TENSOR, _INT),
     "swiglu_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT),
+    "rotate": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, _FLOAT),
     "cross_entropy": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT),
     "attend": (*[_TENSOR] * 7, _INT, _HEADS, _TENSOR, _INT, _INT, _INT),
     "attend_backward": (*[_TENSOR] * 12, _INT, _HEADS, _TENSOR, _INT, _INT, _INT),
@@ -199,11 +200,10 @@ def add_up(
 
 def outer(x_TI: torch.Tensor, h_TR: torch.Tensor, dropout: Dropout = NONE) -> torch.Tensor:
     """`h' drop(x)`, in float32 [R, I]; `h` is float32."""
-    rank, threads = h_TR.shape[1], torch.get_num_threads()
-    d_NRI = torch.zeros(threads, rank, x_TI.shape[1])  # of each thread
-    sizes = (*x_TI.shape, rank)
-    _call("outer", x_TI, h_TR, d_NRI, *sizes, dropout.seed, dropout.threshold, threads)
-    return d_NRI.sum(0)
+    d_RI = x_TI.new_empty(h_TR.shape[1], x_TI.shape[1], dtype=torch.float32)
+    sizes = (*x_TI.shape, h_TR.shape[1])
+    _call("outer", x_TI, h_TR, d_RI, *sizes, dropout.seed, dropout.threshold)
+    return d_RI
 
 
 def rms_norm(
@@ -238,6 +238,15 @@ def swiglu_backward(
     dgate, dup = torch.empty_like(gate), torch.empty_like(up)
     _call("swiglu_backward", dy, gate, up, dgate, dup, gate.numel())
     return dgate, dup
+
+
+def rotate(
+    x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, *, back: bool = False
+) -> torch.Tensor:
+    """Rotary positions: the halves of every head turned by the token's angle, or turned back."""
+    y_TND = torch.empty_like(x_TND)
+    _call("rotate", x_TND, cos_TD, sin_TD, y_TND, *x_TND.shape, -1.0 if back else 1.0)
+    return y_TND
 
 
 def cross_entropy_(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:

@@ -128,7 +128,7 @@ class Attention(nn.Module):
             y.view(y.shape[1], -1, self.width)
             for y in project(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         )
-        cos, sin = (x[0].unsqueeze(1) for x in position_embeddings)
+        cos, sin = (x[0] for x in position_embeddings)
         q = _Rotate.apply(self.q_norm(q), cos, sin)
         k = _Rotate.apply(self.k_norm(k), cos, sin)
         o = attend(q, k, v, rows, self.layer, self.scaling, self.window)
@@ -140,23 +140,28 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TND: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor
+        ctx: Any, x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor
     ) -> torch.Tensor:
-        ctx.save_for_backward(cos_T1D, sin_T1D)
-        return _rotated(x_TND, cos_T1D, sin_T1D)
+        ctx.save_for_backward(cos_TD, sin_TD)
+        return _rotated(x_TND, cos_TD, sin_TD)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        cos_T1D, sin_T1D = ctx.saved_tensors
-        return _rotated(grads[0], cos_T1D, -sin_T1D), None, None
+        cos_TD, sin_TD = ctx.saved_tensors
+        return _rotated(grads[0], cos_TD, sin_TD, back=True), None, None
 
 
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    y = x * cos
-    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    y[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return y
+def _rotated(
+    x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, *, back: bool = False
+) -> torch.Tensor:
+    if kernels.fit(x_TND) and cos_TD.dtype == x_TND.dtype:
+        return kernels.rotate(*(x.contiguous() for x in (x_TND, cos_TD, sin_TD)), back=back)
+    half, sign = x_TND.shape[-1] // 2, -1 if back else 1
+    cos_T1D, sin_T1D = cos_TD.unsqueeze(1), sin_TD.unsqueeze(1)
+    y_TND = x_TND * cos_T1D
+    y_TND[..., :half].addcmul_(x_TND[..., half:], sin_T1D[..., :half], value=-sign)
+    y_TND[..., half:].addcmul_(x_TND[..., :half], sin_T1D[..., half:], value=sign)
+    return y_TND
 
 
 def replacement(plain: Any) -> nn.Module | None:

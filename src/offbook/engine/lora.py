@@ -58,9 +58,8 @@ class _Project(torch.autograd.Function):
             outputs.append(y_TO)
         ctx.projections = projections
         ctx.dropouts = [update.dropout if update else None for update in updates]
-        ctx.save_for_backward(
-            x_TI, *(t for u in updates for t in ((u.hidden, u.mask) if u else (None, None)))
-        )
+        kept = [update.kept if update else (None, None, None) for update in updates]
+        ctx.save_for_backward(x_TI, *(tensor for three in kept for tensor in three))
         return tuple(outputs)
 
     @staticmethod
@@ -68,25 +67,29 @@ class _Project(torch.autograd.Function):
         x_TI, *saved = ctx.saved_tensors
         dx_TI: torch.Tensor | None = None
         adapters: list[torch.Tensor | None] = []
-        for p, dy_TO, h_TR, mask_TI, dropout in zip(
-            ctx.projections, grads, saved[::2], saved[1::2], ctx.dropouts, strict=True
-        ):
+        kept = zip(saved[::3], saved[1::3], saved[2::3], strict=True)
+        for p, dy_TO, of_p, dropout in zip(ctx.projections, grads, kept, ctx.dropouts, strict=True):
             if ctx.needs_input_grad[0]:
                 dx_TI = dy_TO @ p.weight() if dx_TI is None else dx_TI.addmm_(dy_TO, p.weight())
-            if h_TR is None:
+            if p.lora_A is None:
                 adapters += [None, None]
             elif dropout is not None:
-                adapters += _backward_fused(p, x_TI, dy_TO, h_TR, dropout, dx_TI)
+                adapters += _backward_fused(p, x_TI, dy_TO, *of_p, dropout, dx_TI)
             else:
-                adapters += _backward(p, x_TI, dy_TO, h_TR, mask_TI, dx_TI)
+                adapters += _backward(p, x_TI, dy_TO, *of_p[:2], dx_TI)
         return dx_TI, None, *adapters
 
 
 class Update(NamedTuple):
-    """What the backward pass of an adapter needs: of the two, either a mask or a seed of one."""
+    """What the backward pass of an adapter needs.
 
-    hidden: torch.Tensor  # [T, R]
-    mask: torch.Tensor | None = None  # [T, I]
+    Attributes:
+        kept: the hidden activations [T, R], and the mask [T, I]; or, fused, A and B as they were
+            multiplied.
+        dropout: fused, what makes the mask again.
+    """
+
+    kept: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
     dropout: kernels.Dropout | None = None
 
 
@@ -98,7 +101,7 @@ def _add(p: Projection, x_TI: torch.Tensor, y_TO: torch.Tensor) -> Update:
     mask_TI = keep_mask(x_TI, p.dropout) if p.dropout else None
     h_TR = (x_TI if mask_TI is None else drop(x_TI, mask_TI)) @ a_RI.t()
     y_TO.addmm_(h_TR, b_OR.t(), alpha=_scale(p))
-    return Update(h_TR, mask_TI)
+    return Update((h_TR, mask_TI, None))
 
 
 def _backward(
@@ -131,7 +134,7 @@ def _add_fused(p: Projection, x_TI: torch.Tensor, y_TO: torch.Tensor) -> Update:
     dropout = kernels.Dropout.draw(p.dropout)
     h_TR = kernels.down(x_TI, a_RI, dropout)
     kernels.add_up(y_TO, h_TR, b_RO)
-    return Update(h_TR, None, dropout)
+    return Update((h_TR, a_RI, b_RO), dropout)
 
 
 def _backward_fused(
@@ -139,12 +142,13 @@ def _backward_fused(
     x_TI: torch.Tensor,
     dy_TO: torch.Tensor,
     h_TR: torch.Tensor,
+    a_RI: torch.Tensor,
+    b_RO: torch.Tensor,
     dropout: kernels.Dropout,
     dx_TI: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `_backward`, with the mask made again from its seed where it is applied."""
     assert p.lora_A is not None
-    a_RI, b_RO = _wide(p)
     rank, dy_TO = len(p.lora_A), dy_TO.contiguous()
     dh_TR = kernels.down(dy_TO, b_RO)
     db_RO = kernels.outer(dy_TO, h_TR).mul_(_scale(p))
