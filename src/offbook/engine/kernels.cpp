@@ -188,8 +188,8 @@ void up(E* y, const float* h, const float* a, int64_t rows, int64_t width, int64
 // d += h' drop(x)
 template <int ROWS, class E>
 inline void outer_rows(const E* x, const float* h, float* d, int64_t width, int64_t rank,
-                       int64_t row, int64_t begin, int64_t end, Dropout drop) {
-  for (int64_t i = begin; i < end; i += 2 * LANES) {
+                       int64_t row, Dropout drop) {
+  for (int64_t i = 0; i < width; i += 2 * LANES) {
     Floats low[ROWS], high[ROWS];
     for (int m = 0; m < ROWS; m++) {
       low[m] = load(x + (row + m) * width + i);
@@ -209,23 +209,20 @@ inline void outer_rows(const E* x, const float* h, float* d, int64_t width, int6
   }
 }
 
-// Each thread has columns of its own.
+// Each thread adds up its own rows, in d [threads, rank, width], which is zero at first.
 template <class E>
 void outer(const E* x, const float* h, float* d, int64_t rows, int64_t width, int64_t rank,
-           uint64_t seed, uint32_t threshold) {
+           uint64_t seed, uint32_t threshold, int64_t threads) {
   Dropout drop{seed, threshold};
-  constexpr int64_t block = 8, strip = 2 * LANES;
-#pragma omp parallel
-  {
-    int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    int64_t begin = width / strip * thread / threads * strip;
-    int64_t end = width / strip * (thread + 1) / threads * strip;
-    for (int64_t r = 0; r < rank; r++)
-      memset(d + r * width + begin, 0, (end - begin) * sizeof(float));
-    int64_t row = 0;
-    for (; row + block <= rows; row += block)
-      outer_rows<block>(x, h, d, width, rank, row, begin, end, drop);
-    for (; row < rows; row++) outer_rows<1>(x, h, d, width, rank, row, begin, end, drop);
+  constexpr int64_t block = 8;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row += block) {
+    float* own = d + omp_get_thread_num() * rank * width;
+    if (row + block <= rows)
+      outer_rows<block>(x, h, own, width, rank, row, drop);
+    else
+      for (int64_t last = row; last < rows; last++)
+        outer_rows<1>(x, h, own, width, rank, last, drop);
   }
 }
 
@@ -670,8 +667,8 @@ void attend_backward(const Tensors<E>& in, const E* grad, E* dq, E* dk, E* dv, f
     up(y, h, a, rows, width, rank, seed, threshold);                                              \
   }                                                                                               \
   void outer_##suffix(const E* x, const float* h, float* d, int64_t rows, int64_t width,          \
-                      int64_t rank, uint64_t seed, uint32_t threshold) {                          \
-    outer(x, h, d, rows, width, rank, seed, threshold);                                           \
+                      int64_t rank, uint64_t seed, uint32_t threshold, int64_t threads) {         \
+    outer(x, h, d, rows, width, rank, seed, threshold, threads);                                  \
   }                                                                                               \
   void rms_norm_##suffix(const E* x, const E* w, E* y, float* s, int64_t rows, int64_t width,     \
                          float eps) {                                                             \

@@ -54,7 +54,7 @@ _HEADS = ctypes.POINTER(Heads)
 SIGNATURES = {
     "down": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
     "up": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
-    "outer": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
+    "outer": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT, _INT),
     "rms_norm": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _FLOAT),
     "rms_norm_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT),
     "swiglu": (_TENSOR, _TENSOR, _TENSOR, _INT),
@@ -200,10 +200,11 @@ def add_up(
 
 def outer(x_TI: torch.Tensor, h_TR: torch.Tensor, dropout: Dropout = NONE) -> torch.Tensor:
     """`h' drop(x)`, in float32 [R, I]; `h` is float32."""
-    d_RI = x_TI.new_empty(h_TR.shape[1], x_TI.shape[1], dtype=torch.float32)
-    sizes = (*x_TI.shape, h_TR.shape[1])
-    _call("outer", x_TI, h_TR, d_RI, *sizes, dropout.seed, dropout.threshold)
-    return d_RI
+    rank, threads = h_TR.shape[1], torch.get_num_threads()
+    d_NRI = torch.zeros(threads, rank, x_TI.shape[1])  # of each thread
+    sizes = (*x_TI.shape, rank)
+    _call("outer", x_TI, h_TR, d_NRI, *sizes, dropout.seed, dropout.threshold, threads)
+    return d_NRI.sum(0)
 
 
 def rms_norm(
