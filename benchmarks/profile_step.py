@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,21 +26,16 @@ from offbook.model import attach_adapter, load_base
 from offbook.planner import MOST_TOKENS
 from offbook.template import Example
 
+# Parts of a step, and the autograd functions that compute them, with the fused kernels or without.
 PARTS = {
-    "linear layers and their adapters": "_Project",
-    "attention": "_Blockwise",
-    "output head and loss": "_SummedCrossEntropy",
-    "gated MLP's activation": "_SwiGLU",
-    "norms": "_RMSNorm",
-    "rotary positions": "_Rotate",
+    "linear layers and their adapters": ("_Project",),
+    "attention": ("_Fused", "_Blockwise"),
+    "output head and loss": ("_SummedCrossEntropy",),
+    "gated MLP's activation": ("_SwiGLU",),
+    "norms": ("_FusedRMSNorm", "_RMSNorm"),
+    "rotary positions": ("_Rotate",),
 }
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
-NARROW = 64  # a product with a side no longer than this is an adapter's
-
-
-def is_adapter(event: Any) -> bool:
-    """Whether a product is one of an adapter's, whose rank is one of its sides."""
-    return any(min(shape) <= NARROW for shape in event.input_shapes if len(shape) == 2)
 
 
 def main() -> None:
@@ -69,7 +63,7 @@ def main() -> None:
     taken = []
     for _ in range(options.tries + 2):  # the first two warm up
         speed = gemm_speed()
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as trace:
+        with profile(activities=[ProfilerActivity.CPU]) as trace:
             start = now()
             engine.accumulate(step, [0])
             taken.append((now() - start, speed, trace))
@@ -78,16 +72,14 @@ def main() -> None:
 
     layers = base.config.num_hidden_layers
     unit = 1e6 / (step.tokens * layers)  # from seconds to microseconds a token and layer
-    events, shaped = trace.key_averages(), trace.key_averages(group_by_input_shape=True)
+    events = trace.key_averages()
 
-    def total(name: str) -> float:
-        return sum(
-            event.cpu_time_total for event in events if event.key in (name, f"{name}Backward")
-        )
+    def total(names: tuple[str, ...]) -> float:
+        keys = (*names, *(f"{name}Backward" for name in names))
+        return sum(event.cpu_time_total for event in events if event.key in keys) / 1e6
 
-    parts = {part: total(name) / 1e6 for part, name in PARTS.items()}
-    adapters = sum(e.self_cpu_time_total for e in shaped if e.key in PRODUCTS and is_adapter(e))
-    products = sum(e.self_cpu_time_total for e in shaped if e.key in PRODUCTS)
+    parts = {part: total(names) for part, names in PARTS.items()}
+    products = sum(e.self_cpu_time_total for e in events if e.key in PRODUCTS) / 1e6
     flops = count_flops(folder, step.tokens, step.supervised)
     lines = [
         "| | µs a token and layer | share |",
@@ -96,10 +88,7 @@ def main() -> None:
         f"| the rest | {(seconds - sum(parts.values())) * unit:.1f} "
         f"| {1 - sum(parts.values()) / seconds:.0%} |",
         f"| **whole step** | {seconds * unit:.1f} | 100% |",
-        f"| of it, wide matrix products and attention's | {(products - adapters) / 1e6 * unit:.1f} "
-        f"| {(products - adapters) / 1e6 / seconds:.0%} |",
-        f"| of it, the adapters' narrow ones | {adapters / 1e6 * unit:.1f} "
-        f"| {adapters / 1e6 / seconds:.0%} |",
+        f"| of it, PyTorch's matrix products | {products * unit:.1f} | {products / seconds:.0%} |",
         f"| limit: all arithmetic at {speed / 1e9:.0f} GFLOP/s | {flops / speed * unit:.1f} "
         f"| {flops / speed / seconds:.0%} |",
     ]

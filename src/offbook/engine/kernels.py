@@ -149,7 +149,7 @@ def _fingerprint() -> str:
 
 def _compile(file: Path) -> None:
     """Compile into a folder of its own, so that no other process sees half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         parts, whole = Path(scratch, "kernels.o"), Path(scratch, file.name)
         for command in (
