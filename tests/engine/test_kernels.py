@@ -273,4 +273,5 @@ def test_what_is_compiled_is_kept(
 def test_other_formats_are_left_to_pytorch() -> None:
     assert not kernels.fit(torch.ones(2, 64, dtype=torch.float64))
     assert not kernels.fit(torch.ones(2, 64), torch.ones(2, 48))
+    assert not kernels.fit(torch.ones(2, 64), torch.ones(64, dtype=torch.bfloat16))
     assert not kernels.take(torch.device("cuda"), torch.bfloat16, 64)

@@ -173,8 +173,10 @@ def take(device: torch.device, dtype: torch.dtype, *widths: int) -> bool:
 
 
 def fit(*tensors: torch.Tensor) -> bool:
-    """Whether there are kernels for tensors [..., width] that are alike but for their shapes."""
-    return take(tensors[0].device, tensors[0].dtype, *(x.shape[-1] for x in tensors))
+    """Whether there are kernels for tensors [..., width], all of one format."""
+    first = tensors[0]
+    alike = all(x.dtype == first.dtype for x in tensors)
+    return alike and take(first.device, first.dtype, *(x.shape[-1] for x in tensors))
 
 
 def _call(name: str, x: torch.Tensor, *rest: Any) -> None:

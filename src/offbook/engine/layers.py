@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""
-        norm = _FusedRMSNorm if kernels.fit(x) else _RMSNorm
+        norm = _FusedRMSNorm if kernels.fit(x, self.weight) else _RMSNorm
         return norm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return]
 
 
@@ -154,7 +154,7 @@ class _Rotate(torch.autograd.Function):
 def _rotated(
     x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, *, back: bool = False
 ) -> torch.Tensor:
-    if kernels.fit(x_TND) and cos_TD.dtype == x_TND.dtype:
+    if kernels.fit(x_TND, cos_TD, sin_TD):
         return kernels.rotate(*(x.contiguous() for x in (x_TND, cos_TD, sin_TD)), back=back)
     half, sign = x_TND.shape[-1] // 2, -1 if back else 1
     cos_T1D, sin_T1D = cos_TD.unsqueeze(1), sin_TD.unsqueeze(1)
