@@ -14,7 +14,7 @@ from transformers import GPTNeoXConfig, LlamaConfig
 
 from offbook.batching import cut
 from offbook.config import LoraSettings
-from offbook.engine import attention
+from offbook.engine import attention, packing
 from offbook.engine import engine as engine_module
 from offbook.engine.engine import Engine
 from offbook.engine.prefix import KeysAndValues, Prefix
@@ -81,7 +81,7 @@ def test_long_rows_in_blocks_of_queries(
     family: str, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "BLOCK_QUERIES", 5)
-    monkeypatch.setattr(attention, "BLOCK_SCORES", 200)
+    monkeypatch.setattr(packing, "BLOCK_SCORES", 200)
     monkeypatch.setattr(attention, "KEPT_SCORES", kept)
     model = make_model(FAMILIES[family], torch.float64)
     plain, fast = Engine(with_exact_norms(model), fast=False), Engine(model)

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from offbook.batching import cut
 from offbook.config import LoraSettings
 from offbook.engine import attention, kernels
-from offbook.engine.attention import Rows
 from offbook.engine.dropout import drop_probability
 from offbook.engine.engine import Engine
 from offbook.engine.kernels import NONE, Dropout, Library
+from offbook.engine.packing import Rows
 
 FORMATS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 needs_kernels = pytest.mark.skipif(

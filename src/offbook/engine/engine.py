@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from offbook.batching import Batch, Step, cut
-from offbook.engine.attention import Rows
 from offbook.engine.layers import Attention, is_replaceable, replacement
 from offbook.engine.loss import summed_cross_entropy
+from offbook.engine.packing import Rows
 from offbook.engine.prefix import KeysAndValues, Prefix
 from offbook.errors import EngineError
 from offbook.model import backbone, head

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from offbook.engine import kernels
-from offbook.engine.attention import Rows, attend
+from offbook.engine.attention import attend
 from offbook.engine.lora import project
+from offbook.engine.packing import Rows
 from offbook.model import Projection
 
 # transformers' classes that compute just what the modules below do.
