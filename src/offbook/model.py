@@ -158,6 +158,11 @@ class Projection:
         rate = dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
         return cls(layer.base_layer, a, b, layer.scaling["default"], rate)
 
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """`(out, in)`, also where the weight is kept in 4 bits."""
+        return self.base.out_features, self.base.in_features  # type: ignore[return-value]
+
     def weight(self) -> torch.Tensor:
         """The base's weight [out, in], dequantized where it is kept in 4 bits."""
         weight = self.base.weight

@@ -258,6 +258,9 @@ def plan_for(
     per_token = (of_layers if checkpointing else layers * kept) + passing
     wide = torch.promote_types(dtype, torch.float32).itemsize
     loss = CHUNK_BYTES
+    if shape.fused(dtype, device):  # each thread lays out some columns of the head
+        columns = torch.get_num_threads() * kernels.PANEL
+        loss += columns * shape.config.vocab_size * dtype.itemsize
     if not shape.packed or config.train.engine == "plain":
         # transformers and PEFT keep float32 copies of what adapters see, and all logits at once.
         inputs = 6 * shape.config.hidden_size + shape.config.intermediate_size

@@ -11,8 +11,8 @@ from peft import PeftModel
 from offbook.base import resolve_base
 from offbook.config import Config
 from offbook.data import ConversationReader, read_conversations
-from offbook.engine import kernels
 from offbook.engine.engine import Engine
+from offbook.engine.library import library
 from offbook.engine.memory import keep_freed_memory
 from offbook.examples import Examples, tokenize
 from offbook.model import attach_adapter, base_of, choose_device, choose_precision, load_base
@@ -111,7 +111,7 @@ def load(materials: Materials, monitor: Monitor) -> Parts:
     engine = Engine(model, fast=config.train.engine == "fast")
     if engine.plain_layers:
         monitor.announce(f"left to transformers and PEFT: {', '.join(engine.plain_layers)}")
-    if engine.packed and device.type == "cpu" and (problem := kernels.library().problem):
+    if engine.packed and device.type == "cpu" and (problem := library().problem):
         monitor.announce(problem)
     if materials.plan.checkpointing:
         with quiet_transformers():  # 5.23 renames it; the old name works in all releases so far

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from offbook.engine import kernels
+from offbook.engine.library import library
 from offbook.errors import CheckpointError
 from offbook.examples import Examples
 from offbook.storage import sha256
@@ -48,7 +48,7 @@ def make_receipt(
         "device": {
             "name": gpu or platform.machine(),
             "threads": torch.get_num_threads(),
-            "fused_kernels": kernels.library().code is not None,
+            "fused_kernels": library().code is not None,
         },
         "micro_batch_tokens": micro_batch_tokens,
     }

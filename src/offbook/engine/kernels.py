@@ -1,4 +1,4 @@
-"""The fused loops of `kernels.cpp`: compiled once for this processor, then called on tensors.
+"""The fused loops of `native/`, called on tensors.
 
 They take bfloat16 and float32 on a processor, in rows whose width is a multiple of 32. Without
 them (no Linux, no g++) the layers do the same with PyTorch's operations, in more passes over
@@ -7,63 +7,19 @@ memory. Letters: T tokens, I and O widths, R the rank, padded to a multiple of 8
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional as F
 
-from offbook.base import cache_folder
 from offbook.engine.dropout import drop_probability
+from offbook.engine.library import Heads, Term, library
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-COMPILE = (
-    *("g++", "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
-    *("-fno-exceptions", "-fopenmp", "-fPIC", "-Wno-psabi", "-c"),
-)
-# Not linked with a runtime of OpenMP: PyTorch has loaded one, and two would fight for the cores.
-LINK = ("g++", "-shared", "-nodefaultlibs")
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
-WIDTHS, RANKS, LANES, QUERIES = 32, 8, 16, 24  # constants of the source
-
-_TENSOR, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_DROPOUT = (ctypes.c_uint64, ctypes.c_uint32)
-
-
-class Heads(ctypes.Structure):
-    """The heads' shape, and what a query sees; see `attend`."""
-
-    _fields_ = (
-        *((name, _INT) for name in ("queries", "keys", "width", "prefix", "window")),
-        ("scaling", _FLOAT),
-    )
-
-
-_HEADS = ctypes.POINTER(Heads)
-SIGNATURES = {
-    "down": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
-    "up": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT),
-    "outer": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *_DROPOUT, _INT),
-    "rms_norm": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _FLOAT),
-    "rms_norm_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT),
-    "swiglu": (_TENSOR, _TENSOR, _TENSOR, _INT),
-    "swiglu_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT),
-    "rotate": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, _FLOAT),
-    "cross_entropy": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT),
-    "attend": (*[_TENSOR] * 7, _INT, _HEADS, _TENSOR, _INT, _INT, _INT),
-    "attend_backward": (*[_TENSOR] * 12, _INT, _HEADS, _TENSOR, _INT, _INT, _INT),
-}
+WIDTHS, RANKS, LANES, QUERIES, PANEL = 32, 8, 16, 24, 64  # constants of the sources
 
 
 @dataclass(frozen=True)
@@ -89,77 +45,6 @@ class Dropout:
 
 NONE = Dropout()
 Past = tuple[torch.Tensor | None, torch.Tensor | None]  # keys and values of a prefix
-
-
-@dataclass(frozen=True)
-class Library:
-    """The compiled kernels, or why there are none.
-
-    Attributes:
-        code: what was loaded.
-        problem: what a user can mend; empty when all is well.
-    """
-
-    code: ctypes.CDLL | None
-    problem: str = ""
-
-
-@lru_cache(maxsize=1)
-def library() -> Library:
-    """The kernels, compiled where the cache does not hold them yet: about a second."""
-    if sys.platform != "linux":
-        return Library(None, "fused kernels are for Linux so far")
-    if shutil.which(COMPILE[0]) is None:
-        return Library(None, "no g++ here; with it (Debian: apt install g++) training is faster")
-    file = cache_folder() / "kernels" / f"{_fingerprint()}.so"
-    try:
-        code = _load(file)
-        if code is None:
-            _compile(file)
-            code = ctypes.CDLL(str(file))
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or [str(error)]
-        return Library(None, f"g++ could not compile the fused kernels: {lines[0]}")
-    except OSError as error:
-        return Library(None, f"the fused kernels could not be kept or loaded: {error}")
-    for name, signature in SIGNATURES.items():
-        for suffix in SUFFIXES.values():
-            function = getattr(code, f"{name}_{suffix}")
-            function.argtypes, function.restype = signature, None
-    return Library(code)
-
-
-def _load(file: Path) -> ctypes.CDLL | None:
-    """What was kept, unless it is broken."""
-    try:
-        return ctypes.CDLL(str(file))
-    except OSError:
-        return None
-
-
-def _fingerprint() -> str:
-    """What the compiled code depends on: its source, how it is compiled, and for what processor."""
-    info = Path("/proc/cpuinfo")
-    processor = info.read_text(encoding="utf-8").split("\n\n")[0] if info.exists() else ""
-    # The clock's speed changes from one reading to the next.
-    kept = [line for line in processor.splitlines() if "MHz" not in line]
-    facts = [SOURCE.read_text(encoding="utf-8"), *COMPILE, *LINK, platform.machine(), *kept]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-
-
-def _compile(file: Path) -> None:
-    """Compile into a folder of its own, so that no other process sees half a file."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        parts, whole = Path(scratch, "kernels.o"), Path(scratch, file.name)
-        for command in (
-            [*COMPILE, str(SOURCE), "-o", str(parts)],
-            [*LINK, str(parts), "-o", str(whole)],
-        ):
-            subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
-        with whole.open("rb") as written:
-            os.fsync(written.fileno())
-        whole.replace(file)
 
 
 def take(device: torch.device, dtype: torch.dtype, *widths: int) -> bool:
@@ -200,13 +85,82 @@ def add_up(
     _call("up", y_TO, h_TR, b_RO, *y_TO.shape, len(b_RO), dropout.seed, dropout.threshold)
 
 
-def outer(x_TI: torch.Tensor, h_TR: torch.Tensor, dropout: Dropout = NONE) -> torch.Tensor:
-    """`h' drop(x)`, in float32 [R, I]; `h` is float32."""
+def adapter_backward(
+    x_TI: torch.Tensor,
+    dy_TO: torch.Tensor,
+    b_RO: torch.Tensor,
+    h_TR: torch.Tensor,
+    dropout: Dropout = NONE,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of `h`, `dy B'`, of `A`, `dh' drop(x)`, and of `B`, `h' dy`; all float32."""
     rank, threads = h_TR.shape[1], torch.get_num_threads()
-    d_NRI = torch.zeros(threads, rank, x_TI.shape[1])  # of each thread
-    sizes = (*x_TI.shape, rank)
-    _call("outer", x_TI, h_TR, d_NRI, *sizes, dropout.seed, dropout.threshold, threads)
-    return d_NRI.sum(0)
+    dh_TR, db_RO = torch.empty_like(h_TR), torch.empty_like(b_RO)
+    da_RI = h_TR.new_empty(rank, x_TI.shape[1])
+    sizes = (*x_TI.shape, dy_TO.shape[1], rank, dropout.seed, dropout.threshold)
+    scratch = h_TR.new_empty(threads, da_RI.numel() + db_RO.numel())
+    tensors = (x_TI, dy_TO, b_RO, h_TR, dh_TR, da_RI, db_RO)
+    _call("adapter_backward", *tensors, *sizes, scratch, threads)
+    return dh_TR, da_RI, db_RO
+
+
+class Product(NamedTuple):
+    """`x W' + drop(h A)`; or without its adapter, `x W'`.
+
+    Attributes:
+        x: [T, I], in the weight's format.
+        weight: [O, I], of a linear layer; or the transpose, `W.t()`, of one that goes backwards.
+        h: [T, R], float32.
+        a: [R, O], float32.
+        dropout: of `h A`.
+    """
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    h: torch.Tensor | None = None
+    a: torch.Tensor | None = None
+    dropout: Dropout = NONE
+
+
+def linear(
+    x_TI: torch.Tensor, w_OI: torch.Tensor, bias_O: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`x W'` and the bias; [T, O]."""
+    return multiply([Product(x_TI, w_OI)], bias_O)
+
+
+def multiply(products: Sequence[Product], bias_O: torch.Tensor | None = None) -> torch.Tensor:
+    """The sum of products, and of the bias; [T, O]."""
+    first = products[0].x
+    if first.dtype == torch.bfloat16 and not library().multiplies_bf16:
+        return _multiply_in_pytorch(products, bias_O)
+    terms, inputs = (Term * len(products))(), 0
+    for term, (x, weight, h, a, dropout) in zip(terms, products, strict=True):
+        assert x.dtype == weight.dtype == first.dtype
+        assert weight.is_contiguous() or weight.t().is_contiguous()
+        term.x, term.weight, term.inner = x.data_ptr(), weight.data_ptr(), x.shape[1]
+        term.transposed = weight.is_contiguous()
+        if h is not None and a is not None:
+            term.h, term.a, term.rank = h.data_ptr(), a.data_ptr(), len(a)
+            term.seed, term.threshold = dropout.seed, dropout.threshold
+        inputs += x.shape[1]
+    y_TO = first.new_empty(len(first), len(products[0].weight))
+    # The weights, as they are multiplied.
+    scratch = first.new_empty(torch.get_num_threads(), PANEL * inputs)
+    of_a_thread = PANEL * inputs * first.itemsize // 4
+    sizes = (*y_TO.shape, scratch, of_a_thread, len(scratch))
+    _call("linear", y_TO, terms, len(terms), bias_O, *sizes)
+    return y_TO
+
+
+def _multiply_in_pytorch(products: Sequence[Product], bias_O: torch.Tensor | None) -> torch.Tensor:
+    first, *others = products
+    y_TO = F.linear(first.x, first.weight, bias_O)
+    for other in others:
+        y_TO.addmm_(other.x, other.weight.t())
+    for _, _, h, a, dropout in products:
+        if h is not None and a is not None:
+            add_up(y_TO, h, a, dropout)
+    return y_TO
 
 
 def rms_norm(

@@ -46,11 +46,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden_ND.device)
         gradients = []
-        for h_CD, y_C in zip(
-            *(x.split(_chunk_rows(weight_VD)) for x in (hidden_ND, targets_N)), strict=True
-        ):
-            logits_CV = F.linear(h_CD, weight_VD, bias_V)
-            if kernels.fit(logits_CV):
+        fused = kernels.fit(hidden_ND, weight_VD) and kernels.fit(weight_VD.t())
+        linear = kernels.linear if fused else F.linear
+        rows = _chunk_rows(weight_VD, fused=fused)
+        for h_CD, y_C in zip(*(x.split(rows) for x in (hidden_ND, targets_N)), strict=True):
+            logits_CV = linear(h_CD, weight_VD, bias_V)
+            if fused:
                 total += kernels.cross_entropy_(logits_CV, y_C).sum()
                 error_CV = logits_CV
             else:
@@ -59,7 +60,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 error_CV = log_p_CV.exp_()  # p, less one at the target
                 error_CV[torch.arange(len(y_C), device=y_C.device), y_C] -= 1
             if ctx.needs_input_grad[0]:
-                gradients.append(error_CV.to(hidden_ND.dtype) @ weight_VD)
+                gradients.append(linear(error_CV.to(hidden_ND.dtype), weight_VD.t()))
         ctx.save_for_backward(*gradients)
         return total
 
@@ -69,10 +70,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return dhidden_ND.mul_(grads[0].to(dhidden_ND.dtype)), None, None, None
 
 
-def _chunk_rows(weight_VD: torch.Tensor) -> int:
+def _chunk_rows(weight_VD: torch.Tensor, *, fused: bool) -> int:
     """Rows of hidden states that go through the head at a time."""
     vocabulary, dtype = len(weight_VD), weight_VD.dtype
-    if kernels.take(weight_VD.device, dtype, vocabulary):
+    if fused:
         of_a_logit = dtype.itemsize  # the gradient takes its place
     else:
         of_a_logit = 2 * dtype.itemsize + 2 * torch.promote_types(dtype, torch.float32).itemsize
