@@ -220,7 +220,11 @@ def test_attention(
     past = [random(prefix, keys, width, dtype=dtype, seed=k) for k in (4, 5)]
     inputs = [x.double().requires_grad_() for x in (q, k, v, *past[: 2 * bool(prefix)])]
     expected = attention._Blockwise.apply(
-        *inputs, *[None] * (5 - len(inputs)), Rows(lengths, prefix, CPU), width**-0.5, window
+        *inputs,
+        *[None] * (5 - len(inputs)),
+        Rows(lengths, prefix, torch.arange(sum(lengths))),
+        width**-0.5,
+        window,
     )
     gradients = torch.autograd.grad(expected, inputs, do.double())
     facts = ((past[0], past[1]) if prefix else (None, None), lengths, width**-0.5, window)

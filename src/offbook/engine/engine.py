@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from offbook.batching import Batch, Step, cut
-from offbook.engine.layers import Attention, is_replaceable, replacement
+from offbook.engine.layers import Attention, LastLayer, is_replaceable, replacement
 from offbook.engine.loss import summed_cross_entropy
 from offbook.engine.packing import Rows
 from offbook.engine.prefix import KeysAndValues, Prefix
@@ -64,6 +65,11 @@ class Engine:
         if not self.packed:
             self._swaps = [swap for swap in self._swaps if not isinstance(swap[3], Attention)]
         self._install()
+        if self.packed:
+            layers: Any = backbone(model).layers
+            last = str(len(layers) - 1)
+            self._swaps.append((layers, last, layers[-1], LastLayer(layers[-1])))
+            self._install()
 
     def cut(self, examples: Sequence[Example], max_tokens: int, device: torch.device) -> Step:
         """Examples as micro-batches of at most `max_tokens` tokens for this model."""
@@ -113,13 +119,11 @@ class Engine:
             return plain_loss(self.model, batch)
         spare = -len(batch.input_ids) % EVEN
         lengths = (*batch.lengths, spare) if spare else batch.lengths
-        rows = Rows(lengths, batch.offset, batch.input_ids.device)
-        rows.prefix = prefix.leaves if prefix else None
-        hidden_TD = self._hidden(F.pad(batch.input_ids, (0, spare)), rows)
         at = (batch.targets != IGNORED).nonzero()[:, 0]
-        return summed_cross_entropy(
-            hidden_TD.index_select(0, at), head(self.model), batch.targets[at]
-        )
+        rows = Rows(lengths, batch.offset, at)
+        rows.prefix = prefix.leaves if prefix else None
+        hidden_ND = self._hidden(F.pad(batch.input_ids, (0, spare)), rows)
+        return summed_cross_entropy(hidden_ND, head(self.model), batch.targets[at])
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -198,14 +202,15 @@ class Engine:
         if not len(step.prefix):
             return None
         computed: KeysAndValues = {}
-        rows = Rows([len(step.prefix)], 0, step.prefix.device, record=computed)
+        nothing = torch.empty(0, dtype=torch.int64, device=step.prefix.device)
+        rows = Rows([len(step.prefix)], 0, nothing, record=computed)
         self._hidden(step.prefix, rows)
         # The graph holds `rows`; were they to hold keys and values of the graph, neither would go.
         rows.record = None
         return Prefix(computed)
 
     def _hidden(self, input_ids: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """Last hidden states [tokens, hidden] of packed rows."""
+        """Last hidden states [wanted, hidden] of packed rows."""
         output = backbone(self.model)(
             input_ids=input_ids[None],
             # transformers takes a mask of four dimensions as made, and makes none; ours needs none.

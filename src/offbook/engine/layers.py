@@ -125,6 +125,16 @@ class Attention(nn.Module):
         **unused: object,
     ) -> tuple[torch.Tensor, None]:
         """[1, tokens, hidden] -> [1, tokens, hidden], as transformers calls it."""
+        o = self.attend(hidden_states, position_embeddings, rows)
+        return project(o, self.o_proj)[0], None
+
+    def attend(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        rows: Rows,
+    ) -> torch.Tensor:
+        """What the heads found, side by side: [1, tokens, heads * width]."""
         q, k, v = (
             y.view(y.shape[1], -1, self.width)
             for y in project(hidden_states, self.q_proj, self.k_proj, self.v_proj)
@@ -133,7 +143,7 @@ class Attention(nn.Module):
         q = _Rotate.apply(self.q_norm(q), cos, sin)
         k = _Rotate.apply(self.k_norm(k), cos, sin)
         o = attend(q, k, v, rows, self.layer, self.scaling, self.window)
-        return project(o.flatten(1)[None], self.o_proj)[0], None
+        return o.flatten(1)[None]
 
 
 class _Rotate(torch.autograd.Function):
@@ -163,6 +173,30 @@ def _rotated(
     y_TND[..., :half].addcmul_(x_TND[..., half:], sin_T1D[..., :half], value=-sign)
     y_TND[..., half:].addcmul_(x_TND[..., :half], sin_T1D[..., half:], value=sign)
     return y_TND
+
+
+class LastLayer(nn.Module):
+    """The last decoder layer: once keys and values are made, it computes what is wanted alone."""
+
+    def __init__(self, plain: Any) -> None:
+        super().__init__()
+        self.input_layernorm, self.self_attn = plain.input_layernorm, plain.self_attn
+        self.post_attention_layernorm, self.mlp = plain.post_attention_layernorm, plain.mlp
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        rows: Rows,
+        **unused: object,
+    ) -> torch.Tensor:
+        """[1, tokens, hidden] -> [1, wanted, hidden]; see `Rows.wanted`."""
+        normed = self.input_layernorm(hidden_states)
+        o = self.self_attn.attend(normed, position_embeddings, rows)
+        o, residual = (x.index_select(1, rows.wanted) for x in (o, hidden_states))
+        x = residual + project(o, self.self_attn.o_proj)[0]
+        after: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return after
 
 
 def replacement(plain: Any) -> nn.Module | None:

@@ -65,14 +65,14 @@ class Rows:
     Attributes:
         lengths: tokens of each row.
         offset: position of each row's first token: the length of the shared prefix.
-        device: of the tensors.
+        wanted: int64; the packed tokens whose last hidden states are asked for.
         prefix: keys and values [P, K, D] of the shared prefix for every layer, if there is one.
         record: where layers leave their own keys and values, while the prefix is computed.
     """
 
     lengths: Sequence[int]
     offset: int
-    device: torch.device
+    wanted: torch.Tensor
     prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     record: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     _groups: dict[int, list[Group]] = field(default_factory=dict, repr=False)
@@ -83,7 +83,7 @@ class Rows:
         """int64 [T]: each token's place in its row, the prefix counted."""
         ends = torch.tensor(self.lengths).cumsum(0)
         starts = (ends - torch.tensor(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
-        return (torch.arange(int(ends[-1])) - starts + self.offset).to(self.device)
+        return (torch.arange(int(ends[-1])) - starts + self.offset).to(self.wanted.device)
 
     def groups(self, heads: int) -> list[Group]:
         """The rows in groups that keep the scores of `heads` heads small."""
@@ -117,7 +117,9 @@ class Rows:
         begin = size.cumsum(0) - size
         index = (begin + at.minimum(size - 1)).flatten()
         places = (at < size).flatten().nonzero()[:, 0]
-        return Group(start, stop, rows, longest, index.to(self.device), places.to(self.device))
+        return Group(
+            start, stop, rows, longest, index.to(self.wanted.device), places.to(self.wanted.device)
+        )
 
     def mask(
         self, first: int, last: int, heads: int, window: int | None, dtype: torch.dtype
@@ -135,5 +137,5 @@ class Rows:
             if window is not None:
                 hidden |= seen <= query - window
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-            self._masks[key] = mask.repeat(heads, 1).to(self.device)
+            self._masks[key] = mask.repeat(heads, 1).to(self.wanted.device)
         return self._masks[key]
