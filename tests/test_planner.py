@@ -75,7 +75,7 @@ def test_less_memory_means_smaller_micro_batches_then_checkpointing(
         plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU)
         assert plan.peak <= size
         chosen.append((plan.checkpointing, plan.micro_batch_tokens))
-    assert chosen[0] == (False, 1280)
+    assert chosen[0] == (False, 2048)
     assert chosen == sorted(chosen, key=lambda choice: (choice[0], -choice[1]))
     assert chosen[-1][0], "the smallest needs checkpointing"
     assert len(set(chosen)) == 4

@@ -25,8 +25,8 @@ from offbook.model import attach_adapter, backbone, choose_device, head
 from offbook.tokenizer import quiet_transformers
 
 # Tokens of a micro-batch: more make products more efficient, up to a point. The result of a step
-# does not depend on it. On a processor, two of these hold a step of 16 short rows.
-MOST_TOKENS = {"cpu": 1280, "cuda": 8192}
+# does not depend on it. On a processor, one of these holds a step of 16 short rows.
+MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
 FEWEST_TOKENS = 256
 # Measured beyond the arithmetic: code and its buffers, in bytes, with the fused kernels and
 # without, and what the allocator cannot use again, as a share of the activations.

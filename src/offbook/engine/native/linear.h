@@ -31,15 +31,17 @@ void lay_out_weights(const Term<E>& term, int64_t width, int64_t first, int64_t 
   int64_t words = term.inner / PAIR;
   const float* columns_of_w = (const float*)(term.w + first * term.inner);
   const E* rows_of_w = term.w + first;
-  for (int64_t n = 0; n < columns; n += LANES)
-    if (term.transposed)
+  if (term.transposed) {
+    for (int64_t n = 0; n < columns; n += LANES)
       for (int64_t k = 0; k < words; k += LANES)
         transpose(columns_of_w + n * words + k, words, (float*)to + k * columns + n, columns);
-    else
-      for (int64_t k = 0; k < words; k++) {
-        const E* from = rows_of_w + k * PAIR * width + n;
-        Layout<E>::copy_pair(to + k * columns + n, from, from + width);
-      }
+    return;
+  }
+  for (int64_t k = 0; k < words; k++)
+    for (int64_t n = 0; n < columns; n += LANES) {
+      const E* from = rows_of_w + k * PAIR * width + n;
+      Layout<E>::copy_pair(to + k * columns + n, from, from + width);
+    }
 }
 
 // The sum of products, for some rows of a panel; c [rows, columns].
