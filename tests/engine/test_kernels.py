@@ -99,6 +99,26 @@ def test_wide_products(
 
 
 @needs_kernels
+def test_an_update_smaller_than_a_rounding_step_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of an adapter as training begins: added after the product is rounded, it would vanish."""
+    there = replace(library(), multiplies_bf16=True)
+    monkeypatch.setattr(kernels, "library", lambda: there)
+    x, weight = (random(n, 96, dtype=torch.bfloat16, seed=n) for n in (200, 160))
+    h, a = random(200, 8, seed=1) * 1e-3, random(8, 160, seed=2)
+    update = h.double() @ a.double()
+    without = kernels.multiply([Product(x, weight)]).double()
+
+    def share(y: torch.Tensor) -> float:
+        """How much of the update is in `y`."""
+        return float(((y.double() - without) * update).sum() / update.square().sum())
+
+    assert share(kernels.multiply([Product(x, weight, h, a)])) == pytest.approx(1, abs=0.1)
+    assert share((without + update).bfloat16()) < 0.2
+
+
+@needs_kernels
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
 def test_elements_are_dropped_with_the_probability_asked_for(p: float) -> None:
     torch.manual_seed(0)
