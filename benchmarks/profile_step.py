@@ -109,7 +109,7 @@ def main() -> None:
     ]
     report = "\n".join(lines) + (
         f"\n\n{step.tokens} tokens computed, {step.supervised} supervised, in {len(step.batches)} "
-        f"micro-batches and a prefix of {len(step.prefix)}; {seconds:.2f} s. {machine()}.\n"
+        f"micro-batches and a prefix of {step.batches[0].offset}; {seconds:.2f} s. {machine()}.\n"
     )
     print(report)
     if options.markdown:

@@ -88,6 +88,10 @@ def row(ids: str, supervised: str) -> Example:
     return Example(input_ids, np.where(trained, input_ids, IGNORED).astype(np.int32), ids, False)
 
 
+def letters(word: str) -> list[int]:
+    return [ord(letter) for letter in word]
+
+
 @pytest.mark.parametrize(
     ("rows", "prefix"),
     [
@@ -110,14 +114,29 @@ def test_the_shared_prefix_predicts_nothing_supervised(
 
 def test_a_prefix_is_taken_out_where_it_spares_enough() -> None:
     examples = [row("abcdef", "----xx"), row("abcxyz", "-----x"), row("abcd", "---x")]
-    step = cut(examples, 10**6, CPU, worth_sharing=4)
-    assert step.prefix.tolist() == [ord("a"), ord("b")]
-    (batch,) = step.batches
-    assert (batch.offset, batch.lengths, batch.supervised) == (2, (3, 3, 1), 4)
-    assert batch.input_ids.tolist() == [ord(letter) for letter in "cdecxyc"]
+    step = cut(examples, 6, CPU, worth_sharing=4)
+    assert step.prefix.tolist() == letters("ab")
+    one, other = step.batches
+    assert (one.offset, one.lengths, one.supervised) == (2, (3, 1), 3)
+    assert (other.offset, other.lengths, other.supervised) == (2, (3,), 1)
+    assert one.input_ids.tolist() == letters("cdec")
+    assert other.input_ids.tolist() == letters("cxy")
+    assert not one.holds_prefix
     assert step.tokens == 9
-    assert not len(cut(examples, 10**6, CPU, worth_sharing=5).prefix)
-    assert not len(cut(examples, 10**6, CPU, packed=False, worth_sharing=4).prefix)
+    assert not len(cut(examples, 6, CPU, worth_sharing=5).prefix)
+    assert not len(cut(examples, 6, CPU, packed=False, worth_sharing=4).prefix)
+
+
+def test_a_single_micro_batch_holds_the_prefix() -> None:
+    examples = [row("abcdef", "----xx"), row("abcxyz", "-----x"), row("abcd", "---x")]
+    step = cut(examples, 9, CPU, worth_sharing=4)
+    assert not len(step.prefix)
+    (batch,) = step.batches
+    assert batch.holds_prefix
+    assert (batch.offset, batch.lengths, batch.supervised) == (2, (3, 3, 1), 4)
+    assert batch.input_ids.tolist() == letters("abcdecxyc")
+    assert [t for t in batch.targets.tolist() if t != IGNORED] == letters("efzd")
+    assert step.tokens == 9
 
 
 def test_a_row_with_nothing_supervised_is_not_computed() -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,7 @@ class Batch:
         lengths: tokens of each row.
         offset: position of each row's first token, which is the length of the prefix it shares.
         supervised: tokens that are predicted and trained on.
+        holds_prefix: whether the tokens of that prefix come before those of the rows.
     """
 
     input_ids: torch.Tensor
@@ -82,6 +84,7 @@ class Batch:
     lengths: tuple[int, ...]
     offset: int
     supervised: int
+    holds_prefix: bool = False
 
     def padded(self, packed: torch.Tensor, value: int) -> torch.Tensor:
         """A packed tensor [tokens] as rows padded on the right [rows, longest]."""
@@ -95,7 +98,8 @@ class Step:
     """Examples cut into micro-batches, and the tokens they all begin with.
 
     Attributes:
-        prefix: int64 [tokens]; may be empty. Nothing in it is supervised.
+        prefix: int64 [tokens], to be computed before the micro-batches. It is empty where there is
+            none, and where a single micro-batch holds it. Nothing in it is supervised.
         batches: what follows the prefix in each example.
     """
 
@@ -153,9 +157,10 @@ def cut(
             groups[fits].append(example)
             sizes[fits] = grown[fits]
     prefix = examples[0].input_ids[:start] if start else np.empty(0)
+    apart, held = (prefix, prefix[:0]) if len(groups) > 1 else (prefix[:0], prefix)
     return Step(
-        torch.from_numpy(prefix.astype(np.int64)).to(device),
-        [_pack(group, start, device) for group in groups],
+        torch.from_numpy(apart.astype(np.int64)).to(device),
+        [_pack(group, start, held, device) for group in groups],
     )
 
 
@@ -182,14 +187,17 @@ def _needed(example: Example) -> Example:
     return replace(example, input_ids=example.input_ids[:stop], labels=example.labels[:stop])
 
 
-def _pack(examples: Sequence[Example], start: int, device: torch.device) -> Batch:
+def _pack(
+    examples: Sequence[Example], start: int, held: NDArray[Any], device: torch.device
+) -> Batch:
     """The inputs and targets of needed examples: the last token is a target alone."""
-    input_ids = np.concatenate([e.input_ids[start:-1] for e in examples]).astype(np.int64)
-    targets = np.concatenate([e.labels[start + 1 :] for e in examples]).astype(np.int64)
+    input_ids = np.concatenate([held, *(e.input_ids[start:-1] for e in examples)])
+    targets = np.concatenate([[IGNORED] * len(held), *(e.labels[start + 1 :] for e in examples)])
     return Batch(
-        torch.from_numpy(input_ids).to(device),
-        torch.from_numpy(targets).to(device),
+        torch.from_numpy(input_ids.astype(np.int64)).to(device),
+        torch.from_numpy(targets.astype(np.int64)).to(device),
         tuple(len(e) - 1 - start for e in examples),
         start,
         int((targets != IGNORED).sum()),
+        holds_prefix=len(held) > 0,
     )

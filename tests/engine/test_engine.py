@@ -24,7 +24,8 @@ from offbook.template import Example
 from offbook.tokenizer import quiet_transformers
 
 Gradients = dict[str, torch.Tensor]
-ANY = 10**6
+ANY = 10**6  # tokens: one micro-batch, which holds the prefix
+FEW = 60  # several, and the prefix comes first
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +67,12 @@ def test_gradients_are_those_of_the_plain_path(family: str, prefix: int) -> None
     examples = some_examples(prefix)
     step = fast.cut(examples, ANY, CPU)
     # The last row's second token is supervised, so the prefix stops a token short of it.
-    assert len(step.prefix) == prefix
+    assert step.batches[0].offset == prefix
     loss, expected_loss = fast.mean_loss(step), plain.mean_loss(plain.cut(examples, ANY, CPU))
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     expected = gradients(plain, examples)
     assert len(expected) == 3 * 7 * 2
-    for budget in (ANY, 60, 1):
+    for budget in (ANY, FEW, 1):
         assert difference(gradients(fast, examples, budget), expected) < 1e-10
 
 
@@ -85,9 +86,9 @@ def test_long_rows_in_blocks_of_queries(
     monkeypatch.setattr(attention, "KEPT_SCORES", kept)
     model = make_model(FAMILIES[family], torch.float64)
     plain, fast = Engine(with_exact_norms(model), fast=False), Engine(model)
-    for prefix in (0, 9):
+    for prefix, budget in ((0, ANY), (9, ANY), (9, FEW)):
         examples = some_examples(prefix)
-        assert difference(gradients(fast, examples), gradients(plain, examples)) < 1e-10
+        assert difference(gradients(fast, examples, budget), gradients(plain, examples)) < 1e-10
 
 
 def test_the_attention_of_gpus_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +98,10 @@ def test_the_attention_of_gpus_is_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     for family in ("llama-mha", "llama-gqa", "mistral-window"):
         model = make_model(FAMILIES[family], torch.float64)
         plain, fast = Engine(with_exact_norms(model), fast=False), Engine(model)
-        for prefix in (0, 9):
+        for prefix, budget in ((0, ANY), (9, ANY), (9, FEW)):
             examples = some_examples(prefix)
-            assert difference(gradients(fast, examples), gradients(plain, examples)) < 1e-10
+            got, expected = gradients(fast, examples, budget), gradients(plain, examples)
+            assert difference(got, expected) < 1e-10
 
 
 def test_some_projections_without_an_adapter() -> None:
@@ -111,20 +113,24 @@ def test_some_projections_without_an_adapter() -> None:
         assert difference(gradients(fast, examples), gradients(plain, examples)) < 1e-10
 
 
-@pytest.mark.parametrize("prefix", [0, 40])
-def test_checkpointing_changes_nothing(prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("prefix", "budget"), [(0, ANY), (40, ANY), (40, FEW)])
+def test_checkpointing_changes_nothing(
+    prefix: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lora = LoraSettings(r=4, lora_dropout=0.3)
     fast = Engine(make_model(FAMILIES["llama-gqa"], torch.float64, lora))
     examples = some_examples(prefix)
-    expected = gradients(fast, examples)
+    expected = gradients(fast, examples, budget)
     with quiet_transformers():
         fast.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     calls: list[int] = []
     monkeypatch.setattr(
         "offbook.engine.layers.attend", lambda *facts: calls.append(1) or attention.attend(*facts)
     )
-    assert difference(gradients(fast, examples), expected) < 1e-12
-    assert len(calls) == (2 + 2 + 1) * (2 if prefix else 1), "all layers but the last twice"
+    assert difference(gradients(fast, examples, budget), expected) < 1e-12
+    step = fast.cut(examples, budget, CPU)
+    passes = len(step.batches) + bool(len(step.prefix))
+    assert len(calls) == (2 + 2 + 1) * passes, "all layers but the last twice"
 
 
 @pytest.mark.parametrize("stop", [False, True])
@@ -144,7 +150,7 @@ def test_a_prefix_is_forgotten_after_its_step(
         return make(computed)
 
     monkeypatch.setattr(engine_module, "Prefix", watched)
-    engine.accumulate(engine.cut(some_examples(40), ANY, CPU), [0], lambda: stop)
+    engine.accumulate(engine.cut(some_examples(40), FEW, CPU), [0], lambda: stop)
     assert len(seen) == 3
     assert all(reference() is None for reference in seen)
 

@@ -47,11 +47,20 @@ def attend(
     """
     if rows.record is not None:
         rows.record[layer] = (k_TKD, v_TKD)
-    past_k, past_v = rows.prefix[layer] if rows.prefix is not None else (None, None)
     if kernels.fit(q_THD):
         compute = _Fused.apply
     else:
         compute = _Blockwise.apply if q_THD.device.type == "cpu" else _by_group
+    if rows.holds_prefix:
+        first, others = rows.parts
+        sizes = [rows.offset, len(q_THD) - rows.offset]
+        (past_q, q_THD), (past_k, k_TKD), (past_v, v_TKD) = (
+            x.split(sizes) for x in (q_THD, k_TKD, v_TKD)
+        )
+        past_o = compute(past_q, past_k, past_v, None, None, first, scaling, window)
+        o_THD = compute(q_THD, k_TKD, v_TKD, past_k, past_v, others, scaling, window)
+        return torch.cat([past_o, o_THD])
+    past_k, past_v = rows.prefix[layer] if rows.prefix is not None else (None, None)
     output: torch.Tensor = compute(q_THD, k_TKD, v_TKD, past_k, past_v, rows, scaling, window)
     return output
 

@@ -120,7 +120,7 @@ class Engine:
         spare = -len(batch.input_ids) % EVEN
         lengths = (*batch.lengths, spare) if spare else batch.lengths
         at = (batch.targets != IGNORED).nonzero()[:, 0]
-        rows = Rows(lengths, batch.offset, at)
+        rows = Rows(lengths, batch.offset, at, holds_prefix=batch.holds_prefix)
         rows.prefix = prefix.leaves if prefix else None
         hidden_ND = self._hidden(F.pad(batch.input_ids, (0, spare)), rows)
         return summed_cross_entropy(hidden_ND, head(self.model), batch.targets[at])

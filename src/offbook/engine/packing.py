@@ -66,13 +66,15 @@ class Rows:
         lengths: tokens of each row.
         offset: position of each row's first token: the length of the shared prefix.
         wanted: int64; the packed tokens whose last hidden states are asked for.
-        prefix: keys and values [P, K, D] of the shared prefix for every layer, if there is one.
+        holds_prefix: whether the tokens of the prefix come before those of the rows.
+        prefix: keys and values [P, K, D] of a prefix that was computed before, for every layer.
         record: where layers leave their own keys and values, while the prefix is computed.
     """
 
     lengths: Sequence[int]
     offset: int
     wanted: torch.Tensor
+    holds_prefix: bool = False
     prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     record: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     _groups: dict[int, list[Group]] = field(default_factory=dict, repr=False)
@@ -81,9 +83,16 @@ class Rows:
     @cached_property
     def positions(self) -> torch.Tensor:
         """int64 [T]: each token's place in its row, the prefix counted."""
+        if self.holds_prefix:
+            return torch.cat([part.positions for part in self.parts])
         ends = torch.tensor(self.lengths).cumsum(0)
         starts = (ends - torch.tensor(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
         return (torch.arange(int(ends[-1])) - starts + self.offset).to(self.wanted.device)
+
+    @cached_property
+    def parts(self) -> tuple[Rows, Rows]:
+        """The prefix that it holds as a row of its own, and the rows that follow."""
+        return Rows([self.offset], 0, self.wanted), Rows(self.lengths, self.offset, self.wanted)
 
     def groups(self, heads: int) -> list[Group]:
         """The rows in groups that keep the scores of `heads` heads small."""

@@ -1,4 +1,4 @@
-"""A prefix that all examples of a step share, computed once.
+"""A prefix that all micro-batches of a step share, computed once.
 
 Its keys and values are made with a gradient, then cut off from their history: micro-batches attend
 to them as leaves and add up gradients there. One backward pass through the prefix, when all
