@@ -31,10 +31,9 @@ from offbook.template import Example
 
 # Parts of a step, and the autograd functions that compute them, with the fused kernels or without.
 PARTS = {
-    "linear layers and their adapters": ("_FusedProject", "_Project"),
+    "linear layers, adapters and the gate": ("_FusedProject", "_Project", "_Gate"),
     "attention": ("_Fused", "_Blockwise"),
     "output head and loss": ("_SummedCrossEntropy",),
-    "gated MLP's activation": ("_SwiGLU",),
     "norms": ("_FusedRMSNorm", "_RMSNorm"),
     "rotary positions": ("_Rotate",),
 }

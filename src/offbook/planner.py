@@ -96,7 +96,7 @@ class ModelShape:
     ) -> tuple[int, int]:
         """Bytes that a token keeps in one layer until the backward pass, and uses in passing.
 
-        The fused kernels keep neither masks nor attention's probabilities.
+        The fused kernels keep no masks, no gated inputs and no probabilities of attention.
 
         Args:
             dtype: of the base.
@@ -114,7 +114,7 @@ class ModelShape:
             c.hidden_size * (4 + 5 * mask)  # inputs of the norms and of the projections
             + queries * (2 + mask)
             + 2 * keys
-            + c.intermediate_size * (3 + mask)
+            + c.intermediate_size * (2 if fused else 3 + mask)
             + min(scores, KEPT_SCORES)
         )
         passing = 4 * c.intermediate_size + 6 * c.hidden_size

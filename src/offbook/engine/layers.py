@@ -81,24 +81,7 @@ class MLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""
         gate, up = project(x, self.gate_proj, self.up_proj)
-        return project(_SwiGLU.apply(gate, up), self.down_proj)[0]
-
-
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate, up)
-        if kernels.fit(gate):
-            return kernels.swiglu(gate, up)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        gate, up = ctx.saved_tensors
-        if kernels.fit(gate):
-            return kernels.swiglu_backward(grads[0].contiguous(), gate, up)
-        dgate = torch.ops.aten.silu_backward(grads[0] * up, gate)
-        return dgate, F.silu(gate).mul_(grads[0])
+        return project(up, self.down_proj, gate=gate)[0]
 
 
 class Attention(nn.Module):

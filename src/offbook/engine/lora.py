@@ -19,7 +19,9 @@ from offbook.engine.dropout import drop, drop_, drop_probability, keep_mask
 from offbook.model import Projection
 
 
-def project(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
+def project(
+    x: torch.Tensor, *layers: nn.Module, gate: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
     """Apply linear layers, with their adapters, to one input.
 
     Dropout acts in training mode, on each projection's adapter input independently, as in PEFT.
@@ -27,18 +29,39 @@ def project(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
     Args:
         x: [..., in].
         layers: linear, of the same input width; see `Projection.of`.
+        gate: as `x`; where there is one, the input is `silu(gate) x`.
 
     Returns:
         A tensor [..., out] for each projection.
     """
     flat = x.reshape(-1, x.shape[-1])
+    flat_gate = None if gate is None else gate.reshape(flat.shape)
     projections = [p for p in map(Projection.of, layers) if p is not None]
     assert len(projections) == len(layers)
     adapters = [t for p in projections for t in (p.lora_A, p.lora_B)]
     widths = (side for p in projections for side in p.weight_shape)
     fused = kernels.take(flat.device, flat.dtype, *widths)
-    outputs = (_FusedProject if fused else _Project).apply(flat, projections, *adapters)
+    if fused:
+        outputs = _FusedProject.apply(flat, flat_gate, projections, *adapters)
+    else:
+        gated = flat if flat_gate is None else _Gate.apply(flat, flat_gate)
+        outputs = _Project.apply(gated, projections, *adapters)
     return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outputs)
+
+
+class _Gate(torch.autograd.Function):
+    """`silu(gate) x`, in PyTorch's operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, gate)
+        return F.silu(gate).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x, gate = ctx.saved_tensors
+        dgate: torch.Tensor = torch.ops.aten.silu_backward(grads[0] * x, gate)
+        return F.silu(gate).mul_(grads[0]), dgate
 
 
 class _Project(torch.autograd.Function):
@@ -91,14 +114,22 @@ class _Project(torch.autograd.Function):
 
 
 class _FusedProject(torch.autograd.Function):
-    """As `_Project`; the masks are made again from their seeds where they are applied."""
+    """As `_Gate` and `_Project`. The gated input is made again for the backward pass, and masks,
+    from their seeds, wherever they are applied.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x_TI: torch.Tensor, projections: list[Projection], *adapters: torch.Tensor
+        ctx: Any,
+        x_TI: torch.Tensor,
+        gate_TI: torch.Tensor | None,
+        projections: list[Projection],
+        *adapters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         outputs: list[torch.Tensor] = []
-        kept: list[torch.Tensor | None] = [x_TI]
+        kept: list[torch.Tensor | None] = [x_TI, gate_TI]
+        if gate_TI is not None:
+            x_TI = kernels.swiglu(gate_TI, x_TI)
         ctx.projections, ctx.dropouts = projections, []
         for p in projections:
             h_TR = a_RI = b_RO = None
@@ -116,7 +147,10 @@ class _FusedProject(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_TI, *kept = ctx.saved_tensors
+        x_TI, gate_TI, *kept = ctx.saved_tensors
+        up_TI, dgate_TI = x_TI, None
+        if gate_TI is not None:
+            x_TI = kernels.swiglu(gate_TI, up_TI)
         products: list[kernels.Product] = []
         adapters: list[torch.Tensor | None] = []
         for p, dy_TO, h_TR, a_RI, b_RO, dropout in zip(
@@ -131,18 +165,23 @@ class _FusedProject(torch.autograd.Function):
                 adapters += da_RI[:rank], db_RO[:rank].t().mul(_scale(p))
             weight_IO = p.weight().contiguous().t()
             products.append(kernels.Product(dy_TO, weight_IO, dh_TR, a_RI, dropout))
-        dx_TI = kernels.multiply(products) if ctx.needs_input_grad[0] else None
-        return dx_TI, None, *adapters
+        dx_TI = kernels.multiply(products) if any(ctx.needs_input_grad[:2]) else None
+        if dx_TI is not None and gate_TI is not None:
+            dgate_TI, dx_TI = kernels.swiglu_backward(dx_TI, gate_TI, up_TI)
+        return dx_TI, dgate_TI, None, *adapters
 
 
 def _wide(p: Projection) -> tuple[torch.Tensor, torch.Tensor]:
     """A, and B transposed with the scale on it, in float32, with zeros for missing ranks."""
     assert p.lora_A is not None
     assert p.lora_B is not None
-    a_RI, b_RO = p.lora_A.float(), p.lora_B.float().t() * _scale(p)
-    if missing := -len(a_RI) % kernels.RANKS:
-        a_RI, b_RO = (F.pad(x, (0, 0, 0, missing)) for x in (a_RI, b_RO))
-    return a_RI.contiguous(), b_RO.contiguous()
+    a_RI = p.lora_A.float().contiguous()
+    missing = -len(a_RI) % kernels.RANKS
+    if missing:
+        a_RI = F.pad(a_RI, (0, 0, 0, missing))
+    b_RO = a_RI.new_zeros(len(a_RI), len(p.lora_B))
+    torch.mul(p.lora_B.t(), _scale(p), out=b_RO[: p.lora_B.shape[1]])
+    return a_RI, b_RO
 
 
 def _scale(p: Projection) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from offbook.engine import kernels
 
 # Bytes of one chunk of logits and of what is made of them: enough rows for an efficient product.
-CHUNK_BYTES = 96_000_000
+CHUNK_BYTES = 48_000_000
 
 
 def summed_cross_entropy(
@@ -48,8 +49,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         gradients = []
         fused = kernels.fit(hidden_ND, weight_VD) and kernels.fit(weight_VD.t())
         linear = kernels.linear if fused else F.linear
-        rows = _chunk_rows(weight_VD, fused=fused)
-        for h_CD, y_C in zip(*(x.split(rows) for x in (hidden_ND, targets_N)), strict=True):
+        chunks = max(math.ceil(len(targets_N) / _chunk_rows(weight_VD, fused=fused)), 1)
+        for h_CD, y_C in zip(*(x.chunk(chunks) for x in (hidden_ND, targets_N)), strict=True):
             logits_CV = linear(h_CD, weight_VD, bias_V)
             if fused:
                 total += kernels.cross_entropy_(logits_CV, y_C).sum()

@@ -143,13 +143,14 @@ void adapter_backward(const E* x, const E* dy, const float* b, const float* h, f
     memset(own_da, 0, size * sizeof(float));
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row += block) {
-      for (int64_t m = row; m < smaller(row + block, rows); m++)
-        down_rows<1>(dy, b, dh, outputs, rank, m, Dropout{});
       if (row + block <= rows) {
+        for (int64_t m = row; m < row + block; m += 2)
+          down_rows<2>(dy, b, dh, outputs, rank, m, Dropout{});
         outer_rows<block>(dy, h, own_db, outputs, rank, row, Dropout{});
         outer_rows<block>(x, dh, own_da, inputs, rank, row, drop);
       } else {
         for (int64_t m = row; m < rows; m++) {
+          down_rows<1>(dy, b, dh, outputs, rank, m, Dropout{});
           outer_rows<1>(dy, h, own_db, outputs, rank, m, Dropout{});
           outer_rows<1>(x, dh, own_da, inputs, rank, m, drop);
         }
