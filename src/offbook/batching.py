@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +66,7 @@ def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 @dataclass(frozen=True)
 class Batch:
     """Rows laid end to end, longest first, without padding; each up to what its last supervised
-    token is predicted from.
+    token is predicted from. The prefix that they share may come before them.
 
     Attributes:
         input_ids: int64 [tokens].
@@ -76,7 +75,6 @@ class Batch:
         lengths: tokens of each row.
         offset: position of each row's first token, which is the length of the prefix it shares.
         supervised: tokens that are predicted and trained on.
-        holds_prefix: whether the tokens of that prefix come before those of the rows.
     """
 
     input_ids: torch.Tensor
@@ -84,7 +82,11 @@ class Batch:
     lengths: tuple[int, ...]
     offset: int
     supervised: int
-    holds_prefix: bool = False
+
+    @property
+    def holds_prefix(self) -> bool:
+        """Whether the tokens of the prefix come before those of the rows."""
+        return len(self.input_ids) > sum(self.lengths)
 
     def padded(self, packed: torch.Tensor, value: int) -> torch.Tensor:
         """A packed tensor [tokens] as rows padded on the right [rows, longest]."""
@@ -156,10 +158,10 @@ def cut(
         else:
             groups[fits].append(example)
             sizes[fits] = grown[fits]
-    prefix = examples[0].input_ids[:start] if start else np.empty(0)
-    apart, held = (prefix, prefix[:0]) if len(groups) > 1 else (prefix[:0], prefix)
+    held = start if len(groups) == 1 else 0
+    prefix = examples[0].input_ids[held:start] if examples else np.empty(0)
     return Step(
-        torch.from_numpy(apart.astype(np.int64)).to(device),
+        torch.from_numpy(prefix.astype(np.int64)).to(device),
         [_pack(group, start, held, device) for group in groups],
     )
 
@@ -187,17 +189,18 @@ def _needed(example: Example) -> Example:
     return replace(example, input_ids=example.input_ids[:stop], labels=example.labels[:stop])
 
 
-def _pack(
-    examples: Sequence[Example], start: int, held: NDArray[Any], device: torch.device
-) -> Batch:
-    """The inputs and targets of needed examples: the last token is a target alone."""
-    input_ids = np.concatenate([held, *(e.input_ids[start:-1] for e in examples)])
-    targets = np.concatenate([[IGNORED] * len(held), *(e.labels[start + 1 :] for e in examples)])
+def _pack(examples: Sequence[Example], start: int, held: int, device: torch.device) -> Batch:
+    """The inputs and targets of needed examples: the last token is a target alone.
+
+    Of the `start` tokens that they share, `held` come before the rows.
+    """
+    prefix = examples[0].input_ids[:held]
+    input_ids = np.concatenate([prefix, *(e.input_ids[start:-1] for e in examples)])
+    targets = np.concatenate([[IGNORED] * held, *(e.labels[start + 1 :] for e in examples)])
     return Batch(
         torch.from_numpy(input_ids.astype(np.int64)).to(device),
         torch.from_numpy(targets.astype(np.int64)).to(device),
         tuple(len(e) - 1 - start for e in examples),
         start,
         int((targets != IGNORED).sum()),
-        holds_prefix=len(held) > 0,
     )

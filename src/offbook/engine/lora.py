@@ -2,6 +2,8 @@
 
     y_i = x W_i' + b_i + s_i drop(x) A_i' B_i'
 
+The input may be a gated one, `silu(gate) x`.
+
 PEFT's own layer casts the input to float32, multiplies by a Bernoulli sample and lets autograd keep
 what it meets. Here the input stays in the base's format and is kept once for all projections of it.
 """
@@ -176,8 +178,7 @@ def _wide(p: Projection) -> tuple[torch.Tensor, torch.Tensor]:
     assert p.lora_A is not None
     assert p.lora_B is not None
     a_RI = p.lora_A.float().contiguous()
-    missing = -len(a_RI) % kernels.RANKS
-    if missing:
+    if missing := -len(a_RI) % kernels.RANKS:
         a_RI = F.pad(a_RI, (0, 0, 0, missing))
     b_RO = a_RI.new_zeros(len(a_RI), len(p.lora_B))
     torch.mul(p.lora_B.t(), _scale(p), out=b_RO[: p.lora_B.shape[1]])

@@ -8,7 +8,8 @@
 
 namespace {
 
-constexpr int64_t RANKS = 8;  // sums of an adapter that are kept in registers at a time
+constexpr int64_t RANKS = 8;  // sums of an adapter that are kept in registers at a time,
+constexpr int64_t TOGETHER = COLUMNS / 2;  // for so many rows
 
 // Which elements of a matrix are dropped, from its seed and their places alone. Two random 16-bit
 // numbers come from each word of a counter, mixed as in Wellons's lowbias32 (2018); the seed enters
@@ -59,11 +60,10 @@ template <class E>
 void down(const E* x, const float* a, float* h, int64_t rows, int64_t width, int64_t rank,
           uint64_t seed, uint32_t threshold) {
   Dropout drop{seed, threshold};
-  constexpr int64_t block = COLUMNS / 2;
 #pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; row += block) {
-    if (row + block <= rows)
-      down_rows<block>(x, a, h, width, rank, row, drop);
+  for (int64_t row = 0; row < rows; row += TOGETHER) {
+    if (row + TOGETHER <= rows)
+      down_rows<TOGETHER>(x, a, h, width, rank, row, drop);
     else
       down_rows<1>(x, a, h, width, rank, row, drop);
   }
@@ -144,8 +144,8 @@ void adapter_backward(const E* x, const E* dy, const float* b, const float* h, f
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row += block) {
       if (row + block <= rows) {
-        for (int64_t m = row; m < row + block; m += 2)
-          down_rows<2>(dy, b, dh, outputs, rank, m, Dropout{});
+        for (int64_t m = row; m < row + block; m += TOGETHER)
+          down_rows<TOGETHER>(dy, b, dh, outputs, rank, m, Dropout{});
         outer_rows<block>(dy, h, own_db, outputs, rank, row, Dropout{});
         outer_rows<block>(x, dh, own_da, inputs, rank, row, drop);
       } else {
