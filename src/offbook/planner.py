@@ -28,9 +28,9 @@ from offbook.tokenizer import quiet_transformers
 # does not depend on it. On a processor, one of these holds a step of 16 short rows.
 MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
 FEWEST_TOKENS = 256
-# Measured beyond the arithmetic: code and its buffers, in bytes, with the fused kernels and
-# without, and what the allocator cannot use again, as a share of the activations.
-BUFFERS = {True: 50_000_000, False: 200_000_000}
+# Measured beyond the arithmetic: bytes of PyTorch's buffers where there are no fused kernels, and
+# what the allocator cannot use again, as a share of the activations.
+BUFFERS = 200_000_000
 FRAGMENTS = 0.15
 # Memory to leave alone, as a share of what is free.
 RESERVE = 0.05
@@ -253,14 +253,17 @@ def plan_for(
     available, process = _memory(device)
     layers, dropout = shape.config.num_hidden_layers, config.lora.lora_dropout > 0
     kept, passing = shape.activation_bytes(dtype, device, longest, dropout)
-    # A checkpointed layer keeps its input alone; one at a time is computed again.
-    of_layers = layers * shape.config.hidden_size * dtype.itemsize + kept
-    per_token = (of_layers if checkpointing else layers * kept) + passing
+    # A checkpointed layer keeps its input alone, which lies where the next layer's widest tensor
+    # then finds no place; one layer at a time is computed again.
+    pinned = (shape.config.hidden_size + shape.config.intermediate_size) * dtype.itemsize
+    per_token = (layers * pinned + kept if checkpointing else layers * kept) + passing
     wide = torch.promote_types(dtype, torch.float32).itemsize
     loss = CHUNK_BYTES
     if shape.fused(dtype, device):  # each thread lays out some columns of the head
         columns = torch.get_num_threads() * kernels.PANEL
         loss += columns * shape.config.vocab_size * dtype.itemsize
+    else:
+        process += BUFFERS
     if not shape.packed or config.train.engine == "plain":
         # transformers and PEFT keep float32 copies of what adapters see, and all logits at once.
         inputs = 6 * shape.config.hidden_size + shape.config.intermediate_size
@@ -273,7 +276,7 @@ def plan_for(
         adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
         activations=int(per_token * tokens * (1 + FRAGMENTS)),
         loss=loss,
-        process=process + BUFFERS[shape.fused(dtype, device)],
+        process=process,
         available=available,
     )
 

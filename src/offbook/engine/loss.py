@@ -48,20 +48,14 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden_ND.device)
         gradients = []
         fused = kernels.fit(hidden_ND, weight_VD) and kernels.fit(weight_VD.t())
-        linear = kernels.linear if fused else F.linear
+        linear, errors = (kernels.linear, _fused_errors) if fused else (F.linear, _errors)
         chunks = max(math.ceil(len(targets_N) / _chunk_rows(weight_VD, fused=fused)), 1)
         for h_CD, y_C in zip(*(x.chunk(chunks) for x in (hidden_ND, targets_N)), strict=True):
-            logits_CV = linear(h_CD, weight_VD, bias_V)
-            if fused:
-                total += kernels.cross_entropy_(logits_CV, y_C).sum()
-                error_CV = logits_CV
-            else:
-                log_p_CV = torch.log_softmax(logits_CV.to(wide), -1)
-                total -= log_p_CV.gather(1, y_C[:, None]).sum()
-                error_CV = log_p_CV.exp_()  # p, less one at the target
-                error_CV[torch.arange(len(y_C), device=y_C.device), y_C] -= 1
+            loss, error_CV = errors(linear(h_CD, weight_VD, bias_V), y_C)
+            total += loss
             if ctx.needs_input_grad[0]:
-                gradients.append(linear(error_CV.to(hidden_ND.dtype), weight_VD.t()))
+                gradients.append(linear(error_CV, weight_VD.t()))
+            del error_CV  # or it would be there beside the logits of the next chunk
         ctx.save_for_backward(*gradients)
         return total
 
@@ -69,6 +63,23 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dhidden_ND = torch.cat(ctx.saved_tensors)
         return dhidden_ND.mul_(grads[0].to(dhidden_ND.dtype)), None, None, None
+
+
+def _errors(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed cross-entropy, and its gradient for the logits."""
+    wide = torch.promote_types(logits_CV.dtype, torch.float32)
+    log_p_CV = torch.log_softmax(logits_CV.to(wide), -1)
+    loss = -log_p_CV.gather(1, targets_C[:, None]).sum()
+    error_CV = log_p_CV.exp_()  # p, less one at the target
+    error_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+    return loss, error_CV.to(logits_CV.dtype)
+
+
+def _fused_errors(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_errors`; the gradient takes the place of the logits."""
+    return kernels.cross_entropy_(logits_CV, targets_C).sum(), logits_CV
 
 
 def _chunk_rows(weight_VD: torch.Tensor, *, fused: bool) -> int:

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from offbook.engine import kernels
+from offbook.engine import loss as loss_module
+from offbook.engine.loss import summed_cross_entropy
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_one_chunk_of_logits_is_in_memory_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, fused: bool
+) -> None:
+    owner = kernels if fused else F
+    plain = owner.linear
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def linear(*arguments: torch.Tensor | None) -> torch.Tensor:
+        result: torch.Tensor = plain(*arguments)
+        if result.shape[-1] == 4096:
+            assert all(logits() is None for logits in made)
+            made.append(weakref.ref(result))
+        return result
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, 4096, bias=False).requires_grad_(False)
+    hidden = torch.randn(64, 64, requires_grad=True)
+    targets = torch.randint(4096, (64,))
+    if fused and not kernels.fit(hidden, head.weight):
+        pytest.skip("no fused kernels here")
+    expected = F.cross_entropy(head(hidden), targets, reduction="sum")
+    if not fused:
+        monkeypatch.setattr(kernels, "fit", lambda *tensors: False)
+    monkeypatch.setattr(owner, "linear", linear)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 1)
+    total = summed_cross_entropy(hidden, head, targets)
+    assert len(made) == 4
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, hidden)[0] for x in (total, expected)))
