@@ -86,8 +86,23 @@ inline void finish(const Term<E>* terms, int64_t count, const E* bias, const flo
   }
 }
 
-// y = the sum of terms, and the bias if there is one. A task is a chunk of rows and a panel; each
-// thread takes neighbours, in the order of the panels, and lays out the panels that it meets.
+// Tasks, a share of neighbours for each thread. One that has done its own helps with the others', for
+// cores are not equally fast, nor equally free.
+struct Shares {
+  static constexpr int64_t MOST = 256;
+  int64_t tasks, count, taken[MOST] = {};
+
+  Shares(int64_t tasks, int64_t threads) : tasks(tasks), count(smaller(threads, MOST)) {}
+
+  // Whether there was another task in a share.
+  bool take(int64_t share, int64_t& task) {
+    task = share * tasks / count + __atomic_fetch_add(taken + share, 1, __ATOMIC_RELAXED);
+    return task < (share + 1) * tasks / count;
+  }
+};
+
+// y = the sum of terms, and the bias if there is one. A task is a chunk of rows and a panel; tasks
+// are in the order of the panels, and each thread lays out the panels that it meets.
 template <class E>
 void linear(E* y, const Term<E>* terms, int64_t count, const E* bias, int64_t rows, int64_t width,
             float* scratch, int64_t scratch_size, int64_t threads) {
@@ -97,12 +112,12 @@ void linear(E* y, const Term<E>* terms, int64_t count, const E* bias, int64_t ro
   for (int64_t i = 0; i < count; i++) words += terms[i].inner / PAIR;
   // A panel that stays in a cache is gone through for every few rows, which then are still at hand.
   int64_t together = words <= WORDS ? ROWS : CHUNK;
+  Shares shares(panels * chunks, threads);
 #pragma omp parallel num_threads(threads)
   {
-    Word* weights = (Word*)(scratch + omp_get_thread_num() * scratch_size);
-    int64_t laid_out = -1;
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < panels * chunks; task++) {
+    int64_t thread = omp_get_thread_num(), laid_out = -1;
+    Word* weights = (Word*)(scratch + thread * scratch_size);
+    auto run = [&](int64_t task) {
       int64_t panel = task / chunks, first = panel * PANEL, columns = smaller(width - first, PANEL);
       int64_t start = task % chunks * CHUNK, stop = smaller(start + CHUNK, rows);
       if (panel != laid_out) {
@@ -125,7 +140,9 @@ void linear(E* y, const Term<E>* terms, int64_t count, const E* bias, int64_t ro
         for (; m < end; m++)
           finish<1>(terms, count, bias, c + (m - row) * columns, y, width, m, first, columns);
       }
-    }
+    };
+    for (int64_t i = 0; i < shares.count; i++)
+      for (int64_t task, share = (thread + i) % shares.count; shares.take(share, task);) run(task);
   }
 }
 
