@@ -164,7 +164,8 @@ class _FusedProject(torch.autograd.Function):
             else:
                 dh_TR, da_RI, db_RO = kernels.adapter_backward(x_TI, dy_TO, b_RO, h_TR, dropout)
                 rank = len(p.lora_A)
-                adapters += da_RI[:rank], db_RO[:rank].t().mul(_scale(p))
+                # In B's own order, or autograd would copy it.
+                adapters += da_RI[:rank], db_RO[:rank].t().contiguous().mul_(_scale(p))
             weight_IO = p.weight().contiguous().t()
             products.append(kernels.Product(dy_TO, weight_IO, dh_TR, a_RI, dropout))
         dx_TI = kernels.multiply(products) if any(ctx.needs_input_grad[:2]) else None
