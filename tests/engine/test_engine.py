@@ -123,6 +123,7 @@ def test_checkpointing_changes_nothing(
     expected = gradients(fast, examples, budget)
     with quiet_transformers():
         fast.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    fast.model.get_base_model().eval()  # as it is loaded; layers are checkpointed in training alone
     calls: list[int] = []
     monkeypatch.setattr(
         "offbook.engine.layers.attend", lambda *facts: calls.append(1) or attention.attend(*facts)

@@ -90,8 +90,7 @@ class Engine:
             The mean loss in nats a token; None, and no gradients, when `should_stop` said so.
         """
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        if not self.model.training:  # setting it goes through thousands of modules
-            self.model.train()
+        self.model.train()
         return self._backward(step, should_stop)
 
     def mean_loss(

@@ -7,10 +7,9 @@ import platform
 
 import torch
 
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # malloc.h
+MMAP_MAX, TRIM_THRESHOLD = -4, -1  # malloc.h
 # What PyTorch says when the C library gives its CPU allocator nothing.
 NO_MEMORY = ("can't allocate memory", "not enough memory")
-LARGEST_KEPT = 32 * 2**20  # glibc takes no higher threshold
 
 
 def keep_freed_memory() -> None:
@@ -21,7 +20,7 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
+        libc.mallopt(MMAP_MAX, 0)
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
