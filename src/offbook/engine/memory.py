@@ -20,7 +20,7 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(MMAP_MAX, 0)
+        libc.mallopt(MMAP_MAX, 0)  # no block is mapped on its own, and unmapped when freed
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
