@@ -99,6 +99,21 @@ def test_wide_products(
 
 
 @needs_kernels
+@formats
+@pytest.mark.parametrize("rows", [1, 500])
+def test_a_product_does_not_depend_on_who_computes_what(dtype: torch.dtype, rows: int) -> None:
+    x, w = random(rows, 64, dtype=dtype), random(192, 64, dtype=dtype, seed=1)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            results += [kernels.linear(x, w) for _ in range(10)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(y, results[0]) for y in results)
+
+
+@needs_kernels
 def test_an_update_smaller_than_a_rounding_step_is_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

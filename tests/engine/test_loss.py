@@ -1,3 +1,5 @@
+"""The output head and its loss."""
+
 from __future__ import annotations
 
 import weakref
