@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# What PyTorch computes with on a processor without AVX-512.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
 .PHONY: help demo test lint notebook bench clean
@@ -18,7 +20,10 @@ demo: .venv/installed
 	$(BIN)/offbook demo
 
 test: .venv/installed-dev
-	$(BIN)/pytest -m ""
+	$(BIN)/pytest -m "" --durations 15
+ifeq ($(shell uname -m),x86_64)
+	$(AVX2) $(BIN)/pytest tests/engine --kernels x86-64-v3
+endif
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ What only some of them need is imported by them alone, since imports count towar
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from machine import DEVICE, now
 
 IGNORED = -100
 BATCH, ACCUMULATION = 8, 2
@@ -21,7 +21,6 @@ MAX_LENGTH = 384  # of a row without its persona
 LEARNING_RATE = 1e-4
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 32, "target_modules": PROJECTIONS}
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 Row = dict[str, list[int]]  # input_ids and labels
 Steps = tuple[list[float], float]  # the seconds of every step, and their mean loss
@@ -34,7 +33,15 @@ class Job:
     folder: str
     rows: list[Row]
     dropout: float
+    precision: str
+    kernels: str
     scratch: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype = getattr(torch, self.precision)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
 
 
 def recipe(job: Job, checkpointing: bool) -> Steps:
@@ -65,7 +72,7 @@ def trl(job: Job) -> Steps:
     ids = [row["input_ids"] for row in job.rows]
     settings = SFTConfig(
         **trainer_settings(job),
-        bf16=True,
+        bf16=job.dtype == torch.bfloat16,
         gradient_checkpointing=False,
         completion_only_loss=True,
         max_length=max(MAX_LENGTH, *map(len, ids)),
@@ -84,11 +91,11 @@ def trl(job: Job) -> Steps:
 
 def offbook(job: Job, fast: bool) -> Steps:
     """The steps of `offbook.training`, without its logs and checkpoints."""
-    seconds, losses = zip(*steps(job, fast=fast, dtype=torch.bfloat16), strict=True)
+    seconds, losses = zip(*steps(job, fast=fast), strict=True)
     return list(seconds), mean(losses)
 
 
-def steps(job: Job, *, fast: bool, dtype: torch.dtype) -> Iterator[tuple[float, float]]:
+def steps(job: Job, *, fast: bool) -> Iterator[tuple[float, float]]:
     """The seconds and the loss of every step with offbook's fast path, or its plain one."""
     import numpy as np
 
@@ -100,7 +107,7 @@ def steps(job: Job, *, fast: bool, dtype: torch.dtype) -> Iterator[tuple[float, 
     from offbook.template import Example
 
     keep_freed_memory()
-    base = load_base(Path(job.folder), dtype, DEVICE)
+    base = load_base(Path(job.folder), job.dtype, DEVICE)
     model = attach_adapter(base, LoraSettings(lora_dropout=job.dropout, **LORA), 0, "base")
     engine = Engine(model, fast=fast)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -133,7 +140,7 @@ def load(job: Job) -> tuple[Any, Any, Any]:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=job.dtype)
     tokenizer = AutoTokenizer.from_pretrained(job.folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return model, tokenizer, LoraConfig("CAUSAL_LM", lora_dropout=job.dropout, **LORA)
@@ -170,9 +177,3 @@ def run_trainer(trainer: Any) -> Steps:
     trainer.add_callback(Timer())
     loss = trainer.train().training_loss
     return [end - start for start, end in zip(marks[::2], marks[1::2], strict=True)], loss
-
-
-def now() -> float:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -1,6 +1,7 @@
 """Take optimizer steps of 16 rows with any base, and compare memory and time with the plan.
 
-    python benchmarks/full_size.py --base FOLDER [--rows FILE] [--tokens 512] [--steps 2] [--json]
+    python benchmarks/full_size.py --base FOLDER [--rows FILE] [--tokens 512] [--steps 2]
+        [--precision auto] [--kernels native] [--memory-only] [--json]
 
 Prints seconds a step, peak resident memory against the prediction, FLOP use against a matrix
 product measured before and after, and the hours that three epochs of the rows would take.
@@ -14,7 +15,7 @@ import statistics
 import time
 
 import torch
-from train_speed import gemm_speed, machine, peak_memory
+from machine import add_options, describe_machine, gemm_speed, peak_memory, set_kernels
 
 from offbook.batching import Schedule, cut
 from offbook.config import Config
@@ -31,8 +32,11 @@ parser.add_argument("--rows", default="lighthouse")
 parser.add_argument("--tokens", type=int, default=512, help="of a micro-batch")
 parser.add_argument("--steps", type=int, default=2)
 parser.add_argument("--set", nargs="*", default=[], help="more settings, key=value")
+add_options(parser)
+parser.add_argument("--memory-only", action="store_true", help="do not measure products")
 parser.add_argument("--json", action="store_true")
 arguments = parser.parse_args()
+set_kernels(arguments.kernels)
 
 config = Config.load(
     None,
@@ -40,7 +44,7 @@ config = Config.load(
         f"model.base={arguments.base}",
         f"data.train={arguments.rows}",
         "data.validation=0",
-        "model.precision=bfloat16",
+        f"model.precision={arguments.precision}",
         *arguments.set,
     ],
 )
@@ -69,7 +73,7 @@ engine = Engine(model)
 trained = [p for p in model.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 seconds, uses = [], []
-before = gemm_speed()
+before = 0.0 if arguments.memory_only else gemm_speed(run.dtype)
 for k, step in enumerate(steps):
     start = time.perf_counter()
     engine.accumulate(step, [0, k])
@@ -77,22 +81,23 @@ for k, step in enumerate(steps):
     optimizer.step()
     optimizer.zero_grad()
     seconds.append(time.perf_counter() - start)
-    after = gemm_speed()
-    flops = run.shape.flops(step.tokens, step.supervised)
-    uses.append(flops / seconds[-1] / ((before + after) / 2))
-    before = after
+    if not arguments.memory_only:
+        after = gemm_speed(run.dtype)
+        flops = run.shape.flops(step.tokens, step.supervised)
+        uses.append(flops / seconds[-1] / ((before + after) / 2))
+        before = after
 tokens = [step.tokens for step in steps]
 peak = peak_memory()
 per_token = statistics.median(s / n for s, n in zip(seconds, tokens, strict=True))
 hours = per_token * int(run.training.lengths.sum()) * 3 / 3600
 facts = {
-    "machine": machine(),
+    "machine": describe_machine(run.dtype),
     "parameters": run.shape.parameters,
     "loading_seconds": round(loading, 1),
     "step_tokens": tokens,
     "step_seconds": [round(s, 2) for s in seconds],
     "tokens_per_second": round(1 / per_token, 2),
-    "flop_use": round(statistics.median(uses), 3),
+    "flop_use": round(statistics.median(uses), 3) if uses else None,
     "predicted_gb": round(plan.peak / 1e9, 2),
     "peak_gb": round(peak / 1e9, 2),
     "three_epochs_hours": round(hours, 2),

@@ -1,7 +1,7 @@
 """Where the time of a training step goes, and how fast it could be at the most.
 
     python benchmarks/profile_step.py [--rows FILE] [--base smollm2-135m] [--dropout 0.1]
-        [--persona TOKENS] [--tries 5] [--markdown FILE]
+        [--persona TOKENS] [--tries 5] [--precision auto] [--kernels native] [--markdown FILE]
 
 The fastest of some steps of 16 rows, in microseconds a token and layer. Last comes the time that
 the step's products would take at the speed of PyTorch's large square one, in the same process.
@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import DEVICE, LORA, STEP, now
+from contestants import LORA, STEP
+from machine import DEVICE, add_options, describe_machine, gemm_speed, now, set_kernels
 from torch.profiler import ProfilerActivity, profile, record_function
-from train_speed import build_rows, count_flops, gemm_speed, machine
+from train_speed import build_rows, count_flops
 
 from offbook.base import resolve_base
 from offbook.config import LoraSettings
 from offbook.engine import kernels
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
-from offbook.model import attach_adapter, load_base
+from offbook.model import attach_adapter, choose_precision, load_base
 from offbook.planner import MOST_TOKENS
 from offbook.template import Example
 
@@ -59,13 +60,16 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--persona", type=int, default=0)
     parser.add_argument("--tries", type=int, default=5)
+    add_options(parser)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
 
+    set_kernels(options.kernels)
+    dtype = choose_precision(options.precision, DEVICE)
     folder = resolve_base(options.base)
     rows = build_rows(options.rows, folder, STEP, options.persona)
     keep_freed_memory()
-    base = load_base(folder, torch.bfloat16, DEVICE)
+    base = load_base(folder, dtype, DEVICE)
     engine = Engine(attach_adapter(base, LoraSettings(lora_dropout=options.dropout, **LORA), 0, ""))
     examples = [
         Example(np.array(row["input_ids"], np.int32), np.array(row["labels"], np.int32))
@@ -75,7 +79,7 @@ def main() -> None:
     taken = []
     kernels.multiply = labelled(kernels.multiply)
     for _ in range(options.tries + 2):  # the first two warm up
-        speed = gemm_speed()
+        speed = gemm_speed(dtype)
         with profile(activities=[ProfilerActivity.CPU]) as trace:
             start = now()
             engine.accumulate(step, [0])
@@ -108,7 +112,8 @@ def main() -> None:
     ]
     report = "\n".join(lines) + (
         f"\n\n{step.tokens} tokens computed, {step.supervised} supervised, in {len(step.batches)} "
-        f"micro-batches and a prefix of {step.batches[0].offset}; {seconds:.2f} s. {machine()}.\n"
+        f"micro-batches and a prefix of {step.batches[0].offset}; {seconds:.2f} s. "
+        f"{describe_machine(dtype)}.\n"
     )
     print(report)
     if options.markdown:

@@ -12,16 +12,16 @@ from __future__ import annotations
 import argparse
 from statistics import mean
 
-import torch
 from contestants import STEP, Job, steps
-from train_speed import build_rows, machine
+from machine import describe_machine
+from train_speed import build_rows
 
 from offbook.base import resolve_base
 
 PATHS = {
-    "float32, transformers and PEFT": (False, torch.float32),
-    "bfloat16, transformers and PEFT": (False, torch.bfloat16),
-    "bfloat16, offbook": (True, torch.bfloat16),
+    "float32, transformers and PEFT": (False, "float32"),
+    "bfloat16, transformers and PEFT": (False, "bfloat16"),
+    "bfloat16, offbook": (True, "bfloat16"),
 }
 
 
@@ -36,13 +36,13 @@ def main() -> None:
 
     folder = resolve_base(options.base)
     rows = build_rows(options.rows, folder, STEP * options.steps, 0)
-    job = Job(str(folder), rows, dropout=0.0, scratch="")
     print(f"| | {' | '.join(str(k + 1) for k in range(options.steps))} | mean |")
     print(f"|---|{'--:|' * (options.steps + 1)}")
-    for name, (fast, dtype) in PATHS.items():
-        losses = [loss for _, loss in steps(job, fast=fast, dtype=dtype)]
+    for name, (fast, precision) in PATHS.items():
+        job = Job(str(folder), rows, 0.0, precision, "native", scratch="")
+        losses = [loss for _, loss in steps(job, fast=fast)]
         print(f"| {name} | {' | '.join(f'{x:.3f}' for x in losses)} | {mean(losses):.3f} |")
-    print(f"\n{machine()}.")
+    print(f"\n{describe_machine(job.dtype)}.")
 
 
 if __name__ == "__main__":

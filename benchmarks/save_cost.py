@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from train_speed import machine
+from machine import describe_machine
 
 from offbook import checkpoint, storage
 from offbook.checkpoint import Progress
@@ -68,5 +68,5 @@ print(
     f"| seconds to verify and load one | {restoring:.3f} |\n"
     f"| seconds of a step, median of {arguments.steps} | {step:.2f} |\n"
     f"| share of training, a checkpoint every {every} steps | {cost / (every * step):.3%} |\n\n"
-    f"{machine()}."
+    f"{describe_machine(parts.dtype)}."
 )

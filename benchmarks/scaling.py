@@ -1,7 +1,7 @@
 """How training speed changes with row length, a shared prefix, and the model; fast against plain.
 
     python benchmarks/scaling.py [--base smollm2-135m ...] [--rounds 3]
-        [--markdown FILE] [--plot FILE]
+        [--precision auto] [--kernels native] [--markdown FILE] [--plot FILE]
 
 Both paths take the same step in turns, in one process; the table gives medians. Rows are random
 tokens, the second half of each supervised. How speed depends on the number of rows is the
@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import torch
+from machine import DEVICE, add_options, describe_machine, set_kernels
 
 from offbook.base import resolve_base
 from offbook.config import LoraSettings
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
-from offbook.model import attach_adapter, choose_device, load_base
+from offbook.model import attach_adapter, choose_precision, load_base
 from offbook.planner import MOST_TOKENS
 from offbook.template import IGNORED, Example
 
@@ -39,10 +39,12 @@ parser.add_argument("--base", nargs="+", default=["smollm2-135m"])
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS)
 parser.add_argument("--prefixes", type=int, nargs="*", default=PREFIXES)
+add_options(parser)
 parser.add_argument("--markdown", type=Path)
 parser.add_argument("--plot", type=Path)
 arguments = parser.parse_args()
-device = choose_device()
+set_kernels(arguments.kernels)
+dtype = choose_precision(arguments.precision, DEVICE)
 
 
 def rows_of(length: int, prefix: int, count: int) -> list[Example]:
@@ -61,7 +63,7 @@ def rows_of(length: int, prefix: int, count: int) -> list[Example]:
 def seconds(engine: Engine, rows: list[Example]) -> float:
     """One step's time; the first of a kind warms up."""
     start = time.perf_counter()
-    engine.accumulate(engine.cut(rows, MOST_TOKENS[device.type], device), [0])
+    engine.accumulate(engine.cut(rows, MOST_TOKENS[DEVICE.type], DEVICE), [0])
     engine.model.zero_grad()
     return time.perf_counter() - start
 
@@ -71,7 +73,7 @@ lines, points = [], []
 for base in arguments.base:
     folder = resolve_base(base)
     lora = LoraSettings(lora_dropout=0.1)
-    fast = Engine(attach_adapter(load_base(folder, torch.bfloat16, device), lora, 0, base))
+    fast = Engine(attach_adapter(load_base(folder, dtype, DEVICE), lora, 0, base))
     plain = Engine(fast.model, fast=False)
     cases = [(n, 0) for n in arguments.lengths] + [(100, p) for p in arguments.prefixes if p]
     for length, prefix in cases:
@@ -94,7 +96,7 @@ for base in arguments.base:
         )
         points.append((name, length, prefix, ratio))
         print(lines[-1], flush=True)
-table = HEADER + "\n".join(lines) + "\n"
+table = HEADER + "\n".join(lines) + f"\n\n{describe_machine(dtype)}.\n"
 print(table)
 if arguments.markdown:
     arguments.markdown.write_text(table, encoding="utf-8")

@@ -1,14 +1,16 @@
 """How fast offbook trains, against the Trainer recipe that tutorials copy and against TRL.
 
     python benchmarks/train_speed.py [--rows FILE] [--base smollm2-135m] [--steps 4] [--rounds 2]
-        [--dropout 0.1] [--persona TOKENS] [--plain] [--markdown FILE] [--plot FILE]
+        [--precision auto] [--dropout 0.1] [--persona TOKENS] [--plain] [--kernels native]
+        [--markdown FILE] [--plot FILE]
 
-Every contestant trains the same adapter on the same token ids and labels, 16 rows a step, in a
-process of its own; they take turns, so that a machine that slows down slows all of them. TRL takes
-part where it is installed. Memory is the peak of the process, or of the GPU where there is one.
-Model FLOP use is the arithmetic that the rows call for, without padding, recomputation and
-attention scores, over what the machine's matrix products reach in the same process. Work that is
-spared, such as a persona computed once, counts as done, so it may exceed 100%.
+Every contestant trains the same adapter on the same token ids and labels, 16 rows a step, in
+the same precision, in a process of its own; they take turns, so that a machine that slows down
+slows all of them. TRL takes part where it is installed. Memory is the peak of the process, or of
+the GPU where there is one. Model FLOP use is the arithmetic that the rows call for, without
+padding, recomputation and attention scores, over what the machine's matrix products reach in the
+same process. Work that is saved, such as a persona computed once, counts as done, so it may
+exceed 100%.
 """
 
 from __future__ import annotations
@@ -17,22 +19,19 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import random
-import re
-import resource
 import shlex
 import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from itertools import cycle, islice, product
 from pathlib import Path
 from statistics import mean, median
 
 import torch
-from contestants import CONTESTANTS, DEVICE, IGNORED, LORA, MAX_LENGTH, STEP, Job, Row, now
+from contestants import CONTESTANTS, IGNORED, LORA, MAX_LENGTH, STEP, Job, Row
+from machine import DEVICE, add_options, describe_machine, gemm_speed, peak_memory, set_kernels
 
 PERSONA = "You are the keeper of a lighthouse, and you speak in short, salty sentences. "
 # Steps that are not timed: memory is touched for the first time in them.
@@ -53,32 +52,13 @@ class Outcome:
     gemm: float
 
 
-def gemm_speed(size: int = 2048, tries: int = 8) -> float:
-    """FLOP/s of the fastest of some bfloat16 matrix products."""
-    a = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
-    times = []
-    for _ in range(tries):
-        start = now()
-        a @ a
-        times.append(now() - start)
-    return 2 * size**3 / min(times)
-
-
-def peak_memory() -> int:
-    if DEVICE.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux carries ru_maxrss over from the process that started this one
-        return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", status.read_text())[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
-
-
 def run_contestant(name: str) -> None:
     """Read a job from stdin; write the outcome as the last line of stdout."""
     job = Job(**json.load(sys.stdin))
-    before = gemm_speed()
+    set_kernels(job.kernels)
+    before = gemm_speed(job.dtype)
     seconds, loss = CONTESTANTS[name](job)
-    outcome = Outcome(seconds[WARM_UP:], loss, peak_memory(), mean([before, gemm_speed()]))
+    outcome = Outcome(seconds[WARM_UP:], loss, peak_memory(), mean([before, gemm_speed(job.dtype)]))
     print(json.dumps(asdict(outcome)))
 
 
@@ -158,17 +138,6 @@ def cells(theirs: list[Outcome], ours: list[Outcome], supervised: int, flops: in
     ]
 
 
-def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    processor = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
-    name = processor[1] if processor else platform.processor() or platform.machine()
-    if DEVICE.type == "cuda":
-        name = f"{torch.cuda.get_device_name()}, {name}"
-    packages = ["torch", "transformers", "peft", *["trl"] * HAS_TRL]
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {versions}"
-
-
 def plot(speeds: dict[str, float], file: str) -> None:
     from matplotlib.figure import Figure
 
@@ -190,6 +159,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=4, help="timed, of 16 rows each")
     parser.add_argument("--rounds", type=int, default=2)
+    add_options(parser)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--persona", type=int, default=0, help="tokens of system text in each row")
     parser.add_argument("--plain", action="store_true", help="offbook's plain path, too")
@@ -202,14 +172,18 @@ def main() -> None:
         return
 
     from offbook.base import resolve_base
+    from offbook.model import choose_precision
 
+    set_kernels(options.kernels)
     folder = resolve_base(options.base)
+    dtype = choose_precision(options.precision, DEVICE)
+    precision = str(dtype).removeprefix("torch.")
     rows = build_rows(options.rows, folder, STEP * (WARM_UP + options.steps), options.persona)
     left_out = {"trl": not HAS_TRL, "offbook-plain": not options.plain}
     outcomes: dict[str, list[Outcome]] = {n: [] for n in CONTESTANTS if not left_out.get(n)}
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        job = Job(str(folder), rows, options.dropout, scratch)
+        job = Job(str(folder), rows, options.dropout, precision, options.kernels, scratch)
         for k, name in product(range(options.rounds), outcomes):
             print(f"round {k + 1} of {options.rounds}: {name}", file=sys.stderr)
             outcome = compete(name, job)
@@ -238,7 +212,7 @@ def main() -> None:
         f"Rounds: {options.rounds}, each of {options.steps} timed steps of {STEP} rows; tokens a "
         f"row: {tokens / len(timed):.0f}, supervised {supervised / len(timed):.0f}.",
         *["TRL is not installed and took no part."] * (not HAS_TRL),
-        f"{machine()}. `{shlex.join(command)}`",
+        f"{describe_machine(dtype)}. `{shlex.join(command)}`",
     ]
     print("\n\n".join(report))
     if options.markdown:

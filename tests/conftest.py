@@ -14,12 +14,27 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from offbook.checkpoint import Progress
 from offbook.config import Config
+from offbook.engine import library
 from offbook.model import adapter_files
 from offbook.monitor import Monitor
 from offbook.prepare import prepare
 from offbook.step import Stepper
 from offbook.template import ChatTemplate
 from offbook.tokenizer import load_tokenizer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kernels",
+        default="native",
+        help="processor that the kernels are compiled for, such as x86-64-v3; none: do without",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    kernels = config.getoption("--kernels")
+    library.TARGET = None if kernels == "none" else kernels
+
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 DEEPSEEK = SHARED / "deepseek-llm-tokenizer"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,14 @@ def test_without_a_compiler_the_user_is_told(
     assert "apt install g++" in fresh().problem
     monkeypatch.setattr("sys.platform", "darwin")
     assert "Linux" in fresh().problem
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None or module.TARGET is None,
+    reason="needs Linux and g++",
+)
+def test_there_are_kernels_where_there_is_a_compiler() -> None:
+    assert library().code is not None, library().problem
 
 
 @needs_kernels

@@ -19,9 +19,12 @@ from offbook.base import cache_folder
 NATIVE = Path(__file__).with_name("native")
 SOURCE = NATIVE / "kernels.cpp"
 COMPILE = (
-    *("g++", "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
-    *("-fno-exceptions", "-fopenmp", "-fPIC", "-Wno-psabi", "-c"),
+    *("g++", "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"),
+    *("-fopenmp", "-fPIC", "-Wno-psabi", "-c"),
 )
+# The processor to compile for, as `g++ -march` names it. Tests and benchmarks set another one, or
+# None to do without kernels, before the library is first used.
+TARGET: str | None = "native"
 # Not linked with a runtime of OpenMP: PyTorch has loaded one, and two would fight for the cores.
 LINK = ("g++", "-shared", "-nodefaultlibs")
 
@@ -84,6 +87,8 @@ class Library:
 @lru_cache(maxsize=1)
 def library() -> Library:
     """The kernels, compiled where the cache does not hold them yet: seconds."""
+    if TARGET is None:
+        return Library(None, "the fused kernels are turned off")
     if sys.platform != "linux":
         return Library(None, "fused kernels are for Linux so far")
     if shutil.which(COMPILE[0]) is None:
@@ -121,7 +126,7 @@ def _fingerprint() -> str:
     # The clock's speed changes from one reading to the next.
     kept = [line for line in processor.splitlines() if "MHz" not in line]
     sources = [file.read_text(encoding="utf-8") for file in sorted(NATIVE.iterdir())]
-    facts = [*sources, *COMPILE, *LINK, platform.machine(), *kept]
+    facts = [*sources, *COMPILE, str(TARGET), *LINK, platform.machine(), *kept]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
@@ -131,7 +136,7 @@ def _compile(file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         parts, whole = Path(scratch, "kernels.o"), Path(scratch, file.name)
         for command in (
-            [*COMPILE, str(SOURCE), "-o", str(parts)],
+            [*COMPILE, f"-march={TARGET}", str(SOURCE), "-o", str(parts)],
             [*LINK, str(parts), "-o", str(whole)],
         ):
             subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
