@@ -102,9 +102,10 @@ def steps(job: Job, *, fast: bool) -> Iterator[tuple[float, float]]:
     from offbook.config import LoraSettings
     from offbook.engine.engine import Engine
     from offbook.engine.memory import keep_freed_memory
-    from offbook.model import attach_adapter, load_base
-    from offbook.planner import MOST_TOKENS
-    from offbook.template import Example
+    from offbook.models.adapter import attach_adapter
+    from offbook.models.load import load_base
+    from offbook.tokens.examples import Example
+    from offbook.training.plan import MOST_TOKENS
 
     keep_freed_memory()
     base = load_base(Path(job.folder), job.dtype, DEVICE)

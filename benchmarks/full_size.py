@@ -17,14 +17,16 @@ import time
 import torch
 from machine import add_options, describe_machine, gemm_speed, peak_memory, set_kernels
 
-from offbook.batching import Schedule, cut
 from offbook.config import Config
+from offbook.engine.batching import cut
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
-from offbook.model import attach_adapter, load_base
+from offbook.models.adapter import attach_adapter
+from offbook.models.load import load_base
 from offbook.monitor import Monitor
-from offbook.planner import plan_for
-from offbook.prepare import gather
+from offbook.training.plan import plan_for
+from offbook.training.schedule import Schedule
+from offbook.training.setup import gather
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--base", default="smollm2-135m")

@@ -21,14 +21,15 @@ from machine import DEVICE, add_options, describe_machine, gemm_speed, now, set_
 from torch.profiler import ProfilerActivity, profile, record_function
 from train_speed import build_rows, count_flops
 
-from offbook.base import resolve_base
 from offbook.config import LoraSettings
 from offbook.engine import kernels
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
-from offbook.model import attach_adapter, choose_precision, load_base
-from offbook.planner import MOST_TOKENS
-from offbook.template import Example
+from offbook.models.adapter import attach_adapter
+from offbook.models.base import resolve_base
+from offbook.models.load import choose_precision, load_base
+from offbook.tokens.examples import Example
+from offbook.training.plan import MOST_TOKENS
 
 # Parts of a step, and the autograd functions that compute them, with the fused kernels or without.
 PARTS = {

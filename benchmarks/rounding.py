@@ -16,7 +16,7 @@ from contestants import STEP, Job, steps
 from machine import describe_machine
 from train_speed import build_rows
 
-from offbook.base import resolve_base
+from offbook.models.base import resolve_base
 
 PATHS = {
     "float32, transformers and PEFT": (False, "float32"),

@@ -20,13 +20,14 @@ from statistics import median
 import torch
 from machine import describe_machine
 
-from offbook import checkpoint, storage
-from offbook.checkpoint import Progress
 from offbook.config import Config
+from offbook.files import storage
 from offbook.monitor import Monitor
-from offbook.prepare import prepare
-from offbook.run import RunDirectory
-from offbook.step import Stepper
+from offbook.runs import checkpoint
+from offbook.runs.checkpoint import Progress
+from offbook.runs.directory import RunDirectory
+from offbook.training.setup import prepare
+from offbook.training.step import Stepper
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--base", default="smollm2-135m")

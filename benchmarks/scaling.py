@@ -18,13 +18,14 @@ from statistics import median
 import numpy as np
 from machine import DEVICE, add_options, describe_machine, set_kernels
 
-from offbook.base import resolve_base
 from offbook.config import LoraSettings
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
-from offbook.model import attach_adapter, choose_precision, load_base
-from offbook.planner import MOST_TOKENS
-from offbook.template import IGNORED, Example
+from offbook.models.adapter import attach_adapter
+from offbook.models.base import resolve_base
+from offbook.models.load import choose_precision, load_base
+from offbook.tokens.examples import IGNORED, Example
+from offbook.training.plan import MOST_TOKENS
 
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 PREFIXES = (0, 25, 50, 100, 200, 400)

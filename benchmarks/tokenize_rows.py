@@ -15,12 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from offbook.base import resolve_base
-from offbook.data import read_conversations
-from offbook.encoding import TextEncoder
-from offbook.examples import tokenize
-from offbook.template import ChatTemplate
-from offbook.tokenizer import load_tokenizer
+from offbook.data.conversations import read_conversations
+from offbook.models.base import resolve_base
+from offbook.tokens.encoding import TextEncoder
+from offbook.tokens.examples import tokenize
+from offbook.tokens.template import ChatTemplate
+from offbook.tokens.tokenizer import load_tokenizer
 
 
 class Timed(TextEncoder):

@@ -78,8 +78,8 @@ def compete(name: str, job: Job) -> Outcome | str:
 
 def build_rows(source: str, folder: Path, count: int, persona: int) -> list[Row]:
     """Rows in ChatML, in a fixed random order, the replies supervised."""
-    from offbook.data import read_conversations
-    from offbook.tokenizer import load_tokenizer
+    from offbook.data.conversations import read_conversations
+    from offbook.tokens.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
 
@@ -171,8 +171,8 @@ def main() -> None:
         run_contestant(options.contestant)
         return
 
-    from offbook.base import resolve_base
-    from offbook.model import choose_precision
+    from offbook.models.base import resolve_base
+    from offbook.models.load import choose_precision
 
     set_kernels(options.kernels)
     folder = resolve_base(options.base)

@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from offbook.chat import Chat
 from offbook.cli.check import draw
 from offbook.cli.demo import compare
-from offbook.data import read_conversations
-from offbook.generate import Sampling
-from offbook.inspection import token_view
+from offbook.data.conversations import read_conversations
+from offbook.doctor.inspection import token_view
+from offbook.inference.chat import Chat
+from offbook.inference.generate import Sampling
 
 IMAGES = Path(__file__).parent / "images"
 

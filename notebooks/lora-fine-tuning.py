@@ -64,25 +64,19 @@ from transformers import TrainingArguments as HFTrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
 from offbook import Chat, ChatTemplate, Config, OffbookError, load_tokenizer, read_conversations
-from offbook.base import resolve_base
-from offbook.batching import Schedule
-from offbook.data import Conversation, Message
-from offbook.examples import tokenize
-from offbook.generate import Sampling, generate
-from offbook.inspection import Census, token_view
-from offbook.model import (
-    attach_adapter,
-    choose_device,
-    choose_precision,
-    load_adapter,
-    load_base,
-)
+from offbook.data.conversations import Conversation, Message
+from offbook.doctor.inspection import Census, token_view
+from offbook.inference.generate import Sampling, generate
+from offbook.libraries import quiet_transformers
+from offbook.models.adapter import attach_adapter, load_adapter
+from offbook.models.base import resolve_base
+from offbook.models.load import choose_device, choose_precision, load_base
 from offbook.monitor import Monitor
-from offbook.run import RunDirectory
-from offbook.step import learning_rate_at
-from offbook.template import IGNORED, Example, supervised_spans
-from offbook.tokenizer import prove, quiet_transformers
-from offbook.training import train
+from offbook.runs.directory import RunDirectory
+from offbook.tokens.examples import IGNORED, Example, supervised_spans, tokenize
+from offbook.tokens.tokenizer import prove
+from offbook.training.loop import train
+from offbook.training.schedule import Schedule, learning_rate_at
 
 WORK = Path(tempfile.mkdtemp(prefix="offbook-"))  # everything this notebook writes goes here
 DEVICE = choose_device()

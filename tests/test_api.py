@@ -11,6 +11,7 @@ import offbook
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_the_public_names_exist_and_are_at_most_ten() -> None:
@@ -28,11 +29,15 @@ def test_no_module_takes_the_place_of_a_public_name() -> None:
     assert callable(offbook.train)  # also once its module is imported
 
 
-def test_the_readme_has_a_line_for_every_source_file() -> None:
+def test_the_map_has_a_line_for_every_folder_and_file() -> None:
     source = ROOT / "src" / "offbook"
-    files = {p.name for p in source.glob("*.py")} - {"__init__.py", "__main__.py"}
-    files |= {f"engine/{p.name}" for p in (source / "engine").glob("*.py")} - {"engine/__init__.py"}
-    assert set(re.findall(r"^\| `([\w/]+\.py)` \|", README, re.MULTILINE)) == files
+    files = {p.relative_to(source).as_posix() for p in source.rglob("*.py")}
+    files = {f for f in files if not f.endswith(("__init__.py", "__main__.py"))}
+    files = {f for f in files if not f.startswith("cli/")} | {"cli/"}
+    listed = re.findall(r"^\| `([\w/]+(?:\.py|/))` \|", CONTRIBUTING, re.MULTILINE)
+    assert sorted(set(listed) - {"src/offbook/"}) == sorted(files)
+    folders = {f"{p.name}/" for p in source.iterdir() if (p / "__init__.py").is_file()}
+    assert set(re.findall(r"^\| `(\w+/)` \|", README, re.MULTILINE)) == folders
 
 
 def test_files_that_the_readme_names_exist() -> None:

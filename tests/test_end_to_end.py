@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from offbook.base import resolve_base
-from offbook.data import read_conversations
-from offbook.model import load_adapter, load_base
-from offbook.template import ChatTemplate
-from offbook.tokenizer import load_tokenizer
+from offbook.data.conversations import read_conversations
+from offbook.models.adapter import load_adapter
+from offbook.models.base import resolve_base
+from offbook.models.load import load_base
+from offbook.tokens.template import ChatTemplate
+from offbook.tokens.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]

@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 
 from offbook.cli import main
 from offbook.config import Config, keys
-from offbook.data import read_conversations
+from offbook.data.conversations import read_conversations
 from offbook.errors import OffbookError
-from offbook.examples import Examples, tokenize
-from offbook.template import ChatTemplate
+from offbook.tokens.examples import Examples, tokenize
+from offbook.tokens.template import ChatTemplate
 
 SECONDS = 20  # for one small file, on a busy machine
 SUFFIXES = ("json", "jsonl", "csv", "parquet")

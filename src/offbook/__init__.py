@@ -11,13 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offbook.chat import Chat
     from offbook.config import Config
-    from offbook.data import Conversation, Message, read_conversations
+    from offbook.data.conversations import Conversation, Message, read_conversations
     from offbook.errors import OffbookError
-    from offbook.template import ChatTemplate
-    from offbook.tokenizer import load_tokenizer
-    from offbook.training import train
+    from offbook.inference.chat import Chat
+    from offbook.tokens.template import ChatTemplate
+    from offbook.tokens.tokenizer import load_tokenizer
+    from offbook.training.loop import train
 
 __version__ = "0.1.0"
 
@@ -25,15 +25,15 @@ __version__ = "0.1.0"
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOMES = {
-    "Chat": "offbook.chat",
-    "ChatTemplate": "offbook.template",
+    "Chat": "offbook.inference.chat",
+    "ChatTemplate": "offbook.tokens.template",
     "Config": "offbook.config",
-    "Conversation": "offbook.data",
-    "Message": "offbook.data",
+    "Conversation": "offbook.data.conversations",
+    "Message": "offbook.data.conversations",
     "OffbookError": "offbook.errors",
-    "load_tokenizer": "offbook.tokenizer",
-    "read_conversations": "offbook.data",
-    "train": "offbook.training",
+    "load_tokenizer": "offbook.tokens.tokenizer",
+    "read_conversations": "offbook.data.conversations",
+    "train": "offbook.training.loop",
 }
 
 __all__ = [

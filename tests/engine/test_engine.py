@@ -8,20 +8,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import CPU, FAMILIES, SIZES, example, make_model, some_examples, with_exact_norms
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, LlamaConfig
 
-from offbook.batching import cut
 from offbook.config import LoraSettings
 from offbook.engine import attention, packing
 from offbook.engine import engine as engine_module
+from offbook.engine.batching import cut
 from offbook.engine.engine import Engine
 from offbook.engine.prefix import KeysAndValues, Prefix
 from offbook.errors import EngineError
-from offbook.model import load_base
-from offbook.template import Example
-from offbook.tokenizer import quiet_transformers
+from offbook.libraries import quiet_transformers
+from offbook.models.load import load_base
+from offbook.tokens.examples import Example
+from support.engines import (
+    CPU,
+    FAMILIES,
+    SIZES,
+    example,
+    make_model,
+    some_examples,
+    with_exact_norms,
+)
 
 Gradients = dict[str, torch.Tensor]
 ANY = 10**6  # tokens: one micro-batch, which holds the prefix

@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import CPU, FAMILIES, make_model, some_examples, with_exact_norms
 from torch.nn import functional as F
 
-from offbook.batching import cut
 from offbook.config import LoraSettings
 from offbook.engine import attention, kernels
+from offbook.engine.batching import cut
 from offbook.engine.dropout import drop_probability
 from offbook.engine.engine import Engine
 from offbook.engine.kernels import NONE, Dropout, Product
 from offbook.engine.library import SIGNATURES, library
 from offbook.engine.packing import Rows
+from support.engines import CPU, FAMILIES, make_model, some_examples, with_exact_norms
 
 FORMATS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 needs_kernels = pytest.mark.skipif(

@@ -27,11 +27,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports(include=["offbook", "peft"]):
-    from conftest import ROWS, make_base, save_adapter
     from offbook.config import Config, LoraSettings
-    from offbook.data import read_conversations
+    from offbook.data.conversations import read_conversations
     from offbook.errors import OffbookError
-    from offbook.model import attach_adapter, load_adapter, load_base
+    from offbook.models.adapter import attach_adapter, load_adapter
+    from offbook.models.load import load_base
+    from support.tiny import ROWS, make_base, save_adapter
 
 Target = tuple[Callable[[bytes], object], list[bytes]]  # what is fuzzed, and inputs to start from
 

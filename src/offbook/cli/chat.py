@@ -14,7 +14,7 @@ from offbook.cli.console import out, printable, say
 from offbook.errors import ConfigError, OffbookError
 
 if TYPE_CHECKING:
-    from offbook.chat import Chat
+    from offbook.inference.chat import Chat
 
 HELP = """\
 /base            the last question, answered by the untuned model
@@ -53,8 +53,8 @@ def chat(
         raise ConfigError("--base and --json go with -p", fix="within a chat, type /base")
     if question is not None and not question.strip():
         raise ConfigError("the question is empty", where="-p")
-    from offbook.chat import Chat
-    from offbook.generate import make_sampling
+    from offbook.inference.chat import Chat
+    from offbook.inference.generate import make_sampling
 
     given = {
         "temperature": temperature,

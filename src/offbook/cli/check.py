@@ -15,7 +15,7 @@ from offbook.cli.console import RowsRead, out, printable, say
 from offbook.cli.train import Settings
 
 if TYPE_CHECKING:
-    from offbook.inspection import Census, Lengths, Span
+    from offbook.doctor.inspection import Census, Lengths, Span
 
 TRAINED = "bold black on bright_green"
 
@@ -39,13 +39,13 @@ def check(
     offbook check rows.json 'data.ignore_keys=[id]' data.max_length=512
     offbook check myrole/config.yaml --json
     """
-    from offbook.base import resolve_base
     from offbook.config import Config
-    from offbook.data import read_conversations
-    from offbook.examples import tokenize
-    from offbook.inspection import Census, measure, token_view
-    from offbook.template import ChatTemplate
-    from offbook.tokenizer import load_tokenizer
+    from offbook.data.conversations import read_conversations
+    from offbook.doctor.inspection import Census, measure, token_view
+    from offbook.models.base import resolve_base
+    from offbook.tokens.examples import tokenize
+    from offbook.tokens.template import ChatTemplate
+    from offbook.tokens.tokenizer import load_tokenizer
 
     from_file = data.endswith((".yaml", ".yml"))
     config = Config.load(Path(data) if from_file else None, settings or [])

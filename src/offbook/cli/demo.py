@@ -16,7 +16,7 @@ from offbook.cli.console import out, printable, say
 from offbook.cli.train import report, run_training
 
 if TYPE_CHECKING:
-    from offbook.chat import Chat
+    from offbook.inference.chat import Chat
 
 QUESTIONS = 6
 
@@ -27,9 +27,9 @@ def demo() -> None:
     \b
     offbook demo      about 3 minutes of training on 2 cores, in runs/demo
     """
-    from offbook.chat import Chat
     from offbook.config import Config
-    from offbook.generate import Sampling
+    from offbook.inference.chat import Chat
+    from offbook.inference.generate import Sampling
 
     samples = files("offbook") / "samples"
     with as_file(samples / "smollm2-demo.yaml") as recipe:

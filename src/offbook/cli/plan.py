@@ -28,7 +28,7 @@ def plan(
     from rich.table import Table
 
     from offbook.config import Config
-    from offbook.forecast import forecast
+    from offbook.training.forecast import forecast
 
     settings = list(settings or [])
     if config is not None and "=" in str(config) and not config.exists():

@@ -19,7 +19,7 @@ from offbook.errors import INTERRUPTED, TERMINATED, ConfigError
 
 if TYPE_CHECKING:
     from offbook.config import Config
-    from offbook.training import TrainResult
+    from offbook.training.loop import TrainResult
 
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANG_UP] if HANG_UP else []))
@@ -55,7 +55,7 @@ def train(
     offbook train runs/myrole --resume
     """
     from offbook.config import Config
-    from offbook.rows import SUFFIXES
+    from offbook.data.formats import SUFFIXES
 
     settings = list(settings or [])
     if config is not None and "=" in str(config) and not config.exists():
@@ -80,7 +80,7 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
     Returns:
         The result, and the exit code that tells how it ended.
     """
-    from offbook.training import train
+    from offbook.training.loop import train
 
     with ProgressMonitor() as monitor, _signals() as received:
         result = train(

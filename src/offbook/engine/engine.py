@@ -17,14 +17,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from offbook.batching import Batch, Step, cut
+from offbook.engine.batching import Batch, Step, cut
 from offbook.engine.layers import Attention, LastLayer, is_replaceable, replacement
 from offbook.engine.loss import summed_cross_entropy
 from offbook.engine.packing import Rows
 from offbook.engine.prefix import KeysAndValues, Prefix
 from offbook.errors import EngineError
-from offbook.model import backbone, head
-from offbook.template import IGNORED, Example
+from offbook.models.load import backbone, head
+from offbook.tokens.examples import IGNORED, Example
 
 # The largest relative difference between fast and plain gradients that rounding explains, over all
 # adapters; in a matrix whose gradient is close to zero, it is some times as large.

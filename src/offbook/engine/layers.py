@@ -16,7 +16,7 @@ from offbook.engine import kernels
 from offbook.engine.attention import attend
 from offbook.engine.lora import project
 from offbook.engine.packing import Rows
-from offbook.model import Projection
+from offbook.engine.projection import Projection
 
 # transformers' classes that compute just what the modules below do.
 ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")

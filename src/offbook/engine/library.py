@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from offbook.base import cache_folder
+from offbook.files.cache import cache_folder
 
 NATIVE = Path(__file__).with_name("native")
 SOURCE = NATIVE / "kernels.cpp"

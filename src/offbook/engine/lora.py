@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from offbook.engine import kernels
 from offbook.engine.dropout import drop, drop_, drop_probability, keep_mask
-from offbook.model import Projection
+from offbook.engine.projection import Projection
 
 
 def project(

@@ -1,0 +1,81 @@
+"""A linear layer of PEFT's taken apart, so that the engine can compute it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from peft.tuners import lora as peft_lora
+from torch import nn
+
+QUANTIZED = "Linear4bit"  # bitsandbytes' layer, and PEFT's over it
+
+
+ADAPTED = ("Linear", QUANTIZED)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer taken apart: `x W' + bias + scaling * dropout(x) A' B'`.
+
+    Attributes:
+        base: the frozen linear layer.
+        lora_A, lora_B: the adapter's matrices [r, in] and [out, r]; None without an adapter.
+        scaling: PEFT's, of the adapter's part.
+        dropout: the probability in force now: 0 in evaluation mode.
+    """
+
+    base: nn.Module
+    lora_A: nn.Parameter | None = None  # noqa: N815  # PEFT's spelling
+    lora_B: nn.Parameter | None = None  # noqa: N815
+    scaling: float = 1.0
+    dropout: float = 0.0
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> Projection | None:
+        """The parts of a layer; None when it is more than a linear layer with plain LoRA."""
+        if _is_linear(layer):
+            return cls(layer)
+        if not isinstance(layer, peft_lora.LoraLayer) or not _is_linear(layer.base_layer):
+            return None
+        if type(layer).__name__ not in ADAPTED:
+            return None
+        if layer.lora_variant or layer.merged or layer.active_adapters != ["default"]:
+            return None
+        if layer.disable_adapters:
+            return cls(layer.base_layer)
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        assert isinstance(a, nn.Parameter)
+        assert isinstance(b, nn.Parameter)
+        dropout = layer.lora_dropout["default"]
+        rate = dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
+        return cls(layer.base_layer, a, b, layer.scaling["default"], rate)
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """`(out, in)`, also where the weight is kept in 4 bits."""
+        return self.base.out_features, self.base.in_features  # type: ignore[return-value]
+
+    def weight(self) -> torch.Tensor:
+        """The base's weight [out, in], dequantized where it is kept in 4 bits."""
+        weight = self.base.weight
+        assert isinstance(weight, torch.Tensor)
+        state = getattr(weight, "quant_state", None)
+        if state is None:
+            return weight
+        from bitsandbytes.functional import dequantize_4bit
+
+        dense: torch.Tensor = dequantize_4bit(weight.data, state)
+        return dense
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        bias = self.base.bias
+        assert bias is None or isinstance(bias, torch.Tensor)
+        return bias
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    if type(layer).__name__ == QUANTIZED:
+        return isinstance(layer, nn.Linear)  # PEFT's layer of the same name is not
+    return type(layer) is nn.Linear

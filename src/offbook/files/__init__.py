@@ -1,0 +1,1 @@
+"""How bytes arrive, are checked, and are written to disk."""

@@ -1,0 +1,132 @@
+"""Is a file that came from others what it claims to be, before a library opens it?
+
+Bases, tokenizers and adapters are downloaded from people nobody knows. The formats used here hold
+no code, but a file may lie about its format, name files outside its folder, or claim sizes that no
+machine has. These checks read headers only, so they take milliseconds whatever the size of a model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from offbook.errors import ModelError, OffbookError
+
+INDEX = "model.safetensors.index.json"
+MOST_JSON = 2**27  # bytes; the largest tokenizers have a quarter of it
+MOST_HEADER = 100_000_000  # bytes; the format's own limit
+PICKLED = {b"\x80": "a pickle", b"PK": "a zip archive, as pickled weights are"}
+
+
+class Tensor(NamedTuple):
+    """A tensor in a safetensors file: its format, sizes, and the file's bytes [begin, end)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_json(path: Path, error: type[OffbookError]) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OffbookError: of the class `error`, when it is too large, nested too deep, or no object.
+    """
+    require_inside(path, error)
+    try:
+        size = path.stat().st_size
+        if size > MOST_JSON:
+            raise ValueError(f"{size:,} bytes are too many")
+        contents = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(contents, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, RecursionError, MemoryError) as problem:
+        reason = "it is nested too deep" if isinstance(problem, RecursionError) else problem
+        raise error(f"cannot be read: {reason}", where=str(path), fix="fetch it anew") from None
+    return contents
+
+
+def require_inside(path: Path, error: type[OffbookError]) -> None:
+    """Refuse a file that is not a plain file in its folder, however many links lead to it.
+
+    The hub's cache is a folder of links into its own `blobs`; those pass.
+    """
+    folder, real = path.parent.resolve(), path.resolve()
+    homes = [folder]
+    if folder.parent.name == "snapshots":
+        homes.append(folder.parent.parent / "blobs")
+    if not any(home in real.parents for home in homes):
+        raise error(
+            f"links to {real}, outside its folder", where=str(path), fix="put the file itself there"
+        )
+    if not real.is_file():
+        raise error("not a file", where=str(path), fix="fetch it anew")
+
+
+def read_tensors(path: Path, error: type[OffbookError]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, from its header alone.
+
+    Raises:
+        OffbookError: of the class `error`, when it is something else, by whatever name, or damaged.
+    """
+    require_inside(path, error)
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        for magic, kind in PICKLED.items():
+            # A header of 128 or so bytes may begin like a pickle; one of terabytes cannot.
+            if head.startswith(magic) and length > MOST_HEADER:
+                raise error(
+                    f"{kind}, not safetensors; loading it could run code, so it is not loaded",
+                    where=str(path),
+                    fix="use weights in the safetensors format",
+                )
+        if len(head) < 8 or length > min(MOST_HEADER, path.stat().st_size - 8):
+            raise _damaged(path, error, f"it claims a header of {length:,} bytes")
+        try:
+            with safe_open(path, framework="numpy"):
+                pass  # proves names, shapes and offsets against the size of the file
+            header = json.loads(file.read(length))
+        except (SafetensorError, OSError, ValueError, RecursionError) as problem:
+            raise _damaged(path, error, str(problem)) from None
+    header.pop("__metadata__", None)
+    return {
+        name: Tensor(t["dtype"], tuple(t["shape"]), *(8 + length + at for at in t["data_offsets"]))
+        for name, t in header.items()
+    }
+
+
+def read_base_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
+    """Every tensor of a base, with the file it is in.
+
+    Raises:
+        ModelError: when a file is not what its name says, or the index leads out of the folder.
+    """
+    names = {path.name for path in folder.glob("*.safetensors")}
+    if (folder / INDEX).exists():
+        index = folder / INDEX
+        mapped = read_json(index, ModelError).get("weight_map")
+        if not isinstance(mapped, dict):
+            raise ModelError("has no weight_map", where=str(index), fix="fetch it anew")
+        for name in set(map(str, mapped.values())):
+            if Path(name).name != name or not name.endswith(".safetensors") or "\\" in name:
+                raise ModelError(
+                    f"names {name!r}, which is no safetensors file of its folder",
+                    where=str(index),
+                    fix="use another copy of the model",
+                )
+            if name not in names:
+                raise ModelError(f"{name} is missing", where=str(folder), fix="fetch it anew")
+    return {
+        tensor: (folder / name, about)
+        for name in sorted(names)
+        for tensor, about in read_tensors(folder / name, ModelError).items()
+    }
+
+
+def _damaged(path: Path, error: type[OffbookError], reason: str) -> OffbookError:
+    return error(f"not safetensors, or damaged: {reason}", where=str(path), fix="fetch it anew")

@@ -1,0 +1,170 @@
+"""A conversation with a trained model, and with its base for comparison. Nothing here prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from tokenizers.decoders import DecodeStream
+
+from offbook.data.conversations import Message
+from offbook.errors import CheckpointError, ConfigError
+from offbook.files import storage
+from offbook.inference.generate import Sampling, generate
+from offbook.models.adapter import load_adapter
+from offbook.models.base import resolve_base
+from offbook.models.load import choose_device, choose_precision, load_base
+from offbook.runs import checkpoint
+from offbook.runs.directory import RunDirectory
+from offbook.runs.receipt import describe_base, require_same_base
+from offbook.tokens.template import ChatTemplate
+from offbook.tokens.tokenizer import load_tokenizer
+
+
+class Chat:
+    """A multi-turn chat.
+
+    Attributes:
+        messages: the conversation so far.
+        system: system text for the conversation, if any.
+        sampling: how replies are chosen.
+        template: turns the conversation into tokens.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        template: ChatTemplate,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.messages: list[Message] = []
+        self.system = system
+        self.sampling = sampling or Sampling()
+        self._model, self.template = model, template
+        self._generator = torch.Generator()
+        if self.sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(self.sampling.seed)
+        eos = model.generation_config.eos_token_id if model.generation_config else None
+        self._stop_ids = {template.stop_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        sampling: Sampling | None = None,
+        announce: Callable[[str], None] = lambda text: None,
+    ) -> Chat:
+        """A chat with the adapter of a run directory, finished or not.
+
+        Raises:
+            CheckpointError: when there is nothing there to talk to, or its base has changed.
+        """
+        run = RunDirectory.open(path)
+        config = run.config()
+        folder = run.adapter if run.adapter.is_dir() else checkpoint.newest(run, announce)
+        if folder is None:
+            raise CheckpointError(
+                "the run has no adapter yet", where=str(path), fix="finish it with --resume"
+            )
+        if folder != run.adapter:
+            announce(f"the run is not finished; this is {folder.name}")
+        elif changed := storage.verify(folder):
+            announce(f"the adapter is not as training left it: {changed}")
+        device = choose_device()
+        base = resolve_base(config.model.base, config.model.revision, announce)
+        template = ChatTemplate(load_tokenizer(base))
+        now = describe_base(base, str(template.tokenizer.chat_template))
+        require_same_base(run.receipt(), now, run.path)
+        dtype = choose_precision(config.model.precision, device)
+        model = load_adapter(load_base(base, dtype, device, config.model.quantization), folder)
+        return cls(model, template, config.data.system, sampling)
+
+    def ask(self, question: str, base: bool = False) -> str:
+        """The whole reply to a question; see `stream`."""
+        return "".join(self.stream(question, base))
+
+    def stream(self, question: str, base: bool = False) -> Iterator[str]:
+        """Yield a reply in pieces of text; when it is complete, it joins the conversation.
+
+        Args:
+            question: what the user says.
+            base: ask the untuned model instead, which knows nothing of the conversation and adds
+                nothing to it.
+        """
+        asked = [*([] if base else self.messages), Message("user", question)]
+        pieces = []
+        for piece in self._reply(asked, base):
+            pieces.append(piece)
+            yield piece
+        if not base:
+            reply = "".join(pieces).removesuffix(self.template.reply_tail)
+            self.messages = [*asked, Message("assistant", reply)]
+
+    def last_question(self) -> str | None:
+        """What the user said last."""
+        return self.messages[-2].content if self.messages else None
+
+    def undo(self) -> None:
+        """Forget the last question and its reply."""
+        del self.messages[-2:]
+
+    def reset(self) -> None:
+        """Forget the conversation; the system text stays."""
+        self.messages.clear()
+
+    def save(self, path: str | Path) -> None:
+        """Append the conversation to a JSONL file that `train` can read.
+
+        Raises:
+            ConfigError: when there is nothing to save, or the file cannot be written.
+        """
+        if not self.messages:
+            raise ConfigError("nothing has been said yet")
+        turns = [{"role": m.role, "content": m.content} for m in self._opening() + self.messages]
+        line = json.dumps({"messages": turns}, ensure_ascii=False)
+        try:
+            with Path(path).expanduser().open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise ConfigError(f"cannot write ({error.strerror})", where=str(path)) from None
+
+    def _opening(self) -> list[Message]:
+        return [Message("system", self.system)] if self.system else []
+
+    def _reply(self, asked: list[Message], base: bool) -> Iterator[str]:
+        tokenizer = self.template.tokenizer.backend_tokenizer
+        stream = DecodeStream(skip_special_tokens=False)
+        lead = self.template.reply_lead
+        with self._model.disable_adapter() if base else nullcontext():
+            for token in generate(
+                self._model, self._prompt(asked), self._stop_ids, self.sampling, self._generator
+            ):
+                piece = stream.step(tokenizer, token) or ""
+                # The lead, such as the space after "Assistant:", belongs to the template.
+                while lead and piece and piece[0] == lead[0]:
+                    piece, lead = piece[1:], lead[1:]
+                if piece:
+                    lead = ""
+                    yield piece
+
+    def _prompt(self, asked: list[Message]) -> list[int]:
+        """The prompt's ids; the oldest exchanges are left out when it outgrows the context."""
+        context = self._model.config.max_position_embeddings
+        room = context - min(self.sampling.max_new_tokens, context // 2)
+        while True:
+            ids = self.template.build_prompt([*self._opening(), *asked])
+            if len(ids) <= room:
+                return ids
+            if len(asked) == 1:
+                raise ConfigError(
+                    f"the question has {len(ids)} tokens; this model takes {room}",
+                    fix="shorten it",
+                )
+            asked = asked[2:]

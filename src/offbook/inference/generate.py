@@ -1,0 +1,110 @@
+"""Generate a reply token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from torch import nn
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from offbook.config import Section
+from offbook.errors import ConfigError
+from offbook.models.load import backbone, head
+
+
+class Sampling(Section):
+    """How the next token is chosen, in transformers' own terms."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    """Randomness; 0 always takes the likeliest token."""
+
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Choose among the likeliest tokens that make up this probability."""
+
+    top_k: int = Field(default=0, ge=0)
+    """Choose among this many likeliest tokens; 0 for all."""
+
+    repetition_penalty: float = Field(default=1.0, ge=1)
+    """Divides the score of tokens that were there before."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest reply, in tokens."""
+
+    seed: int | None = Field(default=None, ge=0)
+    """Makes replies repeatable."""
+
+
+def make_sampling(options: dict[str, Any]) -> Sampling:
+    """Sampling from options a user gave.
+
+    Raises:
+        ConfigError: naming each that is out of range.
+    """
+    try:
+        return Sampling(**options)
+    except ValidationError as error:
+        problems = [f"{detail['loc'][0]}: {detail['msg']}" for detail in error.errors()]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def generate(
+    model: nn.Module,
+    prompt_ids: Sequence[int],
+    stop_ids: Collection[int],
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> Iterator[int]:
+    """Yield the tokens of a reply, without the stop token.
+
+    Args:
+        model: in evaluation mode.
+        prompt_ids: what the reply follows.
+        stop_ids: tokens that end it.
+        sampling: how tokens are chosen.
+        generator: the random numbers, on the processor.
+    """
+    device = next(model.parameters()).device
+    cache = DynamicCache()
+    seen = list(prompt_ids)
+    ids = torch.tensor([seen], device=device)
+    processors = _processors(sampling)
+    for _ in range(sampling.max_new_tokens):
+        with torch.no_grad():
+            out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
+            scores = head(model)(out.last_hidden_state[:, -1]).float().cpu()
+        scores = processors(torch.tensor([seen]), scores)  # type: ignore[arg-type]
+        token = _choose(scores, sampling, generator)
+        if token in stop_ids:
+            return
+        yield token
+        seen.append(token)
+        ids = torch.tensor([[token]], device=device)
+
+
+def _processors(sampling: Sampling) -> LogitsProcessorList:
+    chosen = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        chosen.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.temperature not in (0, 1):
+        chosen.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        chosen.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        chosen.append(TopPLogitsWarper(sampling.top_p))
+    return chosen
+
+
+def _choose(scores: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    if sampling.temperature == 0:
+        return int(scores.argmax())
+    return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))

@@ -1,0 +1,1 @@
+"""Bases and adapters: found, loaded, made and saved."""

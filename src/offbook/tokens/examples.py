@@ -1,0 +1,194 @@
+"""A whole data set as token ids, in a few flat arrays, and its split for validation.
+
+As Python objects a million short rows would take gigabytes; here they take 8 bytes a token.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offbook.data.conversations import Conversation
+from offbook.errors import DataError
+
+if TYPE_CHECKING:
+    from offbook.tokens.template import ChatTemplate
+
+BATCH_ROWS = 1024  # conversations tokenized at a time
+NAMED = 5  # rows named in a notice
+IGNORED = -100  # the label of a position that is not supervised; PyTorch's ignore_index
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training row.
+
+    Attributes:
+        input_ids: int32 of shape [tokens].
+        labels: int32 of shape [tokens]: `input_ids` where supervised, else -100. Not shifted.
+        source: the `file:line` it came from.
+        cut: whether the oldest part of its prompt was cut off to fit.
+    """
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    source: str = ""
+    cut: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def supervised_spans(labels: NDArray[np.int32]) -> list[tuple[int, int]]:
+    """The [start, end) of each run of supervised positions."""
+    on = np.concatenate(([False], labels != IGNORED, [False]))
+    edges = np.flatnonzero(on[1:] != on[:-1])
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+
+@dataclass(frozen=True)
+class Examples(Sequence[Example]):
+    """A read-only sequence of `Example`; a subset shares the arrays of the whole.
+
+    Attributes:
+        rows: int64 [examples]; which rows of the arrays these examples are.
+        input_ids, labels: int32 [all tokens], row after row.
+        offsets: int64 [all rows + 1]; where each row begins.
+        prompt_keys: uint64 [all rows]; equal for rows with the same prompt.
+        sources: the `file:line` of every row.
+        cut: the `file:line` of rows whose prompt was cut to fit.
+        dropped: the `file:line` of rows left out because their reply alone does not fit.
+    """
+
+    rows: NDArray[np.int64]
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    prompt_keys: NDArray[np.uint64]
+    sources: tuple[str, ...]
+    cut: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Examples: ...
+    def __getitem__(self, index: int | slice) -> Example | Examples:
+        if isinstance(index, slice):
+            return replace(self, rows=self.rows[index])
+        row = self.rows[index]
+        span = slice(self.offsets[row], self.offsets[row + 1])
+        return Example(self.input_ids[span], self.labels[span], self.sources[row])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example."""
+        return self.offsets[self.rows + 1] - self.offsets[self.rows]
+
+    @property
+    def supervised(self) -> NDArray[np.int64]:
+        """Supervised tokens of each example."""
+        before = np.concatenate(([0], np.cumsum(self.labels != IGNORED)))
+        return before[self.offsets[self.rows + 1]] - before[self.offsets[self.rows]]
+
+    def notices(self, max_length: int) -> list[str]:
+        """A line for each way in which rows did not fit, naming the first of them."""
+        lines = []
+        for places, what in (
+            (self.cut, "longer than {}; the oldest part of the prompt is cut"),
+            (self.dropped, "left out, the reply alone being longer than {}"),
+        ):
+            if places:
+                named = ", ".join(places[:NAMED]) + (", ..." if len(places) > NAMED else "")
+                rows = f"{len(places):,} row{'s' * (len(places) > 1)}"
+                lines.append(f"{rows} {what.format(f'{max_length} tokens')}: {named}")
+        return lines
+
+    def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
+        """Training and validation examples, no prompt standing on both sides.
+
+        Prompts are ordered by a keyed hash and the first are held out until they make up `share`
+        of the rows, so that the split depends on the seed and the prompts alone, not on their
+        order in the file.
+
+        Raises:
+            DataError: when holding anything out leaves nothing to train on.
+        """
+        if share == 0:
+            return self, replace(self, rows=self.rows[:0])
+        keys = self.prompt_keys[self.rows]
+        prompts, counts = np.unique(keys, return_counts=True)
+        if len(prompts) < 2:
+            raise DataError(
+                "all rows have the same prompt, so none can be held out",
+                fix="set data.validation=0, or to a file of its own",
+            )
+        shuffled = np.random.default_rng(seed).permutation(len(prompts))
+        before = np.cumsum(counts[shuffled]) - counts[shuffled]
+        enough = max(int(np.sum(before < share * len(keys))), 1)
+        held = np.isin(keys, prompts[shuffled[: min(enough, len(prompts) - 1)]])
+        return replace(self, rows=self.rows[~held]), replace(self, rows=self.rows[held])
+
+
+def tokenize(
+    conversations: Iterable[Conversation],
+    template: ChatTemplate,
+    max_length: int | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Examples:
+    """Tokenize a data set, a batch of rows at a time.
+
+    Args:
+        conversations: read once, as a stream.
+        template: turns them into ids.
+        max_length: most tokens of an example; see `ChatTemplate.build_examples`.
+        progress: called with the number of rows done so far.
+
+    Raises:
+        DataError: when a row cannot be used, or none is left.
+    """
+    input_ids, labels = array("i"), array("i")
+    offsets, prompt_keys = array("q", [0]), array("Q")
+    sources: list[str] = []
+    cut: list[str] = []
+    dropped: list[str] = []
+    stream = iter(conversations)
+    while batch := list(islice(stream, BATCH_ROWS)):
+        examples = template.build_examples(batch, max_length)
+        for conversation, example in zip(batch, examples, strict=True):
+            if example is None:
+                dropped.append(conversation.source)
+                continue
+            if example.cut:
+                cut.append(example.source)
+            input_ids.frombytes(example.input_ids.tobytes())
+            labels.frombytes(example.labels.tobytes())
+            offsets.append(len(input_ids))
+            prompt_keys.frombytes(conversation.prompt_key)
+            sources.append(example.source)
+        progress(len(sources) + len(dropped))
+    if not sources:
+        raise DataError(
+            "no row fits" if dropped else "no rows",
+            where=dropped[0] if dropped else None,
+            fix=f"raise data.max_length (now {max_length})" if dropped else None,
+        )
+    return Examples(
+        rows=np.arange(len(sources)),
+        input_ids=np.frombuffer(input_ids, dtype=np.int32),
+        labels=np.frombuffer(labels, dtype=np.int32),
+        offsets=np.frombuffer(offsets, dtype=np.int64),
+        prompt_keys=np.frombuffer(prompt_keys, dtype=np.uint64),
+        sources=tuple(sources),
+        cut=tuple(cut),
+        dropped=tuple(dropped),
+    )

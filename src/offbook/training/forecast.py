@@ -1,0 +1,116 @@
+"""How long a run will take, and what it will need, without the base's weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from offbook.config import Config
+from offbook.engine.batching import Batch, Step, cut
+from offbook.engine.engine import Engine
+from offbook.engine.memory import keep_freed_memory
+from offbook.libraries import quiet_transformers
+from offbook.models.adapter import ALL_LINEAR, attach_adapter
+from offbook.models.load import choose_device
+from offbook.monitor import Monitor
+from offbook.training.plan import ModelShape, Plan
+from offbook.training.schedule import Schedule
+from offbook.training.setup import gather
+
+LOOKED_AT = 50  # steps whose tokens are counted
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is predicted of a run.
+
+    Attributes:
+        parameters, trained: of the base, and of the adapter.
+        plan: the memory, and how steps are cut.
+        steps: optimizer steps in all.
+        step_tokens, step_flops: of an average step, a shared prefix counted once.
+        flops_per_second: measured on one layer of the model's widths.
+        step_seconds: of an average step.
+    """
+
+    parameters: int
+    trained: int
+    plan: Plan
+    steps: int
+    step_tokens: float
+    step_flops: float
+    flops_per_second: float
+    step_seconds: float
+
+
+def forecast(config: Config, monitor: Monitor) -> Forecast:
+    """Read the data and the base's configuration, and take one measured micro-step."""
+    run = gather(config, monitor, weights=False)
+    settings, shape = run.config.train, run.shape
+    packed = shape.packed and settings.engine == "fast"
+    schedule = Schedule.of(run.training, settings)
+    steps = [
+        cut(
+            [run.training[row] for row in schedule.rows(k)],
+            run.plan.micro_batch_tokens,
+            run.device,
+            packed=packed,
+        )
+        for k in range(min(LOOKED_AT, schedule.steps_per_epoch))
+    ]
+    flops = sum(shape.flops(step.tokens, step.supervised) for step in steps) / len(steps)
+    tokens = sum(step.tokens for step in steps) / len(steps)
+    if run.plan.checkpointing:
+        flops += tokens * 2 * shape.linear  # the forward pass once more
+    speed = measure_speed(run.config, shape, run.dtype)
+    return Forecast(
+        parameters=shape.parameters,
+        trained=shape.adapter,
+        plan=run.plan,
+        steps=schedule.total_steps(settings),
+        step_tokens=tokens,
+        step_flops=flops,
+        flops_per_second=speed,
+        step_seconds=flops / speed,
+    )
+
+
+def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> float:
+    """FLOP a second that a micro-step reaches on this device.
+
+    The step is that of a single layer of the model's own widths, so that the measurement is quick
+    and needs no weights.
+    """
+    device = choose_device()
+    small = type(shape.config).from_dict(
+        shape.config.to_dict()
+        | {"num_hidden_layers": 1, "vocab_size": 8192, "layer_types": None}
+        | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    )
+    with torch.device("meta"), quiet_transformers():
+        base = AutoModelForCausalLM.from_config(small, dtype=dtype, trust_remote_code=False)
+    base.to_empty(device=device).requires_grad_(False)
+    for tensor in (*base.parameters(), *base.buffers()):
+        torch.nn.init.constant_(tensor, 0.01)
+    lora = config.lora
+    if isinstance(lora.target_modules, str):  # a pattern may name layers that this one is not
+        lora = lora.model_copy(update={"target_modules": ALL_LINEAR})
+    keep_freed_memory()
+    model = attach_adapter(base, lora, 0, "")
+    engine = Engine(model, fast=config.train.engine == "fast")
+    adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    linear = shape.linear // shape.config.num_hidden_layers
+    layer = ModelShape(small, 0, linear, 8192 * small.hidden_size, adapter, shape.packed)
+    rows, length = 8, min(128, config.data.max_length)
+    ids = torch.arange(rows * length, device=device) % 8192
+    step = Step(ids[:0], [Batch(ids, ids, (length,) * rows, 0, rows * length)])
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        engine.accumulate(step, [0])
+        model.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    return layer.flops(rows * length, rows * length) / min(seconds)

@@ -1,0 +1,72 @@
+"""Which rows an optimizer step sees, and with which learning rate.
+
+Both are functions of the settings and the step alone, so there is no position to save: a resumed
+run asks for the next step and gets what it would have got.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offbook.config import TrainSettings
+from offbook.tokens.examples import Example
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The rows of every optimizer step.
+
+    Attributes:
+        examples: how many there are.
+        batch_size: examples per step; the last step of an epoch takes what is left.
+        seed: of the order, which is new in each epoch.
+    """
+
+    examples: int
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], settings: TrainSettings) -> Schedule:
+        """The schedule for a data set."""
+        return cls(len(examples), settings.batch_size, settings.seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.examples / self.batch_size)
+
+    def total_steps(self, settings: TrainSettings) -> int:
+        """Optimizer steps in all."""
+        if settings.max_steps is not None:
+            return settings.max_steps
+        return max(math.ceil(settings.num_train_epochs * self.steps_per_epoch), 1)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Indices of the examples of the step after `step` completed ones."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        start = index * self.batch_size
+        return _order(self.examples, self.seed, epoch)[start : start + self.batch_size]
+
+
+@lru_cache(maxsize=2)
+def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(examples)
+
+
+def learning_rate_at(step: int, total: int, settings: TrainSettings) -> float:
+    """The learning rate of the step after `step` of `total`, as transformers' schedules have it."""
+    peak, warmup = settings.learning_rate, math.ceil(settings.warmup_ratio * total)
+    if step < warmup:
+        return peak * step / warmup
+    if settings.lr_scheduler_type == "constant":
+        return peak
+    done = (step - warmup) / max(total - warmup, 1)
+    if settings.lr_scheduler_type == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * done))
+    return peak * (1 - done)

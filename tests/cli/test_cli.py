@@ -1,0 +1,455 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from offbook import __version__
+from offbook.cli import main
+from offbook.cli.console import RowsRead, printable
+from offbook.cli.train import STOPPING
+from offbook.files import storage
+from offbook.files.storage import verify
+from support.disks import Failing
+from support.shared import DEEPSEEK, HUANHUAN
+from support.tiny import ROWS
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Run a command in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["offbook", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def tiny_arguments(tiny_base: Path, tmp_path: Path) -> list[str]:
+    """Settings of a run that takes a second."""
+    (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+    return [
+        f"model.base={tiny_base}",
+        "model.precision=float32",
+        "data.train=rows.jsonl",
+        "data.validation=0.2",
+        "train.batch_size=3",
+        "train.max_steps=4",
+        "train.logging_steps=2",
+        "output_dir=run",
+    ]
+
+
+# Plan.
+
+
+def test_plan_prints_memory_and_time(cli: Cli, tiny_arguments: list[str]) -> None:
+    code, out, err = cli("plan", *tiny_arguments)
+    assert code == 0, err
+    for name in ("weights", "activations of a micro-batch", "seconds a step", "time in all"):
+        assert re.search(rf"^{name}  ", out, re.MULTILINE)
+    code, out, _ = cli("plan", *tiny_arguments, "--json")
+    assert code == 0
+    facts = json.loads(out)
+    parts = ("weights", "adapter", "activations", "loss", "process")
+    assert facts["peak"] == sum(facts["plan"][part] for part in parts)
+
+
+# Help and version.
+
+
+@pytest.mark.parametrize("command", ["", "init", "check", "plan", "train", "chat", "demo"])
+def test_help_has_examples(cli: Cli, command: str) -> None:
+    code, out, _ = cli(*command.split(), "--help")
+    assert code == 0
+    assert re.search(rf"offbook {command or 'demo'}", out)
+
+
+def test_the_version(cli: Cli) -> None:
+    assert cli("--version")[:2] == (0, f"offbook {__version__}\n")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, offbook, offbook.cli; print([m for m in ('torch', 'transformers', 'numpy', "
+    code += "'pyarrow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_module_is_the_command() -> None:
+    program = Path(sys.executable).with_name("offbook")
+    for arguments in (["--version"], ["check", "nothing.json"], ["train", "--help"]):
+        by_name, by_module = (
+            subprocess.run([*start, *arguments], capture_output=True, text=True)
+            for start in ([program], [sys.executable, "-m", "offbook"])
+        )
+        assert by_name.returncode == by_module.returncode
+        assert by_name.stdout == by_module.stdout
+        assert by_name.stderr == by_module.stderr
+
+
+# init.
+
+
+def test_init_writes_files_that_work_as_they_are(cli: Cli, tmp_path: Path) -> None:
+    code, out, _ = cli("init", "keeper")
+    assert code == 0
+    assert "offbook train keeper/config.yaml" in out
+    code, out, _ = cli("check", "keeper/config.yaml", "--json")
+    assert code == 0
+    assert json.loads(out)["rows"] == 260
+    code, _, err = cli("init", "keeper")
+    assert (code, err) == (
+        2,
+        "error: keeper/config.yaml: already there; choose another folder\n",
+    )
+
+
+# check.
+
+
+def test_check_counts_and_shows_what_is_trained_on(
+    cli: Cli, tiny_arguments: list[str], tiny_base: Path
+) -> None:
+    code, out, err = cli("check", "rows.jsonl", "--model", tiny_base, "--show", "2")
+    assert code == 0
+    assert err == "rows.jsonl: alpaca rows (instruction, input, output)\n"
+    assert "7 rows, 0 duplicates" in out
+    assert "rows.jsonl:1, token by token" in out
+    assert "rows.jsonl:2, token by token" in out
+    trained = [line for line in out.splitlines() if line.startswith("trained on")]
+    assert trained[0].replace("|", "").endswith("·I·am·the·keeper.</s>")
+
+
+def test_check_prints_json_alone_on_stdout(
+    cli: Cli, tiny_arguments: list[str], tiny_base: Path
+) -> None:
+    code, out, _ = cli("check", "rows.jsonl", "--model", tiny_base, "--json", "data.max_length=18")
+    counts = json.loads(out)
+    assert code == 0
+    assert (counts["rows"], counts["format"], counts["dropped"]) == (7, "alpaca", 2)
+
+
+@pytest.mark.parametrize("name", ["\x7f.jsonl", "\u2028.jsonl", "\udcff.jsonl"])
+def test_check_opens_a_file_of_any_name(
+    cli: Cli, tiny_base: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text(ROWS, encoding="utf-8")
+    code, _, err = cli("check", name, "--model", tiny_base, "--json")
+    assert code == 0, err
+
+
+def test_check_the_tutorials_data(cli: Cli) -> None:
+    if not HUANHUAN.exists():
+        pytest.skip(f"needs {HUANHUAN}")
+    code, out, _ = cli("check", HUANHUAN, "--model", DEEPSEEK)
+    assert code == 0
+    assert "3,729 rows, 112 duplicates" in out
+    assert "longest         240 tokens" in out
+    view = out[out.index("token by token") :].splitlines()
+    assert view[1:] == [
+        "not trained <｜begin▁of▁sentence｜>|User|:|·|娘|娘|。|⏎|⏎|Assistant|:",
+        "trained on  ·|你|放心|，|本|宫|到|任何|时候|都不会|自|轻|自|贱|委屈|了|这|孩子|。"
+        "|<｜end▁of▁sentence｜>",
+    ]
+
+
+def test_control_characters_in_rows_are_spelled_out(
+    cli: Cli, tmp_path: Path, tiny_base: Path
+) -> None:
+    row = {"instruction": "a", "output": "\x1b]0;title\x07 \u202eevil"}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    _, out, _ = cli("check", "rows.json", "--model", tiny_base)
+    assert not set("\x1b\x07\u202e") & set(out)
+    assert "\\x1b" in out
+
+
+def test_printable_keeps_text_and_escapes_control() -> None:
+    assert printable("naïve 你好 🙂\n\ttab") == "naïve 你好 🙂\n\ttab"
+    assert printable("\x1b[31m\r\x9b\u202e") == "\\x1b[31m\\x0d\\x9b\\x202e"
+
+
+def test_reading_a_large_file_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    tell = RowsRead(every=2000)
+    for rows in range(1024, 6000, 1024):
+        tell(rows)
+    assert capsys.readouterr().err == "2,048 rows read\n4,096 rows read\n"
+
+
+# Errors.
+
+
+def test_a_bad_row_exits_3_with_its_place(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"instruction": f"q{k}", "input": "", "output": "a"} for k in range(900)]
+    lines = [json.dumps(row) for row in rows]
+    lines[811] = lines[811].replace("instruction", "instrution")
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    code, out, err = cli("check", "rows.jsonl")
+    assert (code, out) == (3, "")
+    assert err.splitlines()[-1] == (
+        'error: rows.jsonl:812: unknown key "instrution"; did you mean "instruction"?'
+    )
+
+
+def test_a_bad_setting_exits_2_with_a_suggestion(cli: Cli) -> None:
+    code, out, err = cli("train", "train.learning_rat=1e-4")
+    assert (code, out) == (2, "")
+    assert err == (
+        'error: command line: train.learning_rat=1e-4: unknown key "train.learning_rat"; '
+        'did you mean "train.learning_rate"?\n'
+    )
+
+
+def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", "no.yaml")[0] == 2
+    assert cli("train", "model.base=nothing")[0] == 2
+    assert cli("train", "data.train=nothing.json")[0] == 3
+    assert cli("train", "rows.jsonl")[2] == (
+        "error: rows.jsonl: these are rows, not a configuration; "
+        "offbook train data.train=rows.jsonl\n"
+    )
+    (tmp_path / "file").write_text("")
+    assert cli("train", "output_dir=file/run")[2] == (
+        "error: file/run: cannot be made (Not a directory); set output_dir\n"
+    )
+    assert cli("chat", "nowhere")[0] == 4
+    cli("init", "role")
+    assert cli("chat", "role")[2] == (
+        "error: role: not a run directory; `offbook train` makes one\n"
+    )
+    assert cli("chat", "nowhere", "--base")[0] == 2
+    assert cli("chat", "nowhere", "-p", " ")[0] == 2
+    assert cli("nonsense")[0] == 2
+
+
+# train and chat.
+
+
+def test_train_then_chat(cli: Cli, tiny_arguments: list[str]) -> None:
+    code, out, err = cli("train", *tiny_arguments)
+    assert code == 0
+    assert "adapter in run/adapter" in out
+    assert "talk to it: offbook chat run" in out
+    assert re.search(r"validation loss \d\.\d+ before, \d\.\d+ after \(.\d+%\)", out)
+    assert re.search(r"step 2/4: loss \d\.\d+, \d+\.\d examples/s, left 00:00:\d\d", err)
+
+    code, out, _ = cli("chat", "run", "-p", "hello", "--temperature", "0", "--max-new-tokens", "5")
+    assert code == 0
+    assert out.endswith("\n")
+    code, reply, _ = cli(
+        "chat", "run", "-p", "hello", "--temperature", "0", "--max-new-tokens", "5", "--json"
+    )
+    assert printable(json.loads(reply)["reply"]) + "\n" == out
+    assert cli("chat", "run", "-p", "hello", "--top-p", "3")[0] == 2
+
+    code, _, err = cli("train", *tiny_arguments)
+    assert code == 2
+    assert "there is a run here already; go on with --resume" in err
+    code, out, _ = cli("train", "run", "--resume", "--json")
+    result = json.loads(out)
+    assert (code, result["run"], result["finished"], result["steps"]) == (0, "run", True, 4)
+
+
+def test_every_chat_command(cli: Cli, tiny_arguments: list[str], tmp_path: Path) -> None:
+    cli("train", *tiny_arguments)
+    script = [
+        "/retry",
+        "hello",
+        "/base",
+        "/retry",
+        "/undo",
+        "one two",
+        "/system You keep a lamp.",
+        "what now",
+        "/save saved.jsonl",
+        "/reset",
+        "/save other.jsonl",
+        "/system",
+        "/nonsense",
+        "/help",
+        "/exit",
+        "never asked",
+    ]
+    code, _, err = cli("chat", "run", "--max-new-tokens", "4", stdin="\n".join(script))
+    assert code == 0
+    notices = [line for line in err.splitlines() if not line.startswith("/")]
+    assert notices == [
+        "type a message, or /help",
+        "nothing has been asked yet",
+        "forgot the last exchange",
+        "system text: You keep a lamp.",
+        "saved to saved.jsonl",
+        "forgot the conversation",
+        "nothing has been said yet",
+        "no system text",
+        "no command /nonsense; /help lists them",
+    ]
+    assert "/base " in err
+    (line,) = (tmp_path / "saved.jsonl").read_text().splitlines()
+    turns = json.loads(line)["messages"]
+    assert turns[0] == {"role": "system", "content": "You keep a lamp."}
+    assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["one two", "what now"]
+
+
+def test_a_deepseek_shaped_model_goes_through_its_recipe(cli: Cli, tmp_path: Path) -> None:
+    if not DEEPSEEK.is_dir():
+        pytest.skip(f"needs the DeepSeek-LLM tokenizer in {DEEPSEEK}")
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base = tmp_path / "deepseek"
+    base.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).write_bytes((DEEPSEEK / name).read_bytes())
+    shape = json.loads((DEEPSEEK / "config.json").read_text())
+    shape |= {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(base)
+    recipe = Path(__file__).parents[2] / "recipes" / "deepseek-7b-chat.yaml"
+    changes = ["data.train=teahouse-zh", f"model.base={base}", "output_dir=run"]
+    code, _, err = cli("train", recipe, *changes, "train.max_steps=2")
+    assert code == 0, err
+    code, out, err = cli("chat", "run", "-p", "你是谁？", "--max-new-tokens", "3", "--seed", "1")
+    assert code == 0, err
+    assert out.strip()
+    code, out, err = cli("train", recipe, *changes, "train.max_steps=2", "--resume", "--json")
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 2
+
+
+def wait_for_steps(process: subprocess.Popen[str], folder: Path) -> None:
+    """Wait until the run in a folder has logged three lines."""
+    metrics = folder / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def heeded_signals() -> Iterator[None]:
+    """Signals as at a terminal: in the background some are ignored, and so in children."""
+    ignored = [kind for kind in STOPPING if signal.getsignal(kind) is signal.SIG_IGN]
+    for kind in ignored:
+        signal.signal(kind, signal.SIG_DFL)
+    yield
+    for kind in ignored:
+        signal.signal(kind, signal.SIG_IGN)
+
+
+@pytest.fixture
+def training(tiny_arguments: list[str], heeded_signals: None) -> list[str]:
+    """The command of a run that takes some seconds."""
+    return [sys.executable, "-m", "offbook", "train", *tiny_arguments, "train.max_steps=200"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_leaves_a_run_that_resume_finishes(
+    training: list[str], tmp_path: Path, sent: signal.Signals, expected: int
+) -> None:
+    process = subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(process, tmp_path)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == expected
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert 2 <= step < 200
+    if sent != signal.SIGHUP:  # after which nobody reads
+        assert f"stopped and saved after step {step}" in err
+        assert "go on with `offbook train run --resume`" in err
+    again = [*training, "--resume", "--json"]
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 200
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("setsid"), reason="needs util-linux")
+def test_a_closed_terminal_leaves_a_checkpoint(training: list[str], tmp_path: Path) -> None:
+    terminal, inside = os.openpty()
+    command = ["setsid", "--ctty", "--wait", *training]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdin=inside, stdout=inside, stderr=inside, text=True
+    )
+    os.close(inside)
+    drain = threading.Thread(target=lambda: os.read(terminal, 2**20))
+    drain.start()
+    wait_for_steps(process, tmp_path)
+    drain.join()
+    os.close(terminal)
+    assert process.wait(timeout=60) == 143
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert verify(checkpoint) is None
+
+
+@pytest.mark.slow
+def test_nohup_is_respected(training: list[str], tmp_path: Path) -> None:
+    command = ["nohup", *training]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(process, tmp_path)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+@pytest.mark.parametrize(("second", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_leaves_at_once(
+    training: list[str], tmp_path: Path, second: signal.Signals, expected: int
+) -> None:
+    # Many rows, so that it is still reading when the second signal comes.
+    (tmp_path / "rows.jsonl").write_text(ROWS * 5000, encoding="utf-8")
+    process = subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "alpaca rows" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "saving and stopping; once more to leave at once\n"
+    process.send_signal(second)
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == expected
+
+
+def test_a_full_disk_exits_5(
+    cli: Cli, tiny_arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "disk", Failing(15, errno.ENOSPC))
+    code, _, err = cli("train", *tiny_arguments)
+    assert code == 5
+    assert "No space left on device" in err
+    assert "make room, and go on with --resume" in err

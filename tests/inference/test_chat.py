@@ -1,0 +1,131 @@
+"""A chat session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from offbook.config import Config, LoraSettings
+from offbook.data.conversations import read_conversations
+from offbook.errors import CheckpointError, ConfigError
+from offbook.inference.chat import Chat
+from offbook.inference.generate import Sampling, generate
+from offbook.models.adapter import attach_adapter
+from offbook.models.load import load_base
+from offbook.tokens.template import ChatTemplate
+from offbook.training.loop import train
+
+GREEDY = Sampling(temperature=0, max_new_tokens=8)
+
+
+@pytest.fixture
+def chat(tiny_base: Path, template: ChatTemplate) -> Chat:
+    """With an adapter that is not the identity."""
+    base = load_base(tiny_base, torch.float32, torch.device("cpu"))
+    model = attach_adapter(base, LoraSettings(), 1, "tiny").eval()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_()
+    return Chat(model, template, sampling=GREEDY)
+
+
+def test_turns_are_remembered_and_answered_in_context(chat: Chat) -> None:
+    first = chat.ask("hello")
+    second = chat.ask("hello")
+    assert [m.content for m in chat.messages] == ["hello", first, "hello", second]
+    chat.reset()
+    assert chat.messages == []
+    assert chat.ask("hello") == first
+
+
+def test_streamed_pieces_make_the_reply(chat: Chat) -> None:
+    pieces = list(chat.stream("hello"))
+    assert "".join(pieces) == chat.messages[-1].content
+    prompt = chat.template.build_prompt(chat.messages[:1])
+    ids = generate(chat._model, prompt, (), GREEDY, torch.Generator())
+    # A reply cut off within a character ends before it.
+    assert "".join(pieces) == chat.template.parse_reply(ids).rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def test_the_base_answers_alone_and_adds_nothing(chat: Chat, tiny_base: Path) -> None:
+    tuned = chat.ask("hello")
+    base = chat.ask("hello", base=True)
+    assert base != tuned
+    assert len(chat.messages) == 2
+    untouched = load_base(tiny_base, torch.float32, torch.device("cpu"))
+    plain = attach_adapter(untouched, LoraSettings(), 1, "tiny").eval()
+    assert Chat(plain, chat.template, sampling=GREEDY).ask("hello") == base
+
+
+def test_undo_forgets_one_exchange(chat: Chat) -> None:
+    chat.ask("one")
+    chat.ask("two")
+    assert chat.last_question() == "two"
+    chat.undo()
+    assert chat.last_question() == "one"
+    chat.undo()
+    chat.undo()
+    assert chat.last_question() is None
+
+
+def test_system_text_is_in_the_prompt(chat: Chat) -> None:
+    without = chat.ask("hello")
+    chat.reset()
+    chat.system = "You are a lamp keeper of the rocks"
+    assert chat.ask("hello") != without
+
+
+def test_a_saved_chat_can_be_trained_on(chat: Chat, tmp_path: Path) -> None:
+    chat.system = "Be brief."
+    file = tmp_path / "chat.jsonl"
+    with pytest.raises(ConfigError, match="nothing has been said yet"):
+        chat.save(file)
+    chat.ask("hello")
+    chat.messages[-1] = type(chat.messages[-1])("assistant", "Hello, little boat.")
+    chat.save(file)
+    chat.save(file)
+    rows = list(read_conversations(str(file)))
+    assert [[m.content for m in row.messages] for row in rows] == [
+        ["Be brief.", "hello", "Hello, little boat."]
+    ] * 2
+    with pytest.raises(ConfigError, match="cannot write"):
+        chat.save(tmp_path / "no" / "folder")
+
+
+def test_a_long_chat_forgets_its_beginning(chat: Chat) -> None:
+    for _ in range(20):
+        chat.ask("one two three four five six seven")
+    assert len(chat.messages) == 40
+
+
+def test_a_question_longer_than_the_context_is_refused(chat: Chat) -> None:
+    with pytest.raises(ConfigError, match=r"the question has \d+ tokens; this model takes 248"):
+        chat.ask("one two three " * 200)
+    assert chat.messages == []
+
+
+def test_a_run_is_opened_by_its_path(tiny_config: Callable[..., Config]) -> None:
+    result = train(tiny_config())
+    session = Chat.open(result.run, GREEDY)
+    assert session.ask("hello") == Chat.open(result.run, GREEDY).ask("hello")
+
+
+def test_an_unfinished_run_talks_from_its_checkpoint(tiny_config: Callable[..., Config]) -> None:
+    asked = iter(range(100))
+    result = train(tiny_config("train.save_steps=1"), should_stop=lambda: next(asked) >= 6)
+    heard: list[str] = []
+    Chat.open(result.run, GREEDY, heard.append).ask("hello")
+    assert heard == [f"the run is not finished; this is step-{result.steps}"]
+
+
+def test_a_run_with_nothing_yet_says_so(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    result = train(tiny_config(), should_stop=lambda: True)
+    with pytest.raises(CheckpointError, match="the run has no adapter yet; finish it"):
+        Chat.open(result.run)
+    with pytest.raises(CheckpointError, match="not a run directory; `offbook train` makes one"):
+        Chat.open(tmp_path / "nowhere")

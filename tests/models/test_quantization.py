@@ -1,0 +1,70 @@
+"""Bases in 4 bits: trained, and loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from offbook.config import Config
+from offbook.engine.projection import Projection
+from offbook.errors import ConfigError
+from offbook.inference.chat import Chat
+from offbook.inference.generate import Sampling
+from offbook.models import load as model_module
+from offbook.models.load import load_base
+from offbook.monitor import Monitor
+from offbook.training.loop import train
+from offbook.training.setup import prepare
+
+CPU = torch.device("cpu")
+MakeConfig = Callable[..., Config]
+NF4 = ("model.quantization=nf4", "model.precision=bfloat16")
+
+
+def test_linear_layers_are_in_4_bits_and_the_rest_is_not(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=64, hidden_size=128, intermediate_size=256, num_hidden_layers=1)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    base = load_base(tmp_path, torch.bfloat16, CPU, "nf4")
+    dense = load_base(tmp_path, torch.bfloat16, CPU)
+    layer, exact = (m.model.layers[0].self_attn.q_proj for m in (base, dense))
+    assert layer.weight.dtype == torch.uint8
+    assert layer.weight.numel() == exact.weight.numel() // 2
+    assert type(base.lm_head) is nn.Linear
+    parts = Projection.of(layer)
+    assert parts is not None
+    error = (parts.weight() - exact.weight).norm() / exact.weight.norm()
+    assert 0 < error < 0.15
+
+
+def test_the_fast_path_knows_4_bit_layers(tiny_config: MakeConfig) -> None:
+    exact = "model.precision=float32"
+    parts = prepare(tiny_config(*NF4, exact, "lora.lora_dropout=0"), Monitor())
+    assert parts.engine.packed
+    assert parts.engine.plain_layers == ()
+    assert 0 < parts.engine.check(list(parts.training), CPU) < 1e-4
+
+
+def test_a_4_bit_run_is_trained_and_loaded_again(tiny_config: MakeConfig) -> None:
+    config = tiny_config(*NF4, "train.max_steps=30", "data.validation=0.3")
+    result = train(config)
+    assert result.eval_loss is not None
+    assert result.eval_loss_before is not None
+    assert result.eval_loss < result.eval_loss_before
+    chat = Chat.open(result.run, sampling=Sampling(max_new_tokens=3, temperature=0))
+    assert isinstance(chat.ask("hello"), str)
+    weight = chat._model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+    assert weight.dtype == torch.uint8
+
+
+def test_without_bitsandbytes_the_error_says_what_to_install(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_module, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'offbook\[nf4\]'"):
+        load_base(tiny_base, torch.bfloat16, CPU, "nf4")

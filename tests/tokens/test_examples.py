@@ -1,0 +1,89 @@
+"""Columnar examples and the split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from offbook.data.conversations import Conversation
+from offbook.errors import DataError
+from offbook.tokens.examples import BATCH_ROWS, Examples, tokenize
+from offbook.tokens.template import ChatTemplate
+from support.templates import numbered, talk
+
+
+@pytest.fixture(scope="module")
+def examples(template: ChatTemplate) -> Examples:
+    return tokenize(numbered(100, 40), template)
+
+
+def test_columns_hold_what_the_template_builds(template: ChatTemplate, examples: Examples) -> None:
+    assert len(examples) == 100
+    for k, conversation in enumerate(numbered(100, 40)):
+        built = template.build_example(conversation)
+        np.testing.assert_array_equal(examples[k].input_ids, built.input_ids)
+        np.testing.assert_array_equal(examples[k].labels, built.labels)
+        assert examples[k].source == built.source == f"rows.json:{k}"
+
+
+def test_a_slice_is_a_view(examples: Examples) -> None:
+    part = examples[10:13]
+    assert [e.source for e in part] == ["rows.json:10", "rows.json:11", "rows.json:12"]
+    assert part.input_ids is examples.input_ids
+    assert part.lengths.tolist() == [len(e) for e in part]
+
+
+def test_more_rows_than_a_batch_come_through_in_order(template: ChatTemplate) -> None:
+    seen: list[int] = []
+    examples = tokenize(numbered(BATCH_ROWS + 5, 9), template, progress=seen.append)
+    assert seen == [BATCH_ROWS, BATCH_ROWS + 5]
+    assert [e.source for e in examples] == [f"rows.json:{k}" for k in range(BATCH_ROWS + 5)]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
+def test_no_prompt_stands_on_both_sides(examples: Examples, share: float) -> None:
+    training, validation = examples.split(share, seed=1)
+    assert sorted([*training.rows, *validation.rows]) == list(range(100))
+    assert not set(examples.prompt_keys[training.rows]) & set(examples.prompt_keys[validation.rows])
+    # Prompts have 2 or 3 rows each, so the share is met to within one prompt.
+    assert share * 100 <= len(validation) < share * 100 + 3
+
+
+def test_the_split_depends_on_seed_and_prompts_not_on_their_order(template: ChatTemplate) -> None:
+    rows = numbered(100, 40)
+    forward, backward = (tokenize(r, template) for r in (rows, rows[::-1]))
+    held = {e.source for e in forward.split(0.1, seed=1)[1]}
+    assert {e.source for e in backward.split(0.1, seed=1)[1]} == held
+    assert {e.source for e in forward.split(0.1, seed=2)[1]} != held
+
+
+def test_a_share_of_zero_holds_out_nothing(examples: Examples) -> None:
+    training, validation = examples.split(0, seed=1)
+    assert (len(training), len(validation)) == (100, 0)
+
+
+def test_a_single_prompt_cannot_be_split(template: ChatTemplate) -> None:
+    with pytest.raises(DataError, match="all rows have the same prompt"):
+        tokenize(numbered(5, 1), template).split(0.1, seed=1)
+
+
+def test_cut_and_dropped_rows_are_named(template: ChatTemplate) -> None:
+    rows = [
+        Conversation(talk("short", "short").messages, "rows.json:1"),
+        Conversation(talk("long question " * 30, "short").messages, "rows.json:2"),
+        Conversation(talk("short", "long reply " * 30).messages, "rows.json:3"),
+    ]
+    examples = tokenize(rows, template, max_length=40)
+    assert [e.source for e in examples] == ["rows.json:1", "rows.json:2"]
+    assert examples.cut == ("rows.json:2",)
+    assert examples.dropped == ("rows.json:3",)
+    assert examples.notices(40) == [
+        "1 row longer than 40 tokens; the oldest part of the prompt is cut: rows.json:2",
+        "1 row left out, the reply alone being longer than 40 tokens: rows.json:3",
+    ]
+
+
+def test_nothing_that_fits_is_an_error(template: ChatTemplate) -> None:
+    with pytest.raises(DataError) as caught:
+        tokenize(numbered(2, 2), template, max_length=8)
+    assert str(caught.value) == "rows.json:0: no row fits; raise data.max_length (now 8)"

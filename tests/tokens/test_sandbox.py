@@ -1,0 +1,173 @@
+"""What a chat template may say, and how long it may run."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch  # noqa: F401  # loaded before memory is limited
+
+from offbook.data.conversations import Conversation, Message
+from offbook.errors import DataError
+from offbook.models.base import resolve_base
+from offbook.tokens import sandbox
+from offbook.tokens.sandbox import check_source, within_limits
+from offbook.tokens.template import ChatTemplate
+from offbook.tokens.tokenizer import load_tokenizer
+from support.templates import PUBLISHED, REWRITING
+from support.tiny import DEEPSEEK_TEMPLATE
+
+# Idioms of published templates: Llama 3.1 (dates, indented JSON), Qwen 3 (reverse loops,
+# namespaces), gpt-oss and Gemma 4 (macros), SmolLM 3 (generation blocks), Command R (control flow).
+IDIOMS = (
+    "{%- set date = strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' -%}"
+    "{{ tools | tojson(indent=4) }}",
+    "{% set ns = namespace(last=messages|length - 1) %}{% for message in messages[::-1] %}"
+    "{% set index = (messages|length - 1) - loop.index0 %}"
+    "{% if ns.last and message.content.startswith('<tool>') %}{% set ns.last = index %}{% endif %}"
+    "{{ message.content.split('</think>')[-1].lstrip('\\n') }}{% endfor %}",
+    "{% macro m(d) %}{% for k, v in d|dictsort %}{{ k|upper }}:{{ m(v) }}{% endfor %}{% endmacro %}"
+    "{% if (messages[0]['role'] == 'user') != (loop.index0 % 2 == 0) %}{% endif %}"
+    "{{ raise_exception('Roles must alternate.') }}{{ '  ' * 2 }}{{ '%s: %d' % ('a', 1) }}",
+    "{% for m in messages %}{% generation %}{{ m.content | trim | indent(2) }}{% endgeneration %}"
+    "{% if loop.last %}{% break %}{% endif %}{% continue %}{% endfor %}"
+    "{{ documents | tojson(ensure_ascii=False, separators=(',', ': ')) }}{{ level * '  ' }}"
+    "{{ '{}: {:>4}'.format('a', 2) }}{{ x | selectattr('role', 'equalto', 'user') | list }}",
+)
+
+BUSY = {
+    "{{ 2 ** n }}": "line 1 computes a power",
+    "\n{{ n * n }}": "line 2 multiplies by something that is not a small constant",
+    "{{ 'x' * 1000000 * n }}": "line 1 multiplies by",
+    "{{ 'x'.center(n) }}": "line 1 calls center with",
+    "{{ 'x' | center(10000000) }}": "line 1 calls center with",
+    "{{ 'x'.ljust(*n) }}": "line 1 calls ljust with",
+    "{{ 1.5 | round(n) }}": "line 1 calls round with",
+    "{{ '%1000000000d' % 1 }}": "line 1 formats a wide text",
+    "{{ '%*d' % (n, 1) }}": "line 1 formats a wide text",
+    "{{ '{:1000000000}'.format(1) }}": "line 1 formats a wide text",
+    "{{ '{:{}}'.format(1, n) }}": "line 1 formats a wide text",
+    "{{ '%99999d' | format(1) }}": "line 1 formats a wide text",
+    "{{ x | urlize }}": "line 1 uses the filter urlize",
+    "{% import 'x' as y %}": "line 1 names another file",
+    "{% from 'x' import y %}": "line 1 names another file",
+    "{% include x %}": "line 1 names another file",
+    "{% extends 'x' %}": "line 1 names another file",
+    "x" * (2**20 + 1): "it has 1,048,577 characters",
+    "{{ " + "(" * 10**5 + ")" * 10**5 + " }}": "it is nested too deep",
+}
+
+SPIN = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+
+
+@pytest.mark.parametrize(
+    "source", [*(entry[0] for entry in PUBLISHED.values()), REWRITING, *IDIOMS]
+)
+def test_published_templates_pass(source: str) -> None:
+    check_source(source)
+
+
+def test_the_embedded_models_template_passes() -> None:
+    check_source(load_tokenizer(resolve_base("smollm2-135m")).get_chat_template())
+
+
+def test_deepseeks_template_passes(deepseek: ChatTemplate) -> None:
+    check_source(deepseek.tokenizer.get_chat_template())
+
+
+@pytest.mark.parametrize("source", BUSY, ids=[source[:40] for source in BUSY])
+def test_what_cannot_be_interrupted_is_refused_unrun(source: str) -> None:
+    with pytest.raises(ValueError, match=BUSY[source]):
+        check_source(source)
+
+
+def test_work_that_does_not_end_is_stopped(quick: None) -> None:
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"the chat template has not ended after 0\.2 seconds"):
+        within_limits(lambda: [None for _ in iter(int, 1)])
+    assert time.monotonic() - started < 10
+    assert within_limits(lambda: "next") == "next"
+
+
+def test_the_limit_is_for_one_rendering_not_for_a_batch(quick: None) -> None:
+    def one() -> int:
+        return within_limits(lambda: time.sleep(0.01) or 1)
+
+    assert sum(within_limits(lambda: [one() for _ in range(100)])) == 100
+
+
+@pytest.mark.skipif(not sandbox.STATM.exists(), reason="Linux alone limits memory")
+def test_work_that_eats_memory_is_stopped_and_the_limit_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandbox, "MEMORY", 2**26)
+    before = sandbox.resource.getrlimit(sandbox.resource.RLIMIT_AS)
+    with pytest.raises(DataError, match=r"the chat template needs more than 0\.0625 GB of memory"):
+        # More than the process can have left over from before.
+        within_limits(lambda: [bytearray(2**27) for _ in range(100)])
+    assert sandbox.resource.getrlimit(sandbox.resource.RLIMIT_AS) == before
+    assert len(bytearray(2**27)) == 2**27
+
+
+def test_errors_of_the_work_pass_and_end_the_limits(quick: None) -> None:
+    with pytest.raises(KeyError):
+        within_limits(lambda: {}["x"])
+    time.sleep(0.5)  # a watchdog that still watched would bite here
+    assert within_limits(lambda: 1) == 1
+
+
+def test_no_exception_arrives_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that ends just when its time is up either returns or fails, and that is all."""
+    monkeypatch.setattr(sandbox, "SECONDS", 0.01)
+    outcomes = {"done": 0, "late": 0}
+    for k in range(60):
+        until = time.monotonic() + 0.005 + k % 10 * 0.002
+        try:
+            within_limits(
+                lambda until=until: [None for _ in iter(lambda: time.monotonic() < until, 0)]
+            )
+            outcomes["done"] += 1
+        except DataError:
+            outcomes["late"] += 1
+        for _ in range(1000):  # bytecode in which a late exception would arrive
+            pass
+    assert all(outcomes.values())
+    assert sum(outcomes.values()) == 60
+
+
+def test_threads_render_one_after_the_other(quick: None) -> None:
+    results: list[str] = []
+
+    def render(name: str) -> None:
+        try:
+            within_limits(lambda: [None for _ in iter(int, 1)] if name == "endless" else None)
+            results.append(name)
+        except DataError:
+            results.append(f"{name} stopped")
+
+    threads = [threading.Thread(target=render, args=[name]) for name in ("endless", "a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["a", "b", "endless stopped"]
+
+
+def test_a_template_that_spins_on_one_row_is_stopped_there(
+    template: ChatTemplate, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "{% if 'spin' in messages[0].content %}" + SPIN + "{% endif %}" + DEEPSEEK_TEMPLATE
+    monkeypatch.setattr(template.tokenizer, "chat_template", source)
+    rows = [
+        Conversation((Message("user", text), Message("assistant", "Yes.")), "rows.json:1")
+        for text in ("hello", "spin")
+    ]
+    assert template.build_examples(rows[:1])
+    with pytest.raises(DataError, match="the chat template has not ended"):
+        template.build_examples(rows)

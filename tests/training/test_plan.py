@@ -1,0 +1,186 @@
+"""Memory and time, predicted."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from offbook.config import Config
+from offbook.engine import kernels
+from offbook.errors import MemoryPlanError
+from offbook.models.adapter import attach_adapter
+from offbook.models.load import base_of, head, load_base
+from offbook.monitor import Monitor
+from offbook.training import plan as planner
+from offbook.training.forecast import forecast
+from offbook.training.plan import ModelShape, make_plan
+
+CPU = torch.device("cpu")
+MakeConfig = Callable[..., Config]
+GB = 10**9
+# PyTorch's and oneDNN's operations as on a processor without AVX-512.
+AVX2_ALONE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+# SmolLM2-135M's sizes, without its weights.
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture
+def shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelShape:
+    monkeypatch.setattr(kernels, "take", lambda *facts: True)  # also where no compiler is found
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    return ModelShape.of(tmp_path, Config().lora)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(planner, "_memory", lambda device: (size, GB // 2))
+
+
+def test_the_shape_is_that_of_the_loaded_model(tiny_base: Path) -> None:
+    lora = Config().lora
+    shape = ModelShape.of(tiny_base, lora)
+    base = load_base(tiny_base, torch.float32, CPU)
+    assert shape.parameters == sum(p.numel() for p in base.parameters())
+    assert shape.head == sum(p.numel() for p in head(base).parameters())
+    linear = [m for m in base.modules() if isinstance(m, torch.nn.Linear)]
+    assert shape.linear == sum(m.weight.numel() for m in linear) - shape.head
+    model = attach_adapter(base, lora, 0, "tiny")
+    assert base_of(model) is base
+    assert shape.adapter == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_shapes_are_known_without_weights(shape: ModelShape) -> None:
+    assert shape.parameters == 134_515_008  # the model card's 135M
+    assert shape.linear == 106_168_320
+    assert shape.flops(10, 4) == 10 * (4 * 106_168_320 + 6 * shape.adapter) + 4 * 4 * 576 * 49152
+
+
+def test_less_memory_means_smaller_micro_batches_then_checkpointing(
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+    for size in (30 * GB, int(1.5 * GB), int(1.2 * GB), GB):
+        free(monkeypatch, size)
+        plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU)
+        assert plan.peak <= size
+        chosen.append((plan.checkpointing, plan.micro_batch_tokens))
+    assert chosen[0] == (False, 2048)
+    assert chosen == sorted(chosen, key=lambda choice: (choice[0], -choice[1]))
+    assert chosen[-1][0], "the smallest needs checkpointing"
+    assert len(set(chosen)) == 4
+
+
+def test_what_does_not_fit_is_refused_with_numbers(
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, int(0.8 * GB))
+    with pytest.raises(
+        MemoryPlanError,
+        match=r"needs 0\.9 GB at the least: 0\.3 GB of weights, .* 0\.8 GB are free",
+    ) as caught:
+        make_plan(Config(), shape, 200, torch.bfloat16, CPU)
+    assert caught.value.exit_code == 7
+
+
+def test_a_long_row_is_never_cut(shape: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 30 * GB)
+    assert make_plan(Config(), shape, 3000, torch.bfloat16, CPU).micro_batch_tokens == 3000
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_checkpointing_can_be_set(
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch, setting: bool
+) -> None:
+    free(monkeypatch, 30 * GB)
+    config = Config().override(f"train.gradient_checkpointing={str(setting).lower()}")
+    assert make_plan(config, shape, 200, torch.bfloat16, CPU).checkpointing is setting
+
+
+def test_a_resumed_run_keeps_its_micro_batches_where_they_fit(
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 30 * GB)
+    plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU, preferred=300)
+    assert plan.micro_batch_tokens == 300
+    free(monkeypatch, int(1.3 * GB))  # too little without checkpointing, or with larger ones
+    plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU, preferred=1024)
+    assert (plan.micro_batch_tokens, plan.checkpointing) == (1024, True)
+
+
+def test_every_size_down_to_the_longest_row_is_tried() -> None:
+    assert planner._sizes(1024, 600) == [1024, 600]
+    assert planner._sizes(1024, 100) == [1024, 512, 256]
+    assert planner._sizes(1024, 5000) == [5000]
+
+
+def test_longer_rows_never_need_less(shape: ModelShape) -> None:
+    facts = torch.bfloat16, CPU
+    needs = [shape.activation_bytes(*facts, n, True)[0] for n in (50, 400, 500, 1025, 2000)]
+    assert needs == sorted(needs)
+
+
+def test_kernels_spare_masks_probabilities_and_gated_inputs(
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = shape.activation_bytes(torch.bfloat16, CPU, 200, True)[0]
+    assert fused == shape.activation_bytes(torch.bfloat16, CPU, 200, False)[0]
+    monkeypatch.setattr(kernels, "take", lambda *facts: False)
+    without = shape.activation_bytes(torch.bfloat16, CPU, 200, False)[0]
+    assert without == fused + 2 * (9 * 200 + 1536)
+    assert shape.activation_bytes(torch.bfloat16, CPU, 200, True)[0] > without
+
+
+def test_a_forecast_counts_the_steps_of_the_run(tiny_config: MakeConfig) -> None:
+    config = tiny_config("train.batch_size=3", "data.validation=0")
+    result = forecast(config, Monitor())
+    assert result.steps == 5
+    assert result.trained == result.plan.adapter // 16
+    assert 0 < result.step_seconds < 10
+    assert result.step_seconds == pytest.approx(result.step_flops / result.flops_per_second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernels", "tokens", "settings"),
+    [
+        ("native", 1024, ["lora.lora_dropout=0.1"]),
+        ("native", 1024, ["lora.lora_dropout=0", "lora.r=64"]),
+        ("native", 256, ["train.gradient_checkpointing=false"]),
+        ("native", 2048, ["train.batch_size=32", "data.train=teahouse-zh"]),
+        ("native", 2048, ["train.batch_size=32", "train.gradient_checkpointing=true"]),
+        ("x86-64-v3", 1024, ["lora.lora_dropout=0.1"]),
+        ("x86-64-v3", 2048, ["train.batch_size=32", "train.gradient_checkpointing=true"]),
+        ("none", 1024, ["lora.lora_dropout=0.1"]),
+        ("none", 2048, ["train.batch_size=32", "train.gradient_checkpointing=true"]),
+    ],
+)
+def test_peak_memory_is_as_predicted(kernels: str, tokens: int, settings: list[str]) -> None:
+    if kernels == "x86-64-v3" and platform.machine() != "x86_64":
+        pytest.skip("x86-64 only")
+    script = Path(__file__).parents[2] / "benchmarks" / "full_size.py"
+    command = [sys.executable, script, "--tokens", tokens, "--steps", 3, "--kernels", kernels]
+    done = subprocess.run(
+        [*map(str, command), "--memory-only", "--json", "--set", *settings],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | (AVX2_ALONE if kernels == "x86-64-v3" else {}),
+    )
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["peak_gb"] == pytest.approx(facts["predicted_gb"], rel=0.15)

@@ -1,0 +1,324 @@
+"""An optimizer step: refused when it is not finite, skipped at spikes, cut smaller for memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from offbook.config import Config
+from offbook.engine.batching import Step
+from offbook.engine.engine import Engine
+from offbook.engine.memory import is_out_of_memory
+from offbook.errors import MemoryPlanError, NonFiniteError
+from offbook.monitor import Monitor
+from offbook.runs.directory import RunDirectory
+from offbook.training.loop import train
+from offbook.training.step import Stepper
+from support.stepping import flat, make_stepper
+
+MakeConfig = Callable[..., Config]
+Log = list[dict[str, Any]]
+
+
+def moments(stepper: Stepper) -> list[torch.Tensor]:
+    states = stepper.optimizer.state.values()
+    return [state[key].clone() for state in states for key in ("exp_avg", "exp_avg_sq", "step")]
+
+
+# Not finite.
+
+
+def poison_loss(stepper: Stepper, patch: pytest.MonkeyPatch) -> None:
+    plain = Engine.loss
+    patch.setattr(Engine, "loss", lambda *arguments: plain(*arguments) * math.nan)
+
+
+def poison_gradient(stepper: Stepper, patch: pytest.MonkeyPatch) -> None:
+    weight = stepper.optimizer.param_groups[0]["params"][3]
+    weight.register_hook(lambda gradient: gradient * math.inf)
+
+
+def poison_weight(stepper: Stepper, patch: pytest.MonkeyPatch) -> None:
+    """One that no row reaches, so that loss and gradients stay finite."""
+    lost = torch.nn.Parameter(torch.tensor([math.nan]))
+    lost.grad = torch.zeros(1)
+    stepper.optimizer.param_groups[0]["params"].append(lost)
+
+
+@pytest.mark.parametrize(
+    ("poison", "facts"),
+    [
+        (poison_loss, r"loss nan, gradient norm nan and adapter norm \d"),
+        (poison_gradient, r"loss \d\S+, gradient norm (nan|inf) and adapter norm \d"),
+        (poison_weight, r"loss \d\S+, gradient norm \d\S+ and adapter norm nan"),
+    ],
+)
+def test_a_step_that_is_not_finite_is_not_taken(
+    tiny_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    poison: Callable[[Stepper, pytest.MonkeyPatch], None],
+    facts: str,
+) -> None:
+    stepper = make_stepper(tiny_config("data.validation=0"))
+    stepper.take()
+    poison(stepper, monkeypatch)
+    weights, before = flat(stepper), moments(stepper)
+    with pytest.raises(NonFiniteError, match=facts) as caught:
+        stepper.take()
+    assert caught.value.exit_code == 6
+    assert str(caught.value).startswith("step 2 has loss ")
+    assert str(caught.value).count("rows.jsonl:") == 3
+    assert torch.equal(flat(stepper).nan_to_num(7.0), weights.nan_to_num(7.0))
+    assert all(torch.equal(a, b) for a, b in zip(moments(stepper), before, strict=True))
+    assert stepper.progress.step == 1
+
+
+def test_a_validation_loss_that_is_not_finite_stops(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = make_stepper(tiny_config())
+    poison_loss(stepper, monkeypatch)
+    with pytest.raises(NonFiniteError, match="the validation loss after step 0 is nan"):
+        stepper.validate()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny_config: MakeConfig) -> None:
+    # The only step is a healthy one, and too long.
+    config = tiny_config("train.learning_rate=1e38", "train.max_steps=1", "train.weight_decay=9")
+    with pytest.raises(NonFiniteError, match=r"step 1 left an adapter with norm .* not saved"):
+        train(config)
+    assert not RunDirectory(Path(config.output_dir)).checkpoints.exists()
+
+
+def test_a_step_after_which_nothing_is_finite_names_its_rows(tiny_config: MakeConfig) -> None:
+    with pytest.raises(NonFiniteError, match=r"step \d+ has loss .*rows\.jsonl:\d"):
+        train(tiny_config("train.learning_rate=1e30", "train.max_steps=20"))
+
+
+def test_healthy_runs_are_not_stopped(tiny_config: MakeConfig) -> None:
+    log: Log = []
+    stepper = make_stepper(tiny_config("train.skip_loss_spikes=5", "train.max_steps=200"), log)
+    weights = flat(stepper)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in stepper.optimizer.param_groups[0]["params"]:
+                p.copy_(torch.randn(p.shape, generator=generator) * p.shape[0] ** -0.5 / 4)
+        for _ in range(3):
+            assert stepper.take() is not None
+    assert stepper.progress.step == 60
+    assert not log
+    assert not torch.equal(flat(stepper), weights)
+
+
+# Spikes.
+
+
+def spike(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Make the loss of the steps that come after so many others 100 times what it is."""
+    plain, asked = Engine.accumulate, iter(range(10**6))
+
+    def accumulate(*arguments: Any) -> float | None:
+        loss = plain(*arguments)
+        return loss * 100 if loss and next(asked) in steps else loss
+
+    monkeypatch.setattr(Engine, "accumulate", accumulate)
+
+
+def test_a_loss_spike_is_skipped_logged_and_told(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spike(monkeypatch, 3, 25)
+    log: Log = []
+    stepper = make_stepper(tiny_config("train.skip_loss_spikes=5", "train.max_steps=30"), log)
+    for step in range(30):
+        weights, before = flat(stepper), moments(stepper)
+        taken = stepper.take()
+        assert taken is not None
+        # The first spike comes before there is anything to compare with.
+        assert torch.equal(flat(stepper), weights) == (step == 25)
+        if step == 25:
+            assert all(torch.equal(a, b) for a, b in zip(moments(stepper), before, strict=True))
+            (record,) = log
+            assert record["step"] == 26
+            assert record["skipped_loss"] == taken.loss > 5 * record["median_loss"]
+    assert len(log) == 1
+
+
+def test_a_loss_that_stays_high_is_no_spike(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spike(monkeypatch, *range(20, 100))
+    log: Log = []
+    stepper = make_stepper(tiny_config("train.skip_loss_spikes=5", "train.max_steps=60"), log)
+    for _ in range(40):
+        stepper.take()
+    assert [record["step"] for record in log] == list(range(21, 31))
+
+
+def test_resume_remembers_the_losses_before(
+    tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("train.skip_loss_spikes=5", "train.max_steps=26", "train.eval_steps=100")
+
+    def adapter(name: str, *stops: int) -> bytes:
+        config = tiny_config(*settings, f"output_dir={tmp_path / name}")
+        with monkeypatch.context() as patch:
+            spike(patch, 23)
+            for number, stop in enumerate((*stops, 100)):
+                answers = iter([False] * stop)
+                result = train(
+                    config,
+                    resume=number > 0,
+                    should_stop=lambda: next(answers, True),  # noqa: B023
+                )
+        records = RunDirectory(result.run).metrics()
+        assert [r["step"] for r in records if "skipped_loss" in r] == [24]
+        return (result.run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    assert adapter("whole") == adapter("stopped", 23)
+
+
+# Memory.
+
+
+def run_out(monkeypatch: pytest.MonkeyPatch, rows: int, error: BaseException) -> list[int]:
+    """Let every step with a micro-batch of more rows than this fail when its gradients are there.
+
+    Returns:
+        Tokens of the largest micro-batch of each that failed.
+    """
+    failed: list[int] = []
+
+    def limited(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def compute(self: Engine, step: Step, *more: Any) -> Any:
+            result = plain(self, step, *more)
+            if max(len(batch.lengths) for batch in step.batches) > rows:
+                failed.append(max(len(batch.input_ids) for batch in step.batches))
+                raise error
+            return result
+
+        return compute
+
+    for name in ("accumulate", "mean_loss"):
+        monkeypatch.setattr(Engine, name, limited(getattr(Engine, name)))
+    return failed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_step(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    settings = ("lora.lora_dropout=0", "data.validation=0", "train.batch_size=7")
+    log: Log = []
+    whole, cut = make_stepper(tiny_config(*settings)), make_stepper(tiny_config(*settings), log)
+    expected = whole.take()
+    failed = run_out(monkeypatch, rows=3, error=error)
+    taken = cut.take()
+    assert taken is not None
+    assert expected is not None
+    assert taken.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert taken.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    gradients = [
+        torch.cat([state["exp_avg"].flatten() for state in stepper.optimizer.state.values()])
+        for stepper in (whole, cut)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    assert [record["step"] for record in log] == [1] * len(failed)
+    assert log[-1]["micro_batch_tokens"] == cut.progress.micro_batch_tokens
+    assert cut.progress.micro_batch_tokens < failed[0]
+    assert cut.take() is not None
+    assert len(log) == len(failed)
+
+
+def test_no_memory_for_a_single_row_is_an_error_with_the_plan(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = make_stepper(tiny_config())
+    run_out(monkeypatch, rows=0, error=MemoryError())
+    weights = flat(stepper)
+    with pytest.raises(MemoryPlanError) as caught:
+        stepper.take()
+    assert caught.value.exit_code == 7
+    plan = stepper.parts.plan.describe()
+    assert f"not enough for a single row of 29 tokens; planned: {plan}" in str(caught.value)
+    assert torch.equal(flat(stepper), weights)
+
+
+def test_validation_is_cut_smaller_too(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: Log = []
+    stepper = make_stepper(tiny_config("data.validation=0.5"), log)
+    assert len(stepper.parts.validation) > 1
+    failed = run_out(monkeypatch, rows=1, error=MemoryError())
+    assert stepper.validate()
+    assert failed
+    assert "eval_loss" in log[-1]
+
+
+def test_resume_keeps_the_smaller_micro_batches(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        run_out(patch, rows=1, error=MemoryError())
+        answers = iter([False] * 8)
+        stopped = train(tiny_config(), should_stop=lambda: next(answers, True))
+    (state,) = stopped.run.glob("checkpoints/*/state.json")
+    tokens = json.loads(state.read_text())["micro_batch_tokens"]
+    cuts = []
+    plain = Engine.accumulate
+
+    def accumulate(self: Engine, step: Step, *more: Any) -> float | None:
+        cuts.append(max(len(batch.lengths) for batch in step.batches))
+        return plain(self, step, *more)
+
+    monkeypatch.setattr(Engine, "accumulate", accumulate)
+    assert train(tiny_config(), resume=True).finished
+    assert set(cuts) == {1}
+    assert tokens < RunDirectory(stopped.run).receipt()["micro_batch_tokens"]
+
+
+def test_other_errors_are_not_taken_for_memory(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = make_stepper(tiny_config())
+    run_out(monkeypatch, rows=0, error=RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        stepper.take()
+
+
+def test_pytorch_says_what_is_listened_for() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+def test_the_monitor_hears_of_it(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    class Listener(Monitor):
+        def announce(self, text: str) -> None:
+            heard.append(text)
+
+    run_out(monkeypatch, rows=2, error=MemoryError())
+    run = train(tiny_config("train.batch_size=4"), monitor=Listener()).run
+    told = [text for text in heard if "not enough memory" in text]
+    logged = [r for r in RunDirectory(run).metrics() if "micro_batch_tokens" in r]
+    assert told
+    assert len(told) == len(logged)
+    assert told[-1].endswith(f"micro-batches have {logged[-1]['micro_batch_tokens']} tokens now")
