@@ -119,7 +119,9 @@ def steps(job: Job, *, fast: bool) -> Iterator[tuple[float, float]]:
     ]
     for k in range(len(examples) // STEP):
         start = now()
-        step = engine.cut(examples[k * STEP : (k + 1) * STEP], MOST_TOKENS[DEVICE.type], DEVICE)
+        step = engine.make_step(
+            examples[k * STEP : (k + 1) * STEP], MOST_TOKENS[DEVICE.type], DEVICE
+        )
         loss = engine.accumulate(step, [0, k])
         assert loss is not None
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

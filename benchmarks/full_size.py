@@ -18,7 +18,7 @@ import torch
 from machine import add_options, describe_machine, gemm_speed, peak_memory, set_kernels
 
 from offbook.config import Config
-from offbook.engine.batching import cut
+from offbook.engine.batching import make_step
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
 from offbook.models.adapter import attach_adapter
@@ -53,7 +53,7 @@ config = Config.load(
 run = gather(config, Monitor(), weights=False)
 schedule = Schedule.of(run.training, config.train)
 steps = [
-    cut([run.training[r] for r in schedule.rows(k)], arguments.tokens, run.device)
+    make_step([run.training[r] for r in schedule.rows(k)], arguments.tokens, run.device)
     for k in range(arguments.steps)
 ]
 plan = plan_for(
@@ -62,7 +62,7 @@ plan = plan_for(
     int(run.training.lengths.max()),
     run.dtype,
     run.device,
-    max(len(step.prefix) + len(batch.input_ids) for step in steps for batch in step.batches),
+    max(len(step.prefix) + len(batch.input_ids) for step in steps for batch in step.micro_batches),
     checkpointing=run.config.train.gradient_checkpointing is True,
 )
 keep_freed_memory()

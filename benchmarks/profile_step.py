@@ -76,7 +76,7 @@ def main() -> None:
         Example(np.array(row["input_ids"], np.int32), np.array(row["labels"], np.int32))
         for row in rows
     ]
-    step = engine.cut(examples, MOST_TOKENS[DEVICE.type], DEVICE)
+    step = engine.make_step(examples, MOST_TOKENS[DEVICE.type], DEVICE)
     taken = []
     kernels.multiply = labelled(kernels.multiply)
     for _ in range(options.tries + 2):  # the first two warm up
@@ -112,8 +112,9 @@ def main() -> None:
         f"| {flops / speed / seconds:.0%} |",
     ]
     report = "\n".join(lines) + (
-        f"\n\n{step.tokens} tokens computed, {step.supervised} supervised, in {len(step.batches)} "
-        f"micro-batches and a prefix of {step.batches[0].offset}; {seconds:.2f} s. "
+        f"\n\n{step.tokens} tokens computed, {step.supervised} supervised, "
+        f"in {len(step.micro_batches)} micro-batches and a prefix of "
+        f"{step.micro_batches[0].offset}; {seconds:.2f} s. "
         f"{describe_machine(dtype)}.\n"
     )
     print(report)

@@ -49,8 +49,8 @@ parts = prepare(config, Monitor())
 optimizer = torch.optim.AdamW([p for p in parts.model.parameters() if p.requires_grad], fused=True)
 progress = Progress(parts.plan.micro_batch_tokens)
 stepper = Stepper(parts, optimizer, progress, print, print, lambda: False)
-stepper.take()  # warms up
-step = median(seconds(stepper.take) for _ in range(arguments.steps))
+stepper.step()  # warms up
+step = median(seconds(stepper.step) for _ in range(arguments.steps))
 saves: list[float] = []
 with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
     run = RunDirectory(Path(folder))

@@ -422,7 +422,7 @@ for tokens in (MAX_LENGTH - 5, MAX_LENGTH + 80):
 endless = (Message("user", "Sing."), Message("assistant", " ".join(log[:20])))
 conversations.append(Conversation(endless, source="long.json:3"))
 fitted = tokenize(conversations, template, MAX_LENGTH)
-print(f"\noffbook reports: cut {', '.join(fitted.cut)}; left out {', '.join(fitted.dropped)}")
+print(f"\noffbook reports: cut {', '.join(fitted.truncated)}; left out {', '.join(fitted.dropped)}")
 
 # %% [markdown]
 # ## 4. Tokenizer and half-precision model

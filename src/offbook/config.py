@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from offbook.errors import ConfigError, cut
+from offbook.errors import ConfigError, shorten
 from offbook.settings_file import KeyPath, apply_override, origin_of, read_yaml, write_yaml
 
 EMBEDDED_BASE = "smollm2-135m"
@@ -290,7 +290,7 @@ def _explain(detail: ErrorDetails, origins: dict[KeyPath, str]) -> str:
         return str(ConfigError(f'unknown key "{dotted}"', where=where, fix=fix))
     message = detail["msg"].removeprefix("Value error, ")
     key = f"{dotted}: " if dotted else ""  # none where the key itself is not text
-    problem = f"{key}{message[:1].lower()}{message[1:]}, not {cut(repr(detail['input']))}"
+    problem = f"{key}{message[:1].lower()}{message[1:]}, not {shorten(repr(detail['input']))}"
     return str(ConfigError(problem, where=where))
 
 

@@ -86,7 +86,7 @@ def joined(errors: list[DataError], more: bool = False) -> DataError:
     return DataError("\n".join(lines))
 
 
-def cut(text: str) -> str:
+def shorten(text: str) -> str:
     """Text as an error quotes it: a file's whole content can stand where a name should."""
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 

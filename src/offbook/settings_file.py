@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from yaml.reader import ReaderError
 
-from offbook.errors import ConfigError, cut
+from offbook.errors import ConfigError, shorten
 
 KeyPath = tuple[str, ...]
 
@@ -125,7 +125,7 @@ def apply_override(override: str, values: dict[str, Any], origins: dict[KeyPath,
     path = tuple(dotted.strip().split("."))
     if not equals or not all(path):
         raise ConfigError(
-            f'"{cut(override)}" is not a setting',
+            f'"{shorten(override)}" is not a setting',
             where="command line",
             fix="write section.key=value",
         )
@@ -137,7 +137,7 @@ def apply_override(override: str, values: dict[str, Any], origins: dict[KeyPath,
         section[name] = child = dict(child or {})
         section = child
     section[path[-1]] = _value(text)
-    origins[path] = f"command line: {cut(override)}"
+    origins[path] = f"command line: {shorten(override)}"
 
 
 def _value(text: str) -> Any:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from offbook.config import TrainSettings
-from offbook.engine.batching import cut, shared_prefix
+from offbook.engine.batching import make_step, shared_prefix
 from offbook.tokens.examples import IGNORED, Example, Examples, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.training.schedule import Schedule
@@ -44,7 +44,7 @@ def test_total_steps(settings: dict[str, float], steps: int) -> None:
 
 
 def test_rows_lie_end_to_end_and_targets_are_the_tokens_that_follow(examples: Examples) -> None:
-    (batch,) = cut([examples[0], examples[11]], 10**6, CPU).batches
+    (batch,) = make_step([examples[0], examples[11]], 10**6, CPU).micro_batches
     rows = sorted((examples[0], examples[11]), key=len, reverse=True)
     first, second = (len(row) - 1 for row in rows)  # the last token is a target alone
     assert batch.lengths == (first, second)
@@ -57,14 +57,14 @@ def test_rows_lie_end_to_end_and_targets_are_the_tokens_that_follow(examples: Ex
 
 
 def test_nothing_after_the_last_supervised_token_is_computed() -> None:
-    (batch,) = cut([row("abcdefgh", "-x--xx--")], 10**6, CPU).batches
+    (batch,) = make_step([row("abcdefgh", "-x--xx--")], 10**6, CPU).micro_batches
     assert batch.input_ids.tolist() == [ord(letter) for letter in "abcde"]
     assert batch.targets.tolist() == [ord("b"), IGNORED, IGNORED, ord("e"), ord("f")]
 
 
 def test_a_short_row_fills_what_long_ones_leave() -> None:
     examples = [row("a" * n, "-" * (n - 1) + "x") for n in (8, 7, 5, 3)]
-    batches = cut(examples, 11, CPU, worth_sharing=10**6).batches
+    batches = make_step(examples, 11, CPU, min_shared_tokens=10**6).micro_batches
     assert [batch.lengths for batch in batches] == [(7, 4), (6, 2)]
 
 
@@ -73,9 +73,9 @@ def test_a_short_row_fills_what_long_ones_leave() -> None:
 def test_micro_batches_hold_every_row_within_the_budget(
     examples: Examples, max_tokens: int, padded: bool
 ) -> None:
-    step = cut(list(examples), max_tokens, CPU, packed=not padded, worth_sharing=10**9)
-    assert sum(len(b.lengths) for b in step.batches) == len(examples)
-    for batch in step.batches:
+    step = make_step(list(examples), max_tokens, CPU, packed=not padded, min_shared_tokens=10**9)
+    assert sum(len(b.lengths) for b in step.micro_batches) == len(examples)
+    for batch in step.micro_batches:
         size = len(batch.lengths) * max(batch.lengths) if padded else sum(batch.lengths)
         assert size <= max_tokens or len(batch.lengths) == 1
     assert step.supervised == sum(int((e.labels >= 0).sum()) for e in examples)
@@ -115,24 +115,24 @@ def test_the_shared_prefix_predicts_nothing_supervised(
 
 def test_a_prefix_is_taken_out_where_it_spares_enough() -> None:
     examples = [row("abcdef", "----xx"), row("abcxyz", "-----x"), row("abcd", "---x")]
-    step = cut(examples, 6, CPU, worth_sharing=4)
+    step = make_step(examples, 6, CPU, min_shared_tokens=4)
     assert step.prefix.tolist() == letters("ab")
-    one, other = step.batches
+    one, other = step.micro_batches
     assert (one.offset, one.lengths, one.supervised) == (2, (3, 1), 3)
     assert (other.offset, other.lengths, other.supervised) == (2, (3,), 1)
     assert one.input_ids.tolist() == letters("cdec")
     assert other.input_ids.tolist() == letters("cxy")
     assert not one.holds_prefix
     assert step.tokens == 9
-    assert not len(cut(examples, 6, CPU, worth_sharing=5).prefix)
-    assert not len(cut(examples, 6, CPU, packed=False, worth_sharing=4).prefix)
+    assert not len(make_step(examples, 6, CPU, min_shared_tokens=5).prefix)
+    assert not len(make_step(examples, 6, CPU, packed=False, min_shared_tokens=4).prefix)
 
 
 def test_a_single_micro_batch_holds_the_prefix() -> None:
     examples = [row("abcdef", "----xx"), row("abcxyz", "-----x"), row("abcd", "---x")]
-    step = cut(examples, 9, CPU, worth_sharing=4)
+    step = make_step(examples, 9, CPU, min_shared_tokens=4)
     assert not len(step.prefix)
-    (batch,) = step.batches
+    (batch,) = step.micro_batches
     assert batch.holds_prefix
     assert (batch.offset, batch.lengths, batch.supervised) == (2, (3, 3, 1), 4)
     assert batch.input_ids.tolist() == letters("abcdecxyc")
@@ -141,6 +141,6 @@ def test_a_single_micro_batch_holds_the_prefix() -> None:
 
 
 def test_a_row_with_nothing_supervised_is_not_computed() -> None:
-    step = cut([row("abc", "--x"), row("def", "---"), row("xyz", "x--")], 10**6, CPU)
-    assert [batch.lengths for batch in step.batches] == [(2,)]
-    assert cut([row("def", "---")], 10**6, CPU, worth_sharing=0).batches == []
+    step = make_step([row("abc", "--x"), row("def", "---"), row("xyz", "x--")], 10**6, CPU)
+    assert [batch.lengths for batch in step.micro_batches] == [(2,)]
+    assert make_step([row("def", "---")], 10**6, CPU, min_shared_tokens=0).micro_batches == []

@@ -14,7 +14,7 @@ from transformers import GPTNeoXConfig, LlamaConfig
 from offbook.config import LoraSettings
 from offbook.engine import attention, packing
 from offbook.engine import engine as engine_module
-from offbook.engine.batching import cut
+from offbook.engine.batching import make_step
 from offbook.engine.engine import Engine
 from offbook.engine.prefix import KeysAndValues, Prefix
 from offbook.errors import EngineError
@@ -38,11 +38,11 @@ FEW = 60  # several, and the prefix comes first
 
 @pytest.fixture(autouse=True)
 def share_any_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cut.__kwdefaults__, "worth_sharing", 1)
+    monkeypatch.setitem(make_step.__kwdefaults__, "min_shared_tokens", 1)
 
 
 def gradients(engine: Engine, examples: list[Example], budget: int = ANY) -> Gradients:
-    step = engine.cut(examples, budget, CPU)
+    step = engine.make_step(examples, budget, CPU)
     assert engine.accumulate(step, [0]) is not None
     found = {n: p.grad for n, p in engine.model.named_parameters() if p.grad is not None}
     engine.model.zero_grad(set_to_none=True)
@@ -73,10 +73,10 @@ def test_gradients_are_those_of_the_plain_path(family: str, prefix: int) -> None
     assert fast.packed
     assert fast.plain_layers == ()
     examples = some_examples(prefix)
-    step = fast.cut(examples, ANY, CPU)
+    step = fast.make_step(examples, ANY, CPU)
     # The last row's second token is supervised, so the prefix stops a token short of it.
-    assert step.batches[0].offset == prefix
-    loss, expected_loss = fast.mean_loss(step), plain.mean_loss(plain.cut(examples, ANY, CPU))
+    assert step.micro_batches[0].offset == prefix
+    loss, expected_loss = fast.mean_loss(step), plain.mean_loss(plain.make_step(examples, ANY, CPU))
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     expected = gradients(plain, examples)
     assert len(expected) == 3 * 7 * 2
@@ -137,8 +137,8 @@ def test_checkpointing_changes_nothing(
         "offbook.engine.layers.attend", lambda *facts: calls.append(1) or attention.attend(*facts)
     )
     assert difference(gradients(fast, examples, budget), expected) < 1e-12
-    step = fast.cut(examples, budget, CPU)
-    passes = len(step.batches) + bool(len(step.prefix))
+    step = fast.make_step(examples, budget, CPU)
+    passes = len(step.micro_batches) + bool(len(step.prefix))
     assert len(calls) == (2 + 2 + 1) * passes, "all layers but the last twice"
 
 
@@ -159,7 +159,7 @@ def test_a_prefix_is_forgotten_after_its_step(
         return make(computed)
 
     monkeypatch.setattr(engine_module, "Prefix", watched)
-    engine.accumulate(engine.cut(some_examples(40), FEW, CPU), [0], lambda: stop)
+    engine.accumulate(engine.make_step(some_examples(40), FEW, CPU), [0], lambda: stop)
     assert len(seen) == 3
     assert all(reference() is None for reference in seen)
 
@@ -200,7 +200,7 @@ def test_fifty_clipped_steps_end_in_the_same_adapter() -> None:
                 example(9 + n, [range(9 + n // 2, 9 + n)], 1000 + 100 * k + n, range(9))
                 for n in range(2, 8)
             ]
-            engine.accumulate(engine.cut(examples, 40, CPU), [k])
+            engine.accumulate(engine.make_step(examples, 40, CPU), [k])
             assert torch.nn.utils.clip_grad_norm_(trained, 0.1) > 0.1
             optimizer.step()
             optimizer.zero_grad()
@@ -216,9 +216,9 @@ def test_an_example_does_not_touch_the_others() -> None:
     rows = [example(n, [range(3, n)], n) for n in (12, 11, 10)]
 
     def summed(examples: list[Example]) -> float:
-        step = engine.cut(examples, ANY, CPU)
+        step = engine.make_step(examples, ANY, CPU)
         with torch.no_grad():
-            return sum(engine.loss(batch).item() for batch in step.batches)
+            return sum(engine.loss(batch).item() for batch in step.micro_batches)
 
     alone = [summed([row]) for row in rows]
     assert summed(rows) == pytest.approx(sum(alone), rel=1e-12)
@@ -229,17 +229,17 @@ def test_an_example_does_not_touch_the_others() -> None:
 
 def test_the_mean_is_over_tokens_not_batches() -> None:
     engine = Engine(make_model(FAMILIES["llama-mha"], torch.float64))
-    means = [engine.mean_loss(engine.cut(some_examples(), b, CPU)) for b in (1, 30, ANY)]
+    means = [engine.mean_loss(engine.make_step(some_examples(), b, CPU)) for b in (1, 30, ANY)]
     assert means[0] == pytest.approx(means[1], rel=1e-12)
     assert means[0] == pytest.approx(means[2], rel=1e-12)
-    assert engine.mean_loss(engine.cut(some_examples(), 1, CPU), lambda: True) is None
+    assert engine.mean_loss(engine.make_step(some_examples(), 1, CPU), lambda: True) is None
 
 
 def test_the_mean_is_taken_without_dropout() -> None:
     lora = LoraSettings(r=4, lora_dropout=0.5)
     engine = Engine(make_model(FAMILIES["llama-mha"], torch.float64, lora))
     engine.model.train()
-    step = engine.cut(some_examples(), ANY, CPU)
+    step = engine.make_step(some_examples(), ANY, CPU)
     assert engine.mean_loss(step) == engine.mean_loss(step)
     assert engine.model.training
 
@@ -258,7 +258,7 @@ def test_the_work_is_what_the_formula_says(prefix: int) -> None:
         example(prefix + n, [range(prefix + n // 2, prefix + n)], n, range(prefix))
         for n in range(20, 36)
     ]
-    step = engine.cut(examples, 200, CPU)
+    step = engine.make_step(examples, 200, CPU)
     assert len(step.prefix) == prefix
     mapping = {torch.ops.aten.addmm_: _addmm_flop}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
@@ -268,7 +268,7 @@ def test_the_work_is_what_the_formula_says(prefix: int) -> None:
     model = engine.model.get_base_model()
     last = model.model.layers[-1]
     below, above = linear_flops(model), linear_flops(last.mlp, last.self_attn.o_proj)
-    computed = prefix + sum(-(-len(batch.input_ids) // 16) * 16 for batch in step.batches)
+    computed = prefix + sum(-(-len(batch.input_ids) // 16) * 16 for batch in step.micro_batches)
     formula = computed * (below - above) + step.supervised * (
         above + 4 * model.lm_head.weight.numel()
     )
@@ -337,7 +337,7 @@ def test_dora_is_left_to_peft() -> None:
 def test_the_plain_loss_is_the_models_own(tiny_base: Path) -> None:
     base = load_base(tiny_base, torch.float32, CPU)
     row = example(12, [range(4, 12)], 0)
-    step = Engine(base, fast=False).cut([row], ANY, CPU)
+    step = Engine(base, fast=False).make_step([row], ANY, CPU)
     own = base(
         input_ids=torch.tensor(row.input_ids[None], dtype=torch.int64),
         labels=torch.tensor(row.labels[None], dtype=torch.int64),

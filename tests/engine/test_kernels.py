@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from offbook.config import LoraSettings
 from offbook.engine import attention, kernels
-from offbook.engine.batching import cut
+from offbook.engine.batching import make_step
 from offbook.engine.dropout import drop_probability
 from offbook.engine.engine import Engine
 from offbook.engine.kernels import NONE, Dropout, Product
@@ -275,7 +275,7 @@ def test_attention(
 def test_gradients_through_the_kernels(
     family: str, prefix: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cut.__kwdefaults__, "worth_sharing", 1)
+    monkeypatch.setitem(make_step.__kwdefaults__, "min_shared_tokens", 1)
     sizes = {"hidden_size": 128, "intermediate_size": 96, "vocab_size": 128, "head_dim": 32}
     facts = FAMILIES[family].to_dict() | sizes | {"initializer_range": 0.05}
     # Small enough for rounding not to grow from layer to layer.
@@ -292,7 +292,9 @@ def test_gradients_through_the_kernels(
         Engine(copy.deepcopy(model), fast=False),
         Engine(model),
     ):
-        assert engine.accumulate(engine.cut(some_examples(prefix), budget, CPU), [0]) is not None
+        assert (
+            engine.accumulate(engine.make_step(some_examples(prefix), budget, CPU), [0]) is not None
+        )
         trained = [p.grad for p in engine.model.parameters() if p.grad is not None]
         gradients.append(torch.cat([g.double().flatten() for g in trained]))
     exact, plain, fused = gradients

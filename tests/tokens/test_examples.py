@@ -75,7 +75,7 @@ def test_cut_and_dropped_rows_are_named(template: ChatTemplate) -> None:
     ]
     examples = tokenize(rows, template, max_length=40)
     assert [e.source for e in examples] == ["rows.json:1", "rows.json:2"]
-    assert examples.cut == ("rows.json:2",)
+    assert examples.truncated == ("rows.json:2",)
     assert examples.dropped == ("rows.json:3",)
     assert examples.notices(40) == [
         "1 row longer than 40 tokens; the oldest part of the prompt is cut: rows.json:2",

@@ -160,7 +160,7 @@ def test_a_long_prompt_loses_its_beginning_and_keeps_bos_and_reply(template: Cha
     row = talk("one two three four five six seven eight nine ten " * 3, "Yes.")
     (example,) = template.build_examples([row], max_length=30)
     assert example is not None
-    assert example.cut
+    assert example.truncated
     assert len(example) <= 30
     assert example.input_ids[0] == template.tokenizer.bos_token_id
     assert supervised_texts(template, example) == [" Yes.</s>"]
@@ -172,7 +172,7 @@ def test_a_long_conversation_loses_its_oldest_turns_first(template: ChatTemplate
     row = Conversation((opening, *talk("one " * 9, "two " * 9, "three", "four").messages))
     (example,) = template.build_examples([row], max_length=40)
     assert example is not None
-    assert example.cut
+    assert example.truncated
     text = template.tokenizer.decode(example.input_ids.tolist())
     assert text == "<s>Be brief.\n\nUser: three\n\nAssistant: four</s>"
 
@@ -187,7 +187,7 @@ def test_a_row_that_just_fits_is_left_alone(template: ChatTemplate) -> None:
     (exact,), (cut,) = (template.build_examples([row], n) for n in (length, length - 1))
     assert exact is not None
     assert cut is not None
-    assert (exact.cut, cut.cut) == (False, True)
+    assert (exact.truncated, cut.truncated) == (False, True)
 
 
 # What `verify` must catch.

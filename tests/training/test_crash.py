@@ -60,15 +60,15 @@ class StopAfter(Listener):
 
     def __init__(self, steps: int, batches: int = 0) -> None:
         super().__init__()
-        self.steps, self.batches = steps, batches
+        self.steps, self.micro_batches = steps, batches
 
     def step(self, step: int, loss: float, examples_per_second: float) -> None:
         self.steps -= 1
 
     def should_stop(self) -> bool:
         if self.steps <= 0:
-            self.batches -= 1
-        return self.batches < 0
+            self.micro_batches -= 1
+        return self.micro_batches < 0
 
 
 def go_on(config: Config) -> Path:

@@ -17,7 +17,7 @@ from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule, learning_rate_at
-from offbook.training.setup import Parts, prepare
+from offbook.training.setup import LoadedRun, prepare
 from support.stepping import flat, make_stepper
 
 MakeConfig = Callable[..., Config]
@@ -33,9 +33,11 @@ def stop_after(batches: int) -> Callable[[], bool]:
     return lambda: next(asked) >= batches
 
 
-def gradients(parts: Parts, budget: int) -> dict[str, torch.Tensor]:
+def gradients(parts: LoadedRun, budget: int) -> dict[str, torch.Tensor]:
     """Those of one step over all training examples, cut by a token budget."""
-    parts.engine.accumulate(parts.engine.cut(list(parts.training), budget, parts.device), [1, 2])
+    parts.engine.accumulate(
+        parts.engine.make_step(list(parts.training), budget, parts.device), [1, 2]
+    )
     found = {n: p.grad.clone() for n, p in parts.model.named_parameters() if p.grad is not None}
     parts.model.zero_grad()
     return found
@@ -61,7 +63,7 @@ def test_how_a_step_is_cut_does_not_matter(tiny_config: MakeConfig) -> None:
 
 def test_dropout_is_a_function_of_the_step(tiny_config: MakeConfig) -> None:
     parts = prepare(tiny_config("lora.lora_dropout=0.5"), Monitor())
-    step = parts.engine.cut(list(parts.training), 256, parts.device)
+    step = parts.engine.make_step(list(parts.training), 256, parts.device)
     with torch.no_grad():
         for p in parts.model.parameters():
             if p.requires_grad:
@@ -75,7 +77,7 @@ def test_gradients_are_clipped_and_the_rate_is_set(tiny_config: MakeConfig) -> N
     config = tiny_config("train.learning_rate=0.5", "train.max_grad_norm=1e-3")
     stepper = make_stepper(config, optimizer=torch.optim.SGD)
     before = flat(stepper)
-    taken = stepper.take()
+    taken = stepper.step()
     assert taken is not None
     assert taken.grad_norm > 1e-3
     assert taken.learning_rate == 0.5

@@ -66,11 +66,11 @@ def test_a_step_that_is_not_finite_is_not_taken(
     facts: str,
 ) -> None:
     stepper = make_stepper(tiny_config("data.validation=0"))
-    stepper.take()
+    stepper.step()
     poison(stepper, monkeypatch)
     weights, before = flat(stepper), moments(stepper)
     with pytest.raises(NonFiniteError, match=facts) as caught:
-        stepper.take()
+        stepper.step()
     assert caught.value.exit_code == 6
     assert str(caught.value).startswith("step 2 has loss ")
     assert str(caught.value).count("rows.jsonl:") == 3
@@ -111,7 +111,7 @@ def test_healthy_runs_are_not_stopped(tiny_config: MakeConfig) -> None:
             for p in stepper.optimizer.param_groups[0]["params"]:
                 p.copy_(torch.randn(p.shape, generator=generator) * p.shape[0] ** -0.5 / 4)
         for _ in range(3):
-            assert stepper.take() is not None
+            assert stepper.step() is not None
     assert stepper.progress.step == 60
     assert not log
     assert not torch.equal(flat(stepper), weights)
@@ -139,7 +139,7 @@ def test_a_loss_spike_is_skipped_logged_and_told(
     stepper = make_stepper(tiny_config("train.skip_loss_spikes=5", "train.max_steps=30"), log)
     for step in range(30):
         weights, before = flat(stepper), moments(stepper)
-        taken = stepper.take()
+        taken = stepper.step()
         assert taken is not None
         # The first spike comes before there is anything to compare with.
         assert torch.equal(flat(stepper), weights) == (step == 25)
@@ -158,7 +158,7 @@ def test_a_loss_that_stays_high_is_no_spike(
     log: Log = []
     stepper = make_stepper(tiny_config("train.skip_loss_spikes=5", "train.max_steps=60"), log)
     for _ in range(40):
-        stepper.take()
+        stepper.step()
     assert [record["step"] for record in log] == list(range(21, 31))
 
 
@@ -199,8 +199,8 @@ def run_out(monkeypatch: pytest.MonkeyPatch, rows: int, error: BaseException) ->
     def limited(plain: Callable[..., Any]) -> Callable[..., Any]:
         def compute(self: Engine, step: Step, *more: Any) -> Any:
             result = plain(self, step, *more)
-            if max(len(batch.lengths) for batch in step.batches) > rows:
-                failed.append(max(len(batch.input_ids) for batch in step.batches))
+            if max(len(batch.lengths) for batch in step.micro_batches) > rows:
+                failed.append(max(len(batch.input_ids) for batch in step.micro_batches))
                 raise error
             return result
 
@@ -226,9 +226,9 @@ def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_step(
     settings = ("lora.lora_dropout=0", "data.validation=0", "train.batch_size=7")
     log: Log = []
     whole, cut = make_stepper(tiny_config(*settings)), make_stepper(tiny_config(*settings), log)
-    expected = whole.take()
+    expected = whole.step()
     failed = run_out(monkeypatch, rows=3, error=error)
-    taken = cut.take()
+    taken = cut.step()
     assert taken is not None
     assert expected is not None
     assert taken.loss == pytest.approx(expected.loss, rel=1e-6)
@@ -241,7 +241,7 @@ def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_step(
     assert [record["step"] for record in log] == [1] * len(failed)
     assert log[-1]["micro_batch_tokens"] == cut.progress.micro_batch_tokens
     assert cut.progress.micro_batch_tokens < failed[0]
-    assert cut.take() is not None
+    assert cut.step() is not None
     assert len(log) == len(failed)
 
 
@@ -252,7 +252,7 @@ def test_no_memory_for_a_single_row_is_an_error_with_the_plan(
     run_out(monkeypatch, rows=0, error=MemoryError())
     weights = flat(stepper)
     with pytest.raises(MemoryPlanError) as caught:
-        stepper.take()
+        stepper.step()
     assert caught.value.exit_code == 7
     plan = stepper.parts.plan.describe()
     assert f"not enough for a single row of 29 tokens; planned: {plan}" in str(caught.value)
@@ -284,7 +284,7 @@ def test_resume_keeps_the_smaller_micro_batches(
     plain = Engine.accumulate
 
     def accumulate(self: Engine, step: Step, *more: Any) -> float | None:
-        cuts.append(max(len(batch.lengths) for batch in step.batches))
+        cuts.append(max(len(batch.lengths) for batch in step.micro_batches))
         return plain(self, step, *more)
 
     monkeypatch.setattr(Engine, "accumulate", accumulate)
@@ -299,7 +299,7 @@ def test_other_errors_are_not_taken_for_memory(
     stepper = make_stepper(tiny_config())
     run_out(monkeypatch, rows=0, error=RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        stepper.take()
+        stepper.step()
 
 
 def test_pytorch_says_what_is_listened_for() -> None:

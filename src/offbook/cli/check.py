@@ -62,7 +62,7 @@ def check(
     lengths = measure(examples)
     if as_json:
         counts = {"format": reader.row_format, **asdict(lengths), **census.counts()}
-        counts |= {"cut": len(examples.cut), "dropped": len(examples.dropped)}
+        counts |= {"cut": len(examples.truncated), "dropped": len(examples.dropped)}
         print(json.dumps(counts))
         return
     _print_counts(census, lengths)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from offbook.config import DataSettings
 from offbook.data.formats import Row, read_rows, resolve
-from offbook.errors import DataError, cut, joined, suggest
+from offbook.errors import DataError, joined, shorten, suggest
 
 Role = Literal["system", "user", "assistant"]
 RowFormat = Literal["alpaca", "sharegpt", "messages"]
@@ -130,7 +130,7 @@ class ConversationReader:
                 return "messages"
             if not {"instruction", "output", "input"} & set(row):
                 raise DataError(
-                    f"cannot tell the format from the keys {cut(', '.join(map(repr, row)))}",
+                    f"cannot tell the format from the keys {shorten(', '.join(map(repr, row)))}",
                     where=where,
                     fix="use instruction/input/output, conversations (from, value) "
                     "or messages (role, content)",
@@ -150,7 +150,7 @@ class ConversationReader:
         known = FORMAT_KEYS[self.row_format]
         for key in row:
             if key not in known and key not in self._settings.ignore_keys:
-                name = cut(key)
+                name = shorten(key)
                 fix = suggest(key, known) or f"pass over it with data.ignore_keys=[{name}]"
                 raise DataError(f'unknown key "{name}"', where=where, fix=fix)
         for key in {"alpaca": ("instruction", "output")}.get(self.row_format, known[:1]):
@@ -215,11 +215,13 @@ def _turns(turns: object, role_key: str, text_key: str, where: str) -> list[Mess
             if key not in (role_key, text_key):
                 near = suggest(key, (role_key, text_key))
                 fix = near or "remove it: it would not be trained on"
-                raise DataError(f'turn {number}: unknown key "{cut(key)}"', where=where, fix=fix)
+                raise DataError(
+                    f'turn {number}: unknown key "{shorten(key)}"', where=where, fix=fix
+                )
         role = _text(turn[role_key], f'turn {number}: "{role_key}"', where)
         if role not in ROLES:
             fix = suggest(role, list(ROLES)) or f"the roles are {', '.join(ROLES)}"
-            raise DataError(f'turn {number}: unknown role "{cut(role)}"', where=where, fix=fix)
+            raise DataError(f'turn {number}: unknown role "{shorten(role)}"', where=where, fix=fix)
         messages.append(Message(ROLES[role], _text(turn[text_key], f"turn {number}", where)))
     return messages
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from offbook.config import SAMPLE_ROLES, local_path
-from offbook.errors import DataError, cut, suggest
+from offbook.errors import DataError, shorten, suggest
 from offbook.files.hub import download
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
@@ -159,7 +159,9 @@ def _read_csv(path: Path) -> Iterator[Row]:
 def _header(names: list[str], where: str) -> list[str]:
     repeated = _repeated(names)
     if repeated is not None:
-        raise DataError(f'two columns are named "{cut(repeated)}"', where=where, fix="rename one")
+        raise DataError(
+            f'two columns are named "{shorten(repeated)}"', where=where, fix="rename one"
+        )
     return names
 
 
@@ -257,7 +259,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
         repeated = _repeated(name for name, _ in pairs) or ""
-        raise ValueError(f'the key "{cut(repeated)}" stands twice in one object')
+        raise ValueError(f'the key "{shorten(repeated)}" stands twice in one object')
     return row
 
 

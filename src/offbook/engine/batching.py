@@ -15,11 +15,11 @@ import torch
 from offbook.tokens.examples import IGNORED, Example
 
 # A prefix is shared when that spares at least this many tokens of a step.
-WORTH_SHARING = 128
+MIN_SHARED_TOKENS = 128
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """Rows laid end to end, longest first, without padding; each up to what its last supervised
     token is predicted from. The prefix that they share may come before them.
 
@@ -57,29 +57,29 @@ class Step:
     Attributes:
         prefix: int64 [tokens], to be computed before the micro-batches. It is empty where there is
             none, and where a single micro-batch holds it. Nothing in it is supervised.
-        batches: what follows the prefix in each example.
+        micro_batches: what follows the prefix in each example.
     """
 
     prefix: torch.Tensor
-    batches: list[Batch]
+    micro_batches: list[MicroBatch]
 
     @property
     def supervised(self) -> int:
-        return sum(batch.supervised for batch in self.batches)
+        return sum(batch.supervised for batch in self.micro_batches)
 
     @property
     def tokens(self) -> int:
         """Tokens that are computed, the prefix once."""
-        return len(self.prefix) + sum(len(batch.input_ids) for batch in self.batches)
+        return len(self.prefix) + sum(len(batch.input_ids) for batch in self.micro_batches)
 
 
-def cut(
+def make_step(
     examples: Sequence[Example],
     max_tokens: int,
     device: torch.device,
     *,
     packed: bool = True,
-    worth_sharing: int = WORTH_SHARING,
+    min_shared_tokens: int = MIN_SHARED_TOKENS,
 ) -> Step:
     """Cut examples into micro-batches, the longest rows first, each into the first with room.
 
@@ -89,12 +89,12 @@ def cut(
         device: where the tensors go.
         packed: whether rows go without padding; else tokens are counted as if rows were padded
             to the longest, and no prefix is shared.
-        worth_sharing: take out the tokens that all examples begin with, where that spares at
+        min_shared_tokens: take out the tokens that all examples begin with, where that spares at
             least so many.
     """
     examples = [_needed(e) for e in examples if (e.labels[1:] != IGNORED).any()]
     start = shared_prefix(examples) if packed and examples else 0
-    if start * (len(examples) - 1) < worth_sharing:
+    if start * (len(examples) - 1) < min_shared_tokens:
         start = 0
     budget = max_tokens - start  # the prefix stays in memory through all micro-batches
     groups: list[list[Example]] = []
@@ -144,7 +144,7 @@ def _needed(example: Example) -> Example:
     return replace(example, input_ids=example.input_ids[:stop], labels=example.labels[:stop])
 
 
-def _pack(examples: Sequence[Example], start: int, held: int, device: torch.device) -> Batch:
+def _pack(examples: Sequence[Example], start: int, held: int, device: torch.device) -> MicroBatch:
     """The inputs and targets of needed examples: the last token is a target alone.
 
     Of the `start` tokens that they share, `held` come before the rows.
@@ -152,7 +152,7 @@ def _pack(examples: Sequence[Example], start: int, held: int, device: torch.devi
     prefix = examples[0].input_ids[:held]
     input_ids = np.concatenate([prefix, *(e.input_ids[start:-1] for e in examples)])
     targets = np.concatenate([[IGNORED] * held, *(e.labels[start + 1 :] for e in examples)])
-    return Batch(
+    return MicroBatch(
         torch.from_numpy(input_ids.astype(np.int64)).to(device),
         torch.from_numpy(targets.astype(np.int64)).to(device),
         tuple(len(e) - 1 - start for e in examples),

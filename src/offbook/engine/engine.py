@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from offbook.engine.batching import Batch, Step, cut
+from offbook.engine.batching import MicroBatch, Step, make_step
 from offbook.engine.layers import Attention, LastLayer, is_replaceable, replacement
 from offbook.engine.loss import summed_cross_entropy
 from offbook.engine.packing import Rows
@@ -71,9 +71,9 @@ class Engine:
             self._swaps.append((layers, last, layers[-1], LastLayer(layers[-1])))
             self._install()
 
-    def cut(self, examples: Sequence[Example], max_tokens: int, device: torch.device) -> Step:
+    def make_step(self, examples: Sequence[Example], max_tokens: int, device: torch.device) -> Step:
         """Examples as micro-batches of at most `max_tokens` tokens for this model."""
-        return cut(examples, max_tokens, device, packed=self.packed)
+        return make_step(examples, max_tokens, device, packed=self.packed)
 
     def accumulate(
         self,
@@ -103,13 +103,13 @@ class Engine:
         total = 0.0
         with torch.no_grad(), evaluating(self.model):
             prefix = self._prefix(step)
-            for batch in step.batches:
+            for batch in step.micro_batches:
                 if should_stop():
                     return None
                 total += self.loss(batch, prefix).item()
         return total / step.supervised
 
-    def loss(self, batch: Batch, prefix: Prefix | None = None) -> torch.Tensor:
+    def loss(self, batch: MicroBatch, prefix: Prefix | None = None) -> torch.Tensor:
         """The summed cross-entropy of a micro-batch's supervised tokens, in nats.
 
         A sum, not a mean: the caller divides by the supervised tokens of the whole step, so that
@@ -150,11 +150,11 @@ class Engine:
             return 0.0
         few = _few(examples)
         with evaluating(self.model), _nonzero_adapter(self.model) as trained:
-            step = cut(few, CHECKED_TOKENS, device, packed=self.packed, worth_sharing=1)
+            step = make_step(few, CHECKED_TOKENS, device, packed=self.packed, min_shared_tokens=1)
             loss, fast = self._gradients(step, trained)
             with self.plain():
                 plain = Engine(self.model, fast=False)
-                step = plain.cut(few, CHECKED_TOKENS, device)
+                step = plain.make_step(few, CHECKED_TOKENS, device)
                 expected_loss, expected = plain._gradients(step, trained)
         off = {name: _difference(fast[name], expected[name]) for name in trained}
         worst = max(off, key=lambda name: off[name])
@@ -175,7 +175,7 @@ class Engine:
 
     def _backward(self, step: Step, should_stop: Callable[[], bool]) -> float | None:
         prefix, total = self._prefix(step), 0.0
-        for batch in step.batches:
+        for batch in step.micro_batches:
             if should_stop():
                 self.model.zero_grad(set_to_none=True)
                 return None
@@ -227,7 +227,7 @@ class Engine:
             setattr(parent, name, quick)
 
 
-def plain_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+def plain_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
     """The loss as transformers computes it, on rows padded on the right.
 
     Attention is causal, so no real token sees padding and no mask is needed. Prompt positions do

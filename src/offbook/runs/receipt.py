@@ -40,7 +40,7 @@ def make_receipt(
         "rows": {
             "training": len(training),
             "validation": len(validation),
-            "cut": list(training.cut),
+            "cut": list(training.truncated),
             "dropped": list(training.dropped),
         },
         "versions": {"python": platform.python_version()}

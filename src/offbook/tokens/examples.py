@@ -33,13 +33,13 @@ class Example:
         input_ids: int32 of shape [tokens].
         labels: int32 of shape [tokens]: `input_ids` where supervised, else -100. Not shifted.
         source: the `file:line` it came from.
-        cut: whether the oldest part of its prompt was cut off to fit.
+        truncated: whether the oldest part of its prompt was left out to fit.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     source: str = ""
-    cut: bool = False
+    truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -62,7 +62,7 @@ class Examples(Sequence[Example]):
         offsets: int64 [all rows + 1]; where each row begins.
         prompt_keys: uint64 [all rows]; equal for rows with the same prompt.
         sources: the `file:line` of every row.
-        cut: the `file:line` of rows whose prompt was cut to fit.
+        truncated: the `file:line` of rows whose prompt was shortened to fit.
         dropped: the `file:line` of rows left out because their reply alone does not fit.
     """
 
@@ -72,7 +72,7 @@ class Examples(Sequence[Example]):
     offsets: NDArray[np.int64]
     prompt_keys: NDArray[np.uint64]
     sources: tuple[str, ...]
-    cut: tuple[str, ...] = ()
+    truncated: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class Examples(Sequence[Example]):
         """A line for each way in which rows did not fit, naming the first of them."""
         lines = []
         for places, what in (
-            (self.cut, "longer than {}; the oldest part of the prompt is cut"),
+            (self.truncated, "longer than {}; the oldest part of the prompt is cut"),
             (self.dropped, "left out, the reply alone being longer than {}"),
         ):
             if places:
@@ -159,7 +159,7 @@ def tokenize(
     input_ids, labels = array("i"), array("i")
     offsets, prompt_keys = array("q", [0]), array("Q")
     sources: list[str] = []
-    cut: list[str] = []
+    truncated: list[str] = []
     dropped: list[str] = []
     stream = iter(conversations)
     while batch := list(islice(stream, BATCH_ROWS)):
@@ -168,8 +168,8 @@ def tokenize(
             if example is None:
                 dropped.append(conversation.source)
                 continue
-            if example.cut:
-                cut.append(example.source)
+            if example.truncated:
+                truncated.append(example.source)
             input_ids.frombytes(example.input_ids.tobytes())
             labels.frombytes(example.labels.tobytes())
             offsets.append(len(input_ids))
@@ -189,6 +189,6 @@ def tokenize(
         offsets=np.frombuffer(offsets, dtype=np.int64),
         prompt_keys=np.frombuffer(prompt_keys, dtype=np.uint64),
         sources=tuple(sources),
-        cut=tuple(cut),
+        truncated=tuple(truncated),
         dropped=tuple(dropped),
     )

@@ -296,7 +296,7 @@ class ChatTemplate:
             example = self.build_example(shorter)
             excess = len(example) - max_length
             if excess <= 0:
-                return replace(example, cut=True)
+                return replace(example, truncated=True)
             if len(messages) > 2:
                 del messages[:2]
                 continue

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from offbook.config import Config
-from offbook.engine.batching import Batch, Step, cut
+from offbook.engine.batching import MicroBatch, Step, make_step
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
 from offbook.libraries import quiet_transformers
@@ -53,7 +53,7 @@ def forecast(config: Config, monitor: Monitor) -> Forecast:
     packed = shape.packed and settings.engine == "fast"
     schedule = Schedule.of(run.training, settings)
     steps = [
-        cut(
+        make_step(
             [run.training[row] for row in schedule.rows(k)],
             run.plan.micro_batch_tokens,
             run.device,
@@ -106,7 +106,7 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     layer = ModelShape(small, 0, linear, 8192 * small.hidden_size, adapter, shape.packed)
     rows, length = 8, min(128, config.data.max_length)
     ids = torch.arange(rows * length, device=device) % 8192
-    step = Step(ids[:0], [Batch(ids, ids, (length,) * rows, 0, rows * length)])
+    step = Step(ids[:0], [MicroBatch(ids, ids, (length,) * rows, 0, rows * length)])
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

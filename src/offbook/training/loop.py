@@ -22,7 +22,7 @@ from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import make_receipt, require_same_base
 from offbook.training.schedule import Schedule
-from offbook.training.setup import Parts, gather, load
+from offbook.training.setup import LoadedRun, gather, load
 from offbook.training.step import Log, Stepper
 
 FLOAT32 = 4  # bytes of a trained parameter
@@ -127,7 +127,7 @@ def _train(
     )
 
 
-def _receipt(parts: Parts) -> dict[str, Any]:
+def _receipt(parts: LoadedRun) -> dict[str, Any]:
     return make_receipt(
         parts.base,
         str(parts.template.tokenizer.chat_template),
@@ -166,7 +166,7 @@ def _steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> tuple[bool,
         if last:
             return True, seconds, rows
         started = time.perf_counter()
-        taken = stepper.take()
+        taken = stepper.step()
         if taken is None:
             break
         elapsed = time.perf_counter() - started
@@ -227,7 +227,7 @@ def _log(run: RunDirectory, settings: TrainSettings, monitor: Monitor, step: int
 def _resume(
     run: RunDirectory,
     receipt: dict[str, Any],
-    parts: Parts,
+    parts: LoadedRun,
     optimizer: torch.optim.Optimizer,
     monitor: Monitor,
 ) -> Progress:

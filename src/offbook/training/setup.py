@@ -25,7 +25,7 @@ from offbook.training.plan import ModelShape, Plan, make_plan
 
 
 @dataclass(frozen=True)
-class Materials:
+class RunInputs:
     """What is known of a run before its base is loaded.
 
     Attributes:
@@ -53,7 +53,7 @@ class Materials:
 
 
 @dataclass(frozen=True)
-class Parts(Materials):
+class LoadedRun(RunInputs):
     """What a run is made of, loaded.
 
     Attributes:
@@ -71,7 +71,7 @@ def gather(
     *,
     weights: bool = True,
     micro_batch_tokens: int | None = None,
-) -> Materials:
+) -> RunInputs:
     """Read the data and plan the run.
 
     Args:
@@ -94,17 +94,17 @@ def gather(
     longest = int(max(training.lengths.max(), validation.lengths.max(initial=0)))
     plan = make_plan(config, shape, longest, dtype, device, micro_batch_tokens)
     monitor.announce(plan.describe())
-    return Materials(
+    return RunInputs(
         config, base, template, files, training, validation, shape, plan, dtype, device
     )
 
 
-def prepare(config: Config, monitor: Monitor) -> Parts:
+def prepare(config: Config, monitor: Monitor) -> LoadedRun:
     """Gather and load all that `config` names."""
     return load(gather(config, monitor), monitor)
 
 
-def load(materials: Materials, monitor: Monitor) -> Parts:
+def load(materials: RunInputs, monitor: Monitor) -> LoadedRun:
     """Load the base, and attach an adapter to it."""
     config, device = materials.config, materials.device
     keep_freed_memory()
@@ -123,7 +123,7 @@ def load(materials: Materials, monitor: Monitor) -> Parts:
         f"{materials.shape.adapter:,} parameters to train; "
         f"{len(materials.training):,} rows to learn, {len(materials.validation):,} held out"
     )
-    return Parts(**vars(materials), model=model, engine=engine)
+    return LoadedRun(**vars(materials), model=model, engine=engine)
 
 
 def _examples(

@@ -16,7 +16,7 @@ from offbook.errors import MemoryPlanError, NonFiniteError
 from offbook.runs.checkpoint import Progress
 from offbook.tokens.examples import Example
 from offbook.training.schedule import Schedule, learning_rate_at
-from offbook.training.setup import Parts
+from offbook.training.setup import LoadedRun
 
 Log = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -25,7 +25,7 @@ COMPARED_LOSSES = 20  # a spike is measured against the median of so many
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepResult:
     """What an optimizer step was.
 
     Attributes:
@@ -54,14 +54,14 @@ class Stepper:
         should_stop: asked between micro-batches.
     """
 
-    parts: Parts
+    parts: LoadedRun
     optimizer: torch.optim.Optimizer
     progress: Progress
     log: Log
     announce: Callable[[str], None]
     should_stop: Callable[[], bool]
 
-    def take(self) -> Taken | None:
+    def step(self) -> StepResult | None:
         """Take the next optimizer step; None when it was told to stop, and nothing has changed.
 
         Raises:
@@ -75,7 +75,7 @@ class Stepper:
         seed = [settings.seed, progress.step]
         loss, tokens = self._within_memory(
             examples,
-            lambda cut: (parts.engine.accumulate(cut, seed, self.should_stop), cut.supervised),
+            lambda step: (parts.engine.accumulate(step, seed, self.should_stop), step.supervised),
         )
         if loss is None:
             return None
@@ -88,7 +88,7 @@ class Stepper:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         progress.add(loss, tokens)
-        return Taken(loss, grad_norm, rate, len(examples))
+        return StepResult(loss, grad_norm, rate, len(examples))
 
     def validate(self) -> bool:
         """Log the loss on the validation rows, if there are any; False when told to stop.
@@ -101,7 +101,7 @@ class Stepper:
         if not len(parts.validation):
             return True
         loss = self._within_memory(
-            parts.validation, lambda cut: parts.engine.mean_loss(cut, self.should_stop)
+            parts.validation, lambda step: parts.engine.mean_loss(step, self.should_stop)
         )
         if loss is None:
             return False
@@ -156,9 +156,9 @@ class Stepper:
         """`compute` on examples in micro-batches, in smaller ones when memory is not enough."""
         parts = self.parts
         while True:
-            cut = parts.engine.cut(examples, self.progress.micro_batch_tokens, parts.device)
+            step = parts.engine.make_step(examples, self.progress.micro_batch_tokens, parts.device)
             try:
-                return compute(cut)
+                return compute(step)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -166,11 +166,11 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
             if parts.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self._halve(cut)
+            self._halve(step)
 
-    def _halve(self, cut: Step) -> None:
-        longest = max(len(batch.input_ids) for batch in cut.batches) + len(cut.prefix)
-        if all(len(batch.lengths) == 1 for batch in cut.batches):
+    def _halve(self, tried: Step) -> None:
+        longest = max(len(batch.input_ids) for batch in tried.micro_batches) + len(tried.prefix)
+        if all(len(batch.lengths) == 1 for batch in tried.micro_batches):
             raise MemoryPlanError(
                 f"memory is not enough for a single row of {longest} tokens; "
                 f"planned: {self.parts.plan.describe()}",
