@@ -1,7 +1,8 @@
-"""A run's settings: frozen models, read from YAML and `key=value` overrides.
+"""A run's settings: frozen pydantic models, read from YAML and `key=value` overrides.
 
-Every problem in a file is reported at once, each with its key, its line and the nearest valid
-key. The docstring under a field is its reference documentation.
+All problems in a file are reported at once, each with its key, its line and the most similar valid
+key. The docstring under a field is its reference documentation: `offbook settings` and
+`docs/settings.md` are generated from it. Its first sentence is the summary.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ EMBEDDED_BASE = "smollm2-135m"
 SAMPLE_ROLES = {"lighthouse": "lighthouse.jsonl", "teahouse-zh": "teahouse-zh.json"}
 PATH_KEYS = ("model.base", "data.train", "data.validation")
 
-# Keys from other trainers whose meaning here is different, not merely misspelt.
+# Keys of other trainers, and what to do here instead.
 BATCH_ADVICE = (
     "set train.batch_size to the examples each optimizer step sees, over all devices; "
-    "how they are cut into micro-batches does not change the result"
+    "how they are split into micro-batches does not change the result"
 )
 FOREIGN_KEYS = {
     "per_device_train_batch_size": BATCH_ADVICE,
@@ -37,7 +38,7 @@ FOREIGN_KEYS = {
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, with unknown keys refused."""
+    """Base class of all sections: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
@@ -45,47 +46,48 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """Which model learns the role, and in which number format."""
+    """Which model is trained, and in which number format."""
 
     base: str = EMBEDDED_BASE
-    """The model that learns: a hub id (`deepseek-ai/deepseek-llm-7b-chat`), a local folder, a
-    `.gguf` file, or `smollm2-135m`, which comes from a Python package and needs no hub."""
+    """The base model. A hub id (`deepseek-ai/deepseek-llm-7b-chat`), a local folder, a `.gguf`
+    file, or `smollm2-135m`, which is installed as a Python package and needs no hub."""
 
     revision: str = "main"
-    """Branch, tag or commit of a hub id."""
+    """Branch, tag or commit of a model on the hub."""
 
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Number format of the frozen base. `auto` measures whether this processor multiplies bfloat16
-    faster than float32. Adapters are float32 always."""
+    """Number format of the frozen base. `auto` measures whether this machine multiplies bfloat16
+    (arXiv:1905.12322) faster than float32. Adapters are always float32."""
 
     quantization: Literal["none", "nf4"] = "none"
-    """`nf4` keeps the base's linear layers in 4 bits (arXiv:2305.14314), for machines that its
-    weights do not fit otherwise; slower (`pip install 'offbook[nf4]'`)."""
+    """Whether the base is held in 4 bits. `nf4` does so with its linear layers (arXiv:2305.14314),
+    for machines in whose memory it does not fit otherwise; slower, and needs
+    `pip install 'offbook[nf4]'`."""
 
 
 class DataSettings(Section):
-    """Where the lines are and how they become conversations."""
+    """Which rows are trained on, and how they become conversations."""
 
     train: str = "lighthouse"
-    """JSON, JSONL, CSV or Parquet file; a hub data set (`owner/name` or `owner/name:file`); or the
-    name of a sample role that comes with offbook (`lighthouse`, `teahouse-zh`)."""
+    """The rows to train on. A JSON, JSONL, CSV or Parquet file; a hub data set (`owner/name` or
+    `owner/name:file`); or a sample role that comes with offbook (`lighthouse`, `teahouse-zh`)."""
 
     validation: float | str = Field(default=0.02, union_mode="left_to_right")
-    """Share of the rows (0 to 0.5) held out to measure what was learned, split by prompt so that
-    no prompt stands on both sides; or a file or data set of its own. 0 holds out nothing."""
+    """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
+    that no prompt is in both sets; or another file or data set. 0 turns validation off."""
 
     max_length: int = Field(default=384, ge=8)
-    """Longest example, in tokens. A longer one loses the oldest part of its prompt, never the end
-    of its reply, and is counted."""
+    """Most tokens of an example. A longer one is truncated at the beginning of its prompt, never
+    at the end of its reply; such rows are counted and named."""
 
     system: str | None = None
-    """System text for conversations that bring none of their own."""
+    """System text for conversations that have none of their own."""
 
     input_separator: str = "\n"
-    """What stands between `instruction` and `input` when a row has both."""
+    """The text between `instruction` and `input` when a row has both."""
 
     ignore_keys: tuple[str, ...] = ()
-    """Row keys to pass over, such as an `id` column. Any other unknown key is an error."""
+    """Row keys to ignore, such as an `id` column. Any other unknown key is an error."""
 
     @field_validator("validation")
     @classmethod
@@ -98,21 +100,21 @@ class DataSettings(Section):
     @classmethod
     def _encodable(cls, value: str | None) -> str | None:
         if value and any("\ud800" <= char <= "\udfff" for char in value):
-            raise ValueError("half a surrogate pair is no text")
+            raise ValueError("half a surrogate pair is not text")
         return value
 
 
 class LoraSettings(Section):
-    """The adapter, in PEFT's own terms (Hu et al., 2021, arXiv:2106.09685)."""
+    """The LoRA adapter (arXiv:2106.09685); the names are those of PEFT."""
 
     r: int = Field(default=8, ge=1)
-    """Rank of the update."""
+    """Rank of the adapter's matrices."""
 
     lora_alpha: float = Field(default=32, gt=0)
-    """Scale of the update; it is multiplied by `lora_alpha / r`."""
+    """Scale of the adapter. Its output is multiplied by `lora_alpha / r`."""
 
     lora_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Probability that an input of the adapter is zeroed during training."""
+    """Probability that an input of the adapter is set to 0 in training (arXiv:1207.0580)."""
 
     target_modules: tuple[str, ...] | str = (
         "q_proj",
@@ -123,73 +125,77 @@ class LoraSettings(Section):
         "up_proj",
         "down_proj",
     )
-    """Which linear layers get an adapter: a list of names, a regular expression over full names,
-    or `all-linear` (all but the output head)."""
+    """The linear layers that get an adapter. A list of names, a regular expression that matches
+    full names, or `all-linear` (all but the output head)."""
 
     use_rslora: bool = False
-    """Scale by `lora_alpha / sqrt(r)` instead (arXiv:2312.03732)."""
+    """Scale by `lora_alpha / sqrt(r)` instead of `lora_alpha / r` (rsLoRA, arXiv:2312.03732)."""
 
     use_dora: bool = False
-    """Learn magnitude and direction apart (arXiv:2402.09353); slower."""
+    """Learn magnitude and direction of a weight separately (DoRA, arXiv:2402.09353); slower."""
 
 
 class TrainSettings(Section):
-    """The optimization: AdamW, as `transformers.Trainer` sets it up by default."""
+    """The optimization. The optimizer is AdamW (arXiv:1711.05101) with betas 0.9 and 0.999 and
+    epsilon 1e-8, as in `transformers.Trainer`."""
 
     num_train_epochs: float = Field(default=3, gt=0)
     """Passes over the training rows."""
 
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps in all; overrides `num_train_epochs`."""
+    """Number of optimizer steps. Overrides `num_train_epochs`."""
 
     batch_size: int = Field(default=16, ge=1)
     """Examples per optimizer step, over all devices."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate."""
+    """Learning rate after warm-up, the highest of the run."""
 
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape of the learning rate after warm-up: down to 0 in a line or half a cosine, or flat."""
+    """Learning rate after warm-up. It falls to 0 in a straight line or in half a cosine
+    (arXiv:1608.03983), or stays constant."""
 
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps over which the learning rate rises from 0."""
+    """Share of the steps in which the learning rate rises from 0 (arXiv:1706.02677)."""
 
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay."""
+    """AdamW's decoupled weight decay (arXiv:1711.05101)."""
 
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm over all adapters."""
+    """Largest norm of the gradient over all adapters. Larger ones are scaled down
+    (arXiv:1211.5063)."""
 
     skip_loss_spikes: float | None = Field(default=None, gt=1)
-    """Skip the optimizer step when the loss is more than so many times the median of the last 20.
-    Skipped steps are logged and told. By default every step is taken."""
+    """Skip an optimizer step whose loss is more than this many times the median of the last 20.
+    Skipped steps are logged and reported. By default every step is taken."""
 
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute activations in the backward pass: much less memory, about a third more time.
-    `auto` does so only when a run would not fit in memory otherwise."""
+    """Recompute activations in the backward pass (arXiv:1604.06174). Needs much less memory and
+    about a third more time. `auto` does so only when a run would not fit in memory otherwise."""
 
     engine: Literal["fast", "plain"] = "fast"
-    """`fast` computes the layers it knows with offbook's own code, on rows without padding, after
-    comparing gradients with transformers' and PEFT's; `plain` leaves all of it to them."""
+    """Which code computes losses and gradients. `fast` uses offbook's own code for the layers it
+    supports, without padding, after comparing its gradients with those of transformers and PEFT;
+    `plain` uses transformers and PEFT alone."""
 
     logging_steps: int = Field(default=10, ge=1)
-    """Optimizer steps between lines of `metrics.jsonl`."""
+    """Optimizer steps between lines in `metrics.jsonl`."""
 
     eval_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps between validations; by default once an epoch. The first and the last step
-    are always validated."""
+    """Optimizer steps between validations. By default once per epoch. The model is always validated
+    before the first and after the last step."""
 
     save_steps: int = Field(default=100, ge=1)
     """Optimizer steps between checkpoints. The last step is always saved."""
 
     save_total_limit: int = Field(default=2, ge=1)
-    """Checkpoints to keep."""
+    """Number of checkpoints to keep."""
 
     report_to: Literal["none", "tensorboard"] = "none"
     """Also write the metrics for TensorBoard (`pip install 'offbook[tensorboard]'`)."""
 
     seed: int = Field(default=42, ge=0, lt=2**32)
-    """Fixes adapters, data order, dropout and the validation split."""
+    """Seed of adapters, data order, dropout and the validation split."""
 
 
 class Config(Section):
@@ -204,10 +210,10 @@ class Config(Section):
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-        """Read a YAML file (or the defaults), then apply `section.key=value` overrides.
+        """Read a YAML file (without one, the defaults), then apply `section.key=value` overrides.
 
         Raises:
-            ConfigError: with every problem found, a line each.
+            ConfigError: with all problems, a line each.
         """
         values: dict[str, Any] = {}
         origins: dict[KeyPath, str] = {}
@@ -226,7 +232,7 @@ class Config(Section):
         return self._validated(values, origins)
 
     def with_value(self, key: str, value: str) -> Config:
-        """A copy with one `section.key` set to text as it is, not as YAML reads it."""
+        """A copy with one `section.key` set to a text, not parsed as YAML."""
         section, name = key.split(".")
         changed = getattr(self, section).model_copy(update={name: value})
         return self.model_copy(update={section: changed})
@@ -242,7 +248,7 @@ class Config(Section):
         return values
 
     def with_absolute_paths(self) -> Config:
-        """A copy whose local files are found from another working directory too."""
+        """A copy with absolute paths of local files, valid in any working directory."""
         copy, flat = self, self.flat()
         for key in PATH_KEYS:
             path = local_path(str(flat[key]))
@@ -264,14 +270,14 @@ class Config(Section):
 
 
 def local_path(text: str) -> Path | None:
-    """The file or folder that a setting names, if there is one."""
-    # Where pathlib raises (too long, a NUL, an unknown ~user), os.path says that there is none.
+    """The existing file or folder that a setting names, if any."""
+    # pathlib raises for some texts (too long, a NUL, an unknown ~user); os.path answers False.
     path = os.path.expanduser(text)  # noqa: PTH111
     return Path(path) if os.path.exists(path) else None  # noqa: PTH110
 
 
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every settable key in dotted form: `train.learning_rate`, ..., `output_dir`."""
+    """All keys in dotted form: `model.base`, ..., `output_dir`."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from keys(field.annotation, f"{prefix}{name}.")
@@ -280,22 +286,22 @@ def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
 
 
 def _explain(detail: ErrorDetails, origins: dict[KeyPath, str]) -> str:
-    # Pydantic appends the branch of a union, or an index, to the key: cut back to what was written.
+    # Pydantic appends the branch of a union, or an index, to the key: remove that.
     valid, path = list(keys()), tuple(str(part) for part in detail["loc"])
     while len(path) > 1 and path not in origins and ".".join(path) not in valid:
         path = path[:-1]
     dotted, where = ".".join(path), origin_of(path, origins)
     if detail["type"] == "extra_forbidden":
-        fix = FOREIGN_KEYS.get(path[-1]) or _nearest(path, valid)
+        fix = FOREIGN_KEYS.get(path[-1]) or suggest_key(path, valid)
         return str(ConfigError(f'unknown key "{dotted}"', where=where, fix=fix))
     message = detail["msg"].removeprefix("Value error, ")
-    key = f"{dotted}: " if dotted else ""  # none where the key itself is not text
+    key = f"{dotted}: " if dotted else ""  # none when the key itself is not text
     problem = f"{key}{message[:1].lower()}{message[1:]}, not {shorten(repr(detail['input']))}"
     return str(ConfigError(problem, where=where))
 
 
-def _nearest(path: KeyPath, valid: list[str]) -> str:
-    """A suggestion for an unknown key: the same name in another section, else the most alike."""
+def suggest_key(path: KeyPath, valid: list[str]) -> str:
+    """For an unknown key: the same name in another section, else the most similar key, else all."""
     *section, leaf = path
     moved = [key for key in valid if key.split(".")[-1] == leaf]
     if moved:

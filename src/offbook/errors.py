@@ -1,7 +1,17 @@
-"""What a user is told when something is wrong: what, where, and how to mend it.
+"""Errors a user can fix: what is wrong, where, and what to do about it.
 
-Each class also derives from the standard exception a Python caller would expect, so that
-`except ValueError` works in a notebook. The command line turns them into exit codes.
+    OffbookError           exit code
+      ConfigError              2      settings and arguments (ValueError)
+        ModelError             2      bases, tokenizers, chat templates
+      DataError                3      data files and rows (ValueError)
+      CheckpointError          4      run directories and checkpoints (RuntimeError)
+      DiskError                5      a full or failing disk (OSError)
+      NonFiniteError           6      a loss, gradient or weight (ArithmeticError)
+      MemoryPlanError          7      not enough memory (MemoryError)
+      EngineError              1      the fast path computes something else (ArithmeticError)
+
+Each class also derives from the standard exception in parentheses, so that `except ValueError`
+works in a notebook. The command line turns them into exit codes.
 """
 
 from __future__ import annotations
@@ -11,15 +21,15 @@ from collections.abc import Sequence
 
 INTERRUPTED = 130  # 128 + SIGINT: the exit code of a run stopped by Ctrl-C after it has saved
 TERMINATED = 143  # 128 + SIGTERM; a closed terminal (SIGHUP) ends a run the same way
-MAX_QUOTED = 120  # characters of a user's text that an error repeats
+MAX_QUOTED = 120  # characters of a user's text that an error quotes
 
 
 class OffbookError(Exception):
-    """A problem the user can mend.
+    """A problem the user can fix. Its text is `where: what; fix`.
 
     Args:
         what: the problem, in words a user knows.
-        where: a place to look: `file:line`, a key, a folder.
+        where: the place to look at: `file:line`, a key, a folder.
         fix: what to do about it, as an instruction.
     """
 
@@ -55,7 +65,7 @@ class CheckpointError(OffbookError, RuntimeError):
 
 
 class DiskError(OffbookError, OSError):
-    """A disk that is full, or fails."""
+    """A disk that is full or fails."""
 
     exit_code = 5
 
@@ -71,13 +81,13 @@ class MemoryPlanError(OffbookError, MemoryError):
 
 
 class NonFiniteError(OffbookError, ArithmeticError):
-    """A loss, gradient or weight that is no longer a number."""
+    """A loss, gradient or weight that is not finite."""
 
     exit_code = 6
 
 
 def joined(errors: list[DataError], more: bool = False) -> DataError:
-    """One error for many: a line each, so that a file is mended in one go."""
+    """One error for many, a line each, so that a user can fix them all at once."""
     if len(errors) == 1 and not more:
         return errors[0]
     lines = [str(error) for error in errors]
@@ -87,13 +97,13 @@ def joined(errors: list[DataError], more: bool = False) -> DataError:
 
 
 def shorten(text: str) -> str:
-    """Text as an error quotes it: a file's whole content can stand where a name should."""
+    """Text as an error quotes it: at most MAX_QUOTED characters, and then `...`."""
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def suggest(word: str, candidates: Sequence[str]) -> str | None:
-    """`did you mean "x"?` for the candidate most like `word`, if one is like it."""
+    """`did you mean "x"?` for the candidate most similar to `word`, or None if none is similar."""
     if len(word) > MAX_QUOTED:
-        return None  # like none of them, which difflib would take seconds to find
+        return None  # similar to none of them; difflib would need seconds to find that out
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     return f'did you mean "{near[0]}"?' if near else None

@@ -1,4 +1,4 @@
-"""What offbook asks of the libraries it uses: quiet, and which errors they raise on bad files."""
+"""How libraries are kept quiet, and which errors they raise on bad files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.utils import logging as hf_logging
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' progress bars and notices to its developers; errors still show."""
+    """Hide transformers' progress bars and warnings; errors are still shown."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -27,7 +27,7 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-# What libraries raise on files that they cannot use.
+# What libraries raise on files that they cannot read.
 LIBRARY_ERRORS = (
     OSError,
     ValueError,
@@ -40,5 +40,5 @@ LIBRARY_ERRORS = (
     MemoryError,
     RuntimeError,  # and with it RecursionError
     SafetensorError,
-    StrictDataclassError,  # transformers', for a value in config.json
+    StrictDataclassError,  # for a value in config.json
 )

@@ -1,4 +1,4 @@
-"""YAML files and `section.key=value` overrides as plain values that remember where they stood."""
+"""YAML files and `section.key=value` overrides, read as plain values with their `file:line`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_DEPTH = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Dates stay the text they are written as; a number of no use is an error with its line."""
+    """Reads dates as text, and reports a number that Python cannot represent with its line."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if node.tag == DATE:
@@ -42,10 +42,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes the text of every setting so that it is read back to the letter."""
+    """Writes text so that it is read back unchanged, character by character."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # Only between double quotes are all line ends escaped; elsewhere some become spaces.
+        # Only double quotes escape all line ends; in other styles some are read back as spaces.
         style = None if data.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
@@ -54,7 +54,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def write_yaml(values: dict[str, Any]) -> str:
-    """The values as YAML, in their order."""
+    """The values as YAML, in their given order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -64,7 +64,7 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
         depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
         what = "nested too deeply for a configuration" if depth > MAX_DEPTH else ""
         if isinstance(token, yaml.AliasToken | yaml.TagToken):
-            what = "YAML aliases and tags are not for settings"  # a few can stand for gigabytes
+            what = "YAML aliases and tags are not allowed here"  # a few can expand to gigabytes
         if what:
             raise yaml.MarkedYAMLError(None, None, what, token.start_mark)
     loader = _Loader(text)
@@ -73,7 +73,14 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """The mapping in a YAML file, and for every key in it the `file:line` it stands on."""
+    """Read the mapping in a YAML file.
+
+    Returns:
+        The values, and the `file:line` of every key.
+
+    Raises:
+        ConfigError: when it cannot be read or is not a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -121,6 +128,11 @@ def _lines(
 
 
 def apply_override(override: str, values: dict[str, Any], origins: dict[KeyPath, str]) -> None:
+    """Set one `section.key=value` in `values`, and its place in `origins`.
+
+    Raises:
+        ConfigError: when it does not have this form.
+    """
     dotted, equals, text = override.partition("=")
     path = tuple(dotted.strip().split("."))
     if not equals or not all(path):
@@ -133,7 +145,7 @@ def apply_override(override: str, values: dict[str, Any], origins: dict[KeyPath,
     for name in path[:-1]:
         child = section.get(name)
         if child is not None and not isinstance(child, dict):
-            return  # not a section: validation will say so
+            return  # not a section: validation reports it
         section[name] = child = dict(child or {})
         section = child
     section[path[-1]] = _value(text)
@@ -141,7 +153,7 @@ def apply_override(override: str, values: dict[str, Any], origins: dict[KeyPath,
 
 
 def _value(text: str) -> Any:
-    """A value as YAML reads it; as text where it is no YAML, or would vanish as a comment."""
+    """A value as YAML reads it; the plain text if it is not valid YAML, or only a comment."""
     try:
         _, value = _parse(text)
     except yaml.YAMLError:
@@ -150,7 +162,7 @@ def _value(text: str) -> Any:
 
 
 def origin_of(path: KeyPath, origins: dict[KeyPath, str]) -> str | None:
-    """Where a key, or the first key below it, was set; for one that was not, its section."""
+    """Where a key, or the first key below it, was set; if neither was, where its section was."""
     below = [place for key, place in origins.items() if key[: len(path)] == path]
     if below:
         return below[0]

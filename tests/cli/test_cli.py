@@ -452,4 +452,4 @@ def test_a_full_disk_exits_5(
     code, _, err = cli("train", *tiny_arguments)
     assert code == 5
     assert "No space left on device" in err
-    assert "make room, and go on with --resume" in err
+    assert "free some space, then continue with --resume" in err

@@ -40,7 +40,7 @@ REPOS = {
         "training_args.pt": b"pickle",
     },
 }
-MEND = "check the name, the revision and the network, or give a local path"
+FIX = "check the name, the revision and the network, or give a local path"
 
 # Each prints one JSON value: what was read or refused.
 READ = """
@@ -129,8 +129,8 @@ def test_a_data_set_that_leaves_the_file_open_is_refused(hub, tmp_path, source, 
 def test_a_data_set_that_does_not_exist_is_refused(hub, tmp_path):
     message = said(hub, READ.format(source="someone/nothing"), tmp_path)
     assert message == (
-        "someone/nothing: neither a path on this machine nor a public repository on the hub; "
-        "check the name; for a private one run `hf auth login`"
+        "someone/nothing: neither a local path nor a public repository on the hub; "
+        "check the name; for a private repository, run `hf auth login`"
     )
     assert hub.requests_seen == ["GET /api/datasets/someone/nothing/revision/main"]
 
@@ -149,9 +149,9 @@ def test_a_hub_out_of_reach_is_refused(tmp_path):
         pass
     message = said(hub, READ.format(source="someone/lines"), tmp_path)
     assert message.startswith(
-        "someone/lines: not on this machine, and not to be had from the hub ("
+        "someone/lines: not on this machine, and cannot be downloaded from the hub ("
     )
-    assert message.endswith(f"); {MEND}")
+    assert message.endswith(f"); {FIX}")
 
 
 def test_neither_code_nor_pickles_of_a_model_are_fetched(hub, tmp_path):
@@ -190,7 +190,7 @@ def test_a_revision_that_does_not_exist_is_refused(hub, tmp_path):
     names, problem = said(hub, RESOLVE.format(base="someone/model", revision="v9"), tmp_path)
     assert names is None
     assert problem.startswith(
-        "someone/model: not on this machine, and not to be had from the hub ("
+        "someone/model: not on this machine, and cannot be downloaded from the hub ("
     )
-    assert problem.endswith(f"); {MEND}")
+    assert problem.endswith(f"); {FIX}")
     assert hub.requests_seen == ["GET /api/models/someone/model/revision/v9"]

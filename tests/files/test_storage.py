@@ -168,7 +168,7 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
 def test_a_folder_is_locked_for_one(tmp_path: Path) -> None:
     with (
         storage.lock(tmp_path),
-        pytest.raises(ConfigError, match="another training is writing here; wait until"),
+        pytest.raises(ConfigError, match="another training run is writing here; wait until"),
         storage.lock(tmp_path),
     ):
         pass

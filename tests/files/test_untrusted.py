@@ -1,4 +1,4 @@
-"""Whatever a model, adapter, template or row says, no code of it runs and the error is ours."""
+"""Hostile models, adapters, templates and rows: none of their code runs, and the error is ours."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def said(tiny_base: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Said:
-    """What became of each of the corpus, opened in one process of its own."""
+    """The outcome for each file of the corpus, all opened in one process of their own."""
     adapter = tmp_path_factory.mktemp("adapter")
     base = load_base(tiny_base, torch.float32, torch.device("cpu"))
     lora = LoraSettings(target_modules=("q_proj",))
@@ -79,7 +79,7 @@ def test_texts_in_rows_are_read_as_texts(said: Said) -> None:
     assert "turn 1 is a list, not text" in said["parts.jsonl"]["error"]
 
 
-# What is sound passes.
+# Valid files pass.
 
 
 def test_tensors_are_where_the_header_says(tmp_path: Path) -> None:
@@ -113,14 +113,14 @@ def test_links_of_the_hubs_cache_are_followed_and_others_not(tmp_path: Path) -> 
     (blobs / "abc").rename(other / "abc")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(other / "abc")
-    with pytest.raises(ModelError, match="outside its folder; put the file itself there"):
+    with pytest.raises(ModelError, match="outside its folder; replace the link by the file"):
         read_base_tensors(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(ModelError, match="not a file"):
+    with pytest.raises(ModelError, match="not a regular file"):
         read_json(tmp_path / "config.json", ModelError)
 
 

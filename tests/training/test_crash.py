@@ -453,7 +453,7 @@ def test_a_second_training_is_refused_at_once(tiny_config: MakeConfig) -> None:
     class Second(Monitor):
         def step(self, step: int, loss: float, examples_per_second: float) -> None:
             for how in ({}, {"resume": True}, {"overwrite": True}):
-                with pytest.raises(ConfigError, match="another training is writing here"):
+                with pytest.raises(ConfigError, match="another training run is writing here"):
                     train(tiny_config(), **how)
 
     assert train(tiny_config(), monitor=Second()).finished

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from offbook import __version__
-from offbook.cli import chat, check, demo, init, plan, train
+from offbook.cli import chat, check, demo, init, plan, settings, train
 from offbook.cli.console import say
 from offbook.errors import INTERRUPTED, OffbookError
 
@@ -23,7 +23,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init.init, check.check, plan.plan, train.train, chat.chat, demo.demo):
+for command in (
+    init.init,
+    settings.settings,
+    check.check,
+    plan.plan,
+    train.train,
+    chat.chat,
+    demo.demo,
+):
     app.command()(command)
 
 

@@ -1,1 +1,1 @@
-"""How bytes arrive, are checked, and are written to disk."""
+"""Files: how they are downloaded, checked, and written to disk."""

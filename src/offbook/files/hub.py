@@ -19,14 +19,20 @@ def download(
     error: type[OffbookError],
     revision: str | None = None,
 ) -> Path:
-    """The local snapshot of a hub repository, from the cache where it is already there.
+    """Download files of a hub repository, or find them in the local cache.
 
     Args:
         repo: `owner/name`.
-        patterns: which files to fetch, as globs.
+        patterns: which files to download, as globs.
         kind: `model` or `dataset`.
-        error: what to raise when it cannot be had.
+        error: the class to raise on failure.
         revision: branch, tag or commit.
+
+    Returns:
+        The folder of the local snapshot.
+
+    Raises:
+        OffbookError: of the class `error`, when the repository cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -42,20 +48,20 @@ def download(
         )
     except GatedRepoError:
         raise error(
-            "the hub asks for an agreement first",
+            "the model's license must be accepted on the hub first",
             where=repo,
             fix="accept it on the model's page, then run `hf auth login`",
         ) from None
     except RepositoryNotFoundError:
         raise error(
-            "neither a path on this machine nor a public repository on the hub",
+            "neither a local path nor a public repository on the hub",
             where=repo,
-            fix="check the name; for a private one run `hf auth login`",
+            fix="check the name; for a private repository, run `hf auth login`",
         ) from None
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, _http_error()) as problem:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise error(
-            f"not on this machine, and not to be had from the hub ({reason})",
+            f"not on this machine, and cannot be downloaded from the hub ({reason})",
             where=repo,
             fix="check the name, the revision and the network, or give a local path",
         ) from None
@@ -63,10 +69,10 @@ def download(
 
 
 def converted_revision(repo: str) -> str | None:
-    """`refs/pr/N`, the pull request in which the hub's converter offers a model as safetensors.
+    """The pull request in which the hub's converter offers a model as safetensors: `refs/pr/N`.
 
-    Many models of before 2024 have pickled weights on their main branch and such a pull request.
-    None when there is none, or the hub cannot be asked.
+    Many models from before 2024 have pickled weights on their main branch and such a pull request.
+    None when there is none, or when the hub cannot be reached.
     """
     from huggingface_hub import get_repo_discussions
     from huggingface_hub.errors import HfHubHTTPError
@@ -81,7 +87,7 @@ def converted_revision(repo: str) -> str | None:
 
 
 def _http_error() -> type[Exception]:
-    """The error of a broken connection; huggingface_hub 2 talks through another library than 1."""
+    """The error of a failed connection; huggingface_hub 1 uses httpx, and 2 uses httpx2."""
     for library in ("httpx2", "httpx"):
         try:
             found: type[Exception] = import_module(library).HTTPError

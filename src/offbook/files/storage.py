@@ -1,9 +1,35 @@
-"""The only place a run directory is written through: files and folders appear whole or not at all.
+"""The only place a run directory is written through: a file or folder appears whole or not at all.
 
-A file is written under another name, forced to the disk (fsync) and renamed; then the names in its
-folder are forced to the disk. A folder of files goes the same way, a manifest of their hashes being
-the last of them. So a process may be killed, or the power fail, at any moment: what has its final
-name is complete.
+A reader must never take half a file for a file. But a process can be killed between any two system
+calls, and a power cut also loses what the system had not yet sent to the disk. So nothing is
+written under the name that readers look for:
+
+1. write the content under another name, `.NAME.partial`, and fsync it; if it is a folder, fsync
+   every file in it, the last one being `manifest.json` with the size and SHA-256 of the others, and
+   then the folder itself;
+2. rename it to NAME;
+3. fsync the parent folder.
+
+The rename is the commit: before it, NAME is absent or old; after it, NAME is new and complete. A
+folder is removed in reverse: it is renamed to `.NAME.partial` and then deleted. So whatever a crash
+leaves unfinished is called `.NAME.partial`, and `clean` removes it at the next start. A rename
+cannot replace a folder; so a caller that must always have one commits `step-200` before it
+discards `step-100`.
+
+Assumed of the file system: a rename within a folder is atomic, and what fsync has confirmed is
+still there after a power cut. Not assumed: that changes reach the disk in the order in which they
+were made, that close writes to the disk, or that an append is atomic.
+
+The proof is in the tests. Every change goes through the six operations of `Disk`, and
+`tests/support/disks.py` replaces them. One replacement copies the folder before, in and after every
+operation, as a kill would leave it; another fails from the n-th operation on, as a full or broken
+disk: from each such state, a resumed run must end in the same bits. A third cuts the power at any
+operation, and loses none, one, all but one, or all of the changes that fsync had not confirmed:
+every committed checkpoint must still be there.
+
+Not covered: a disk that confirms a write and loses it. On macOS, fsync does not empty the drive's
+own cache; F_FULLFSYNC would, slowly. The manifest is the defence here: `verify` compares the
+content of every file with it before a checkpoint is used.
 """
 
 from __future__ import annotations
@@ -27,9 +53,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Disk:
-    """The primitive operations. Each is done when it returns, or raises OSError.
+    """The primitive operations. Each is complete when it returns, or raises OSError.
 
-    Tests put a subclass in the place of `disk`, to see what a run does and to make it fail.
+    Tests replace `disk` by a subclass, to record what a run does and to make it fail.
     """
 
     def write(self, file: Path, content: bytes) -> None:
@@ -47,35 +73,35 @@ class Disk:
             os.fsync(stream.fileno())
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder in one that is there."""
+        """Make a folder; its parent must exist."""
         folder.mkdir()
 
     def sync_folder(self, folder: Path) -> None:
         """Wait until the names in a folder are on the disk."""
         if os.name == "nt":
-            return  # Windows does not open folders
+            return  # Windows cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # some network file systems cannot
+            if error.errno != errno.EINVAL:  # not supported by some network file systems
                 raise
         finally:
             os.close(descriptor)
 
     def rename(self, old: Path, new: Path) -> None:
-        """Give a file or folder another name; a file takes the place of one that has it."""
+        """Rename a file or folder; a file replaces an existing one."""
         old.replace(new)
 
     def remove(self, path: Path) -> None:
-        """Remove a file, or a folder and all that is in it."""
+        """Remove a file, or a folder with its contents."""
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
 
     def free(self, folder: Path) -> int:
-        """Bytes that may still be written."""
+        """Free bytes on the file system that holds `folder`."""
         return shutil.disk_usage(folder).free
 
 
@@ -83,28 +109,28 @@ disk = Disk()
 
 
 def commit(final: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    """Write a folder, whole or not at all, in the place of any that is there.
+    """Write a folder, whole or not at all. An existing folder of that name is removed first.
 
     Args:
         final: the folder.
-        files: names and contents; taken one by one, so that they need not all be in memory.
+        files: names and contents; consumed one by one, so that they need not all be in memory.
 
     Raises:
-        DiskError: when the disk is full or fails; then nothing is left of it.
+        DiskError: when the disk is full or fails; what was written is removed.
     """
     make_folder(final.parent)
     discard(final)
     partial = _partial(final)
     manifest = {}
     try:
-        with _explained(partial):
+        with _as_disk_error(partial):
             disk.make_folder(partial)
         for name, content in files:
-            with _explained(partial / name, len(content)):
+            with _as_disk_error(partial / name, len(content)):
                 disk.write(partial / name, content)
             manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         last = json.dumps(manifest, indent=2).encode()
-        with _explained(partial / MANIFEST, len(last)):
+        with _as_disk_error(partial / MANIFEST, len(last)):
             disk.write(partial / MANIFEST, last)
             disk.sync_folder(partial)
             disk.rename(partial, final)
@@ -116,9 +142,9 @@ def commit(final: Path, files: Iterable[tuple[str, bytes]]) -> None:
 
 
 def verify(folder: Path) -> str | None:
-    """Why a committed folder is not what was written; None when it is.
+    """The reason why a committed folder is not what was written, or None when it is intact.
 
-    Files that have been added to it do no harm: file managers do that.
+    Added files are ignored: file managers create some.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -138,13 +164,13 @@ def verify(folder: Path) -> str | None:
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, in the place of any that is there.
+    """Write a file, whole or not at all. An existing file of that name is replaced.
 
     Raises:
-        DiskError: when the disk is full or fails; then the file is as before.
+        DiskError: when the disk is full or fails; the file is as before.
     """
     partial = _partial(file)
-    with _explained(file, len(content)):
+    with _as_disk_error(file, len(content)):
         try:
             disk.write(partial, content)
             disk.rename(partial, file)
@@ -156,32 +182,32 @@ def replace_file(file: Path, content: bytes) -> None:
 
 
 def append(file: Path, content: bytes) -> None:
-    """Add to the end of a file; a kill may leave it torn.
+    """Add to the end of a file. A kill may leave only a part of `content` there.
 
     Raises:
         DiskError: when the disk is full or fails.
     """
-    with _explained(file, len(content)):
+    with _as_disk_error(file, len(content)):
         disk.append(file, content)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those it is in, where they are not there.
+    """Make a folder and its parents, where they do not exist.
 
     Raises:
-        DiskError: when it cannot be made.
+        DiskError: when one cannot be made.
     """
     if folder.is_dir():
         return
     if not folder.parent.exists():
         make_folder(folder.parent)
-    with _explained(folder):
+    with _as_disk_error(folder):
         disk.make_folder(folder)
         disk.sync_folder(folder.parent)
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder, if there is one. A folder that is half removed has lost its name.
+    """Remove a file or folder, if it exists; renamed first, so that no half of it keeps its name.
 
     Raises:
         DiskError: when it cannot be removed.
@@ -189,7 +215,7 @@ def discard(path: Path) -> None:
     if not path.exists():
         return
     partial = _partial(path)
-    with _explained(path):
+    with _as_disk_error(path):
         if partial.exists():
             disk.remove(partial)
         disk.rename(path, partial)
@@ -198,26 +224,26 @@ def discard(path: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed process has left unfinished in a folder."""
+    """Remove what a killed process left unfinished in a folder."""
     for leftover in sorted(folder.glob(_partial(Path("*")).name)):
-        with _explained(leftover):
+        with _as_disk_error(leftover):
             disk.remove(leftover)
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep others from writing to a folder; the system lets go of it when the process ends.
+    """Lock a folder against other processes; the system frees the lock when the process ends.
 
     Raises:
-        ConfigError: when another process has it.
+        ConfigError: when another process holds the lock.
     """
     held = FileLock(folder / LOCK, blocking=False)
-    with _explained(folder / LOCK):
+    with _as_disk_error(folder / LOCK):
         try:
             held.acquire()
         except Timeout:
             raise ConfigError(
-                "another training is writing here",
+                "another training run is writing here",
                 where=str(folder),
                 fix="wait until it has finished, stop it, or set another output_dir",
             ) from None
@@ -228,27 +254,27 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Make sure that so many bytes may be written into a folder.
+    """Check that `needed` bytes are free on the disk.
 
     Raises:
-        DiskError: when they may not.
+        DiskError: when they are not.
     """
     free = disk.free(folder)
     if needed > free:
         raise DiskError(
             f"{needed:,} bytes needed for checkpoints and the adapter, {free:,} free",
             where=str(folder),
-            fix="make room, set another output_dir, or lower train.save_total_limit",
+            fix="free some space, set another output_dir, or lower train.save_total_limit",
         )
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files in a folder."""
+    """Bytes of all files in a folder and its subfolders."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):
@@ -257,22 +283,22 @@ def sha256(path: Path) -> str:
 
 
 def _partial(path: Path) -> Path:
-    """The name of something that is not whole yet, or no longer."""
+    """The name of a file or folder while it is incomplete."""
     return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
-def _explained(path: Path, needed: int = 0) -> Iterator[None]:
-    """Tell of the disk's errors in the user's terms."""
+def _as_disk_error(path: Path, needed: int = 0) -> Iterator[None]:
+    """Raise an OSError as a DiskError, with the bytes needed and free."""
     try:
         yield
     except OSError as error:
         free = "an unknown number of"
         with suppress(OSError):
             free = f"{disk.free(next(p for p in path.parents if p.exists())):,}"
-        fix = "make room" if error.errno in FULL else "check the disk and its permissions"
+        fix = "free some space" if error.errno in FULL else "check the disk and its permissions"
         raise DiskError(
             f"cannot write ({error.strerror}): {needed:,} bytes needed, {free} free",
             where=str(path),
-            fix=f"{fix}, and go on with --resume; what was committed before is intact",
+            fix=f"{fix}, then continue with --resume; what was committed before is intact",
         ) from error

@@ -1,8 +1,8 @@
-"""Is a file that came from others what it claims to be, before a library opens it?
+"""Checks on downloaded files before a library opens them: is each file what it claims to be?
 
-Bases, tokenizers and adapters are downloaded from people nobody knows. The formats used here hold
-no code, but a file may lie about its format, name files outside its folder, or claim sizes that no
-machine has. These checks read headers only, so they take milliseconds whatever the size of a model.
+Bases, tokenizers and adapters are downloaded from strangers. The formats used here hold no code,
+but a file may have the wrong format, name files outside its folder, or claim sizes that no machine
+has. These checks read headers only, so they take milliseconds for a model of any size.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from offbook.errors import ModelError, OffbookError
 
 INDEX = "model.safetensors.index.json"
-MOST_JSON = 2**27  # bytes; the largest tokenizers have a quarter of it
+MOST_JSON = 2**27  # bytes; the largest tokenizers are a quarter of that
 MOST_HEADER = 100_000_000  # bytes; the format's own limit
 PICKLED = {b"\x80": "a pickle", b"PK": "a zip archive, as pickled weights are"}
 
 
 class Tensor(NamedTuple):
-    """A tensor in a safetensors file: its format, sizes, and the file's bytes [begin, end)."""
+    """A tensor in a safetensors file: its dtype, shape, and position in the file, [begin, end)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ def read_json(path: Path, error: type[OffbookError]) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        OffbookError: of the class `error`, when it is too large, nested too deep, or no object.
+        OffbookError: of the class `error`, when it is too large, too deeply nested, or no object.
     """
     require_inside(path, error)
     try:
@@ -43,17 +43,20 @@ def read_json(path: Path, error: type[OffbookError]) -> dict[str, Any]:
             raise ValueError(f"{size:,} bytes are too many")
         contents = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(contents, dict):
-            raise ValueError("it holds no JSON object")
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError, MemoryError) as problem:
-        reason = "it is nested too deep" if isinstance(problem, RecursionError) else problem
-        raise error(f"cannot be read: {reason}", where=str(path), fix="fetch it anew") from None
+        reason = "it is nested too deeply" if isinstance(problem, RecursionError) else problem
+        raise error(f"cannot be read: {reason}", where=str(path), fix="download it again") from None
     return contents
 
 
 def require_inside(path: Path, error: type[OffbookError]) -> None:
-    """Refuse a file that is not a plain file in its folder, however many links lead to it.
+    """Refuse a file that is not a regular file in its own folder, after following links.
 
-    The hub's cache is a folder of links into its own `blobs`; those pass.
+    The hub's cache is a folder of links into its `blobs` folder; these are allowed.
+
+    Raises:
+        OffbookError: of the class `error`, when it is elsewhere or not a regular file.
     """
     folder, real = path.parent.resolve(), path.resolve()
     homes = [folder]
@@ -61,24 +64,26 @@ def require_inside(path: Path, error: type[OffbookError]) -> None:
         homes.append(folder.parent.parent / "blobs")
     if not any(home in real.parents for home in homes):
         raise error(
-            f"links to {real}, outside its folder", where=str(path), fix="put the file itself there"
+            f"links to {real}, outside its folder",
+            where=str(path),
+            fix="replace the link by the file",
         )
     if not real.is_file():
-        raise error("not a file", where=str(path), fix="fetch it anew")
+        raise error("not a regular file", where=str(path), fix="download it again")
 
 
 def read_tensors(path: Path, error: type[OffbookError]) -> dict[str, Tensor]:
     """The tensors of a safetensors file, from its header alone.
 
     Raises:
-        OffbookError: of the class `error`, when it is something else, by whatever name, or damaged.
+        OffbookError: of the class `error`, when it has another format or is damaged.
     """
     require_inside(path, error)
     with path.open("rb") as file:
         head = file.read(8)
         length = int.from_bytes(head, "little")
         for magic, kind in PICKLED.items():
-            # A header of 128 or so bytes may begin like a pickle; one of terabytes cannot.
+            # The length of a short header may begin with the same bytes; that of a pickle is huge.
             if head.startswith(magic) and length > MOST_HEADER:
                 raise error(
                     f"{kind}, not safetensors; loading it could run code, so it is not loaded",
@@ -89,7 +94,7 @@ def read_tensors(path: Path, error: type[OffbookError]) -> dict[str, Tensor]:
             raise _damaged(path, error, f"it claims a header of {length:,} bytes")
         try:
             with safe_open(path, framework="numpy"):
-                pass  # proves names, shapes and offsets against the size of the file
+                pass  # checks names, shapes and offsets against the size of the file
             header = json.loads(file.read(length))
         except (SafetensorError, OSError, ValueError, RecursionError) as problem:
             raise _damaged(path, error, str(problem)) from None
@@ -101,26 +106,26 @@ def read_tensors(path: Path, error: type[OffbookError]) -> dict[str, Tensor]:
 
 
 def read_base_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
-    """Every tensor of a base, with the file it is in.
+    """All tensors of a base by name, each with the file it is in.
 
     Raises:
-        ModelError: when a file is not what its name says, or the index leads out of the folder.
+        ModelError: when a file is not safetensors, or the index names a file outside the folder.
     """
     names = {path.name for path in folder.glob("*.safetensors")}
     if (folder / INDEX).exists():
         index = folder / INDEX
         mapped = read_json(index, ModelError).get("weight_map")
         if not isinstance(mapped, dict):
-            raise ModelError("has no weight_map", where=str(index), fix="fetch it anew")
+            raise ModelError("has no weight_map", where=str(index), fix="download it again")
         for name in set(map(str, mapped.values())):
             if Path(name).name != name or not name.endswith(".safetensors") or "\\" in name:
                 raise ModelError(
-                    f"names {name!r}, which is no safetensors file of its folder",
+                    f"names {name!r}, which is not a safetensors file in its folder",
                     where=str(index),
                     fix="use another copy of the model",
                 )
             if name not in names:
-                raise ModelError(f"{name} is missing", where=str(folder), fix="fetch it anew")
+                raise ModelError(f"{name} is missing", where=str(folder), fix="download it again")
     return {
         tensor: (folder / name, about)
         for name in sorted(names)
@@ -129,4 +134,4 @@ def read_base_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
 
 
 def _damaged(path: Path, error: type[OffbookError], reason: str) -> OffbookError:
-    return error(f"not safetensors, or damaged: {reason}", where=str(path), fix="fetch it anew")
+    return error(f"not safetensors, or damaged: {reason}", where=str(path), fix="download it again")

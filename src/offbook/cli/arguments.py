@@ -1,0 +1,25 @@
+"""The arguments that `check`, `plan` and `train` have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override those of the file."),
+]
+
+
+def file_and_settings(
+    config: Path | None, settings: list[str] | None
+) -> tuple[Path | None, list[str]]:
+    """The file and the settings of a command line on which the file may be left out.
+
+    Without a file, the first setting arrives in its place: `offbook train lora.r=4`.
+    """
+    if config is not None and "=" in str(config) and not config.exists():
+        return None, [str(config), *(settings or [])]
+    return config, list(settings or [])
