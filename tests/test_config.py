@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from string import Template
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from offbook.config import FOREIGN_KEYS, Config, keys
 from offbook.errors import ConfigError, suggest
+from offbook.settings_file import read_yaml
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
@@ -434,11 +436,44 @@ def test_every_shipped_recipe_can_be_loaded(tmp_path, path):
     assert Config.load(written(tmp_path, text)) != Config()
 
 
-def test_the_recipe_that_init_writes_takes_rows_and_run_directory(tmp_path):
+def sample(tmp_path, *, uncommented):
+    """The settings of the file that `offbook init` writes, and the keys that it sets.
+
+    A line that begins with "#" and no space after it is a setting that is commented out.
+    """
     text = (ROOT / "src/offbook/samples/config.yaml").read_text(encoding="utf-8")
     text = Template(text).substitute(rows="rows.json", output_dir="runs/role")
-    config = Config.load(written(tmp_path, text))
-    assert (config.data.train, config.output_dir) == ("rows.json", "runs/role")
+    if uncommented:
+        text = re.sub(r"^( *)#(?=\S)", r"\1", text, flags=re.MULTILINE)
+    path = written(tmp_path, text)
+    _, origins = read_yaml(path)
+    return Config.load(path).flat(), {".".join(key) for key in origins} & set(keys())
+
+
+def test_the_sample_configuration_shows_every_setting(tmp_path):
+    settings, shown = sample(tmp_path, uncommented=True)
+    assert shown == set(keys())
+    assert settings == sample(tmp_path, uncommented=False)[0]
+
+
+def test_what_the_sample_configuration_comments_out_is_the_default(tmp_path):
+    settings, active = sample(tmp_path, uncommented=False)
+    default = Config().flat()
+    assert {key for key in settings if settings[key] != default[key]} == {
+        "data.train",
+        "data.validation",
+        "lora.lora_dropout",
+        "train.num_train_epochs",
+        "train.learning_rate",
+        "train.logging_steps",
+        "output_dir",
+    }
+    assert len(active) < len(default)
+
+
+def test_the_sample_configuration_takes_rows_and_run_directory(tmp_path):
+    settings, _ = sample(tmp_path, uncommented=False)
+    assert (settings["data.train"], settings["output_dir"]) == ("rows.json", "runs/role")
 
 
 def test_the_deepseek_recipe_has_the_tutorials_numbers():

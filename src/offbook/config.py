@@ -137,7 +137,8 @@ class LoraSettings(Section):
 
 class TrainSettings(Section):
     """The optimization. The optimizer is AdamW (arXiv:1711.05101) with betas 0.9 and 0.999 and
-    epsilon 1e-8, as in `transformers.Trainer`."""
+    epsilon 1e-8, as in `transformers.Trainer`.
+    """
 
     num_train_epochs: float = Field(default=3, gt=0)
     """Passes over the training rows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import re
@@ -19,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from offbook import __version__
-from offbook.cli import main
 from offbook.cli.console import RowsRead, printable
 from offbook.cli.train import STOPPING
 from offbook.files import storage
@@ -30,24 +28,7 @@ from support.tiny import ROWS
 
 Cli = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Run a command in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["offbook", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+COMMANDS = ("init", "settings", "check", "plan", "train", "chat", "demo")
 
 
 @pytest.fixture
@@ -72,7 +53,7 @@ def tiny_arguments(tiny_base: Path, tmp_path: Path) -> list[str]:
 def test_plan_prints_memory_and_time(cli: Cli, tiny_arguments: list[str]) -> None:
     code, out, err = cli("plan", *tiny_arguments)
     assert code == 0, err
-    for name in ("weights", "activations of a micro-batch", "seconds a step", "time in all"):
+    for name in ("weights", "activations of a micro-batch", "seconds per step", "time in total"):
         assert re.search(rf"^{name}  ", out, re.MULTILINE)
     code, out, _ = cli("plan", *tiny_arguments, "--json")
     assert code == 0
@@ -84,7 +65,9 @@ def test_plan_prints_memory_and_time(cli: Cli, tiny_arguments: list[str]) -> Non
 # Help and version.
 
 
-@pytest.mark.parametrize("command", ["", "init", "check", "plan", "train", "chat", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "init", "settings", "check", "plan", "train", "chat", "demo"]
+)
 def test_help_has_examples(cli: Cli, command: str) -> None:
     code, out, _ = cli(*command.split(), "--help")
     assert code == 0
@@ -95,7 +78,7 @@ def test_the_version(cli: Cli) -> None:
     assert cli("--version")[:2] == (0, f"offbook {__version__}\n")
 
 
-def test_help_does_not_wait_for_torch() -> None:
+def test_help_does_not_load_torch() -> None:
     code = "import sys, offbook, offbook.cli; print([m for m in ('torch', 'transformers', 'numpy', "
     code += "'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -127,7 +110,7 @@ def test_init_writes_files_that_work_as_they_are(cli: Cli, tmp_path: Path) -> No
     code, _, err = cli("init", "keeper")
     assert (code, err) == (
         2,
-        "error: keeper/config.yaml: already there; choose another folder\n",
+        "error: keeper/config.yaml: it exists already; choose another folder\n",
     )
 
 
@@ -180,9 +163,7 @@ def test_check_the_tutorials_data(cli: Cli) -> None:
     ]
 
 
-def test_control_characters_in_rows_are_spelled_out(
-    cli: Cli, tmp_path: Path, tiny_base: Path
-) -> None:
+def test_control_characters_in_rows_are_escaped(cli: Cli, tmp_path: Path, tiny_base: Path) -> None:
     row = {"instruction": "a", "output": "\x1b]0;title\x07 \u202eevil"}
     (tmp_path / "rows.json").write_text(json.dumps([row]))
     _, out, _ = cli("check", "rows.json", "--model", tiny_base)
@@ -195,7 +176,7 @@ def test_printable_keeps_text_and_escapes_control() -> None:
     assert printable("\x1b[31m\r\x9b\u202e") == "\\x1b[31m\\x0d\\x9b\\x202e"
 
 
-def test_reading_a_large_file_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reading_a_large_file_is_reported_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     tell = RowsRead(every=2000)
     for rows in range(1024, 6000, 1024):
         tell(rows)
@@ -301,14 +282,14 @@ def test_every_chat_command(cli: Cli, tiny_arguments: list[str], tmp_path: Path)
     notices = [line for line in err.splitlines() if not line.startswith("/")]
     assert notices == [
         "type a message, or /help",
-        "nothing has been asked yet",
-        "forgot the last exchange",
+        "there is no question yet",
+        "removed the last question and reply",
         "system text: You keep a lamp.",
         "saved to saved.jsonl",
-        "forgot the conversation",
+        "started a new conversation",
         "nothing has been said yet",
         "no system text",
-        "no command /nonsense; /help lists them",
+        "unknown command /nonsense; /help lists all",
     ]
     assert "/base " in err
     (line,) = (tmp_path / "saved.jsonl").read_text().splitlines()
@@ -354,8 +335,8 @@ def wait_for_steps(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 @pytest.fixture
-def heeded_signals() -> Iterator[None]:
-    """Signals as at a terminal: in the background some are ignored, and so in children."""
+def default_signals() -> Iterator[None]:
+    """Signals as in a terminal: a background job ignores some, and so do its children."""
     ignored = [kind for kind in STOPPING if signal.getsignal(kind) is signal.SIG_IGN]
     for kind in ignored:
         signal.signal(kind, signal.SIG_DFL)
@@ -365,8 +346,8 @@ def heeded_signals() -> Iterator[None]:
 
 
 @pytest.fixture
-def training(tiny_arguments: list[str], heeded_signals: None) -> list[str]:
-    """The command of a run that takes some seconds."""
+def training(tiny_arguments: list[str], default_signals: None) -> list[str]:
+    """The command of a run that takes a few seconds."""
     return [sys.executable, "-m", "offbook", "train", *tiny_arguments, "train.max_steps=200"]
 
 
@@ -378,7 +359,7 @@ def training(tiny_arguments: list[str], heeded_signals: None) -> list[str]:
         pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_leaves_a_run_that_resume_finishes(
+def test_a_run_stopped_by_a_signal_is_finished_by_resume(
     training: list[str], tmp_path: Path, sent: signal.Signals, expected: int
 ) -> None:
     process = subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -389,9 +370,9 @@ def test_a_signal_leaves_a_run_that_resume_finishes(
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step-"))
     assert 2 <= step < 200
-    if sent != signal.SIGHUP:  # after which nobody reads
+    if sent != signal.SIGHUP:  # after which the output is discarded
         assert f"stopped and saved after step {step}" in err
-        assert "go on with `offbook train run --resume`" in err
+        assert "continue with `offbook train run --resume`" in err
     again = [*training, "--resume", "--json"]
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -439,7 +420,9 @@ def test_a_second_signal_leaves_at_once(
     assert process.stderr is not None
     assert "alpaca rows" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() == "saving and stopping; once more to leave at once\n"
+    assert process.stderr.readline() == (
+        "saving and stopping; press Ctrl-C again to exit at once, without saving\n"
+    )
     process.send_signal(second)
     assert process.communicate(timeout=30)[1] == ""
     assert process.returncode == expected

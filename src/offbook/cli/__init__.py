@@ -1,7 +1,7 @@
-"""The command line: arguments to a Config, one call, and what is printed of it.
+"""The command line: each command reads its arguments, makes one call, and prints the result.
 
 Only this package prints or exits. Commands import what they need when they run, so that `--help`
-does not wait for PyTorch.
+does not have to load PyTorch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in a message and its exit code."""
+    """Run the command line. An OffbookError ends in its message and its exit code."""
     try:
         app(prog_name="offbook")
     except OffbookError as error:
@@ -67,5 +67,5 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, as in `offbook check ... | head`
+        sys.stderr.close()  # our output is no longer read, as in `offbook check ... | head`
         sys.exit(0)

@@ -17,27 +17,37 @@ if TYPE_CHECKING:
     from offbook.inference.chat import Chat
 
 HELP = """\
-/base            the last question, answered by the untuned model
-/retry           another reply to the last question
-/undo            forget the last question and reply
-/reset           forget the conversation
+/base            answer the last question with the untuned model
+/retry           answer the last question again
+/undo            remove the last question and reply
+/reset           start a new conversation
 /system [TEXT]   set the system text, or remove it
 /save FILE       append the conversation to a JSONL file
-/exit            leave (or Ctrl-D)"""
+/exit            end the chat (or Ctrl-D)"""
 
 
 def chat(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     question: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="Ask one question and leave.")
+        str | None, typer.Option("-p", "--prompt", help="Ask one question and exit.")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="With -p: ask the untuned model.")] = False,
-    temperature: Annotated[float | None, typer.Option(help="Randomness; 0 for none.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Probability to sample within.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Tokens to sample among; 0 for all.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="1 for none.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest reply, in tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes replies repeatable.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Randomness of sampling; 0 for none.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the tokens that make up this probability.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample among so many tokens; 0 for all.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Penalty on repeated tokens; 1 for none.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of a reply.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the sampling, for repeatable replies.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="With -p: print question and reply as JSON.")
     ] = False,
@@ -50,7 +60,7 @@ def chat(
     offbook chat runs/myrole -p "Who are you?" --base
     """
     if question is None and (base or as_json):
-        raise ConfigError("--base and --json go with -p", fix="within a chat, type /base")
+        raise ConfigError("--base and --json need -p", fix="in a chat, type /base")
     if question is not None and not question.strip():
         raise ConfigError("the question is empty", where="-p")
     from offbook.inference.chat import Chat
@@ -95,7 +105,7 @@ def _converse(session: Chat) -> None:
         except OffbookError as error:
             say(str(error), "red")
         except KeyboardInterrupt:
-            out.print()  # stop this reply, not the chat
+            out.print()  # Ctrl-C stops the reply, not the chat
 
 
 def _command(session: Chat, line: str) -> None:
@@ -103,7 +113,7 @@ def _command(session: Chat, line: str) -> None:
     rest = rest.strip()
     last = session.last_question()
     if name in ("/base", "/retry") and last is None:
-        raise ConfigError("nothing has been asked yet")
+        raise ConfigError("there is no question yet")
     if name == "/base":
         _print_reply(session, str(last), base=True)
     elif name == "/retry":
@@ -111,10 +121,10 @@ def _command(session: Chat, line: str) -> None:
         _print_reply(session, str(last))
     elif name == "/undo":
         session.undo()
-        say("forgot the last exchange", "dim")
+        say("removed the last question and reply", "dim")
     elif name == "/reset":
         session.reset()
-        say("forgot the conversation", "dim")
+        say("started a new conversation", "dim")
     elif name == "/system":
         session.system = rest or None
         say(f"system text: {rest}" if rest else "no system text", "dim")
@@ -126,7 +136,7 @@ def _command(session: Chat, line: str) -> None:
     elif name == "/help":
         say(HELP)
     else:
-        raise ConfigError(f"no command {name}", fix="/help lists them")
+        raise ConfigError(f"unknown command {name}", fix="/help lists all")
 
 
 def _print_reply(session: Chat, question: str, base: bool = False) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from offbook.cli.arguments import Settings
 from offbook.cli.console import RowsRead, out, printable, say
-from offbook.cli.train import Settings
 
 if TYPE_CHECKING:
     from offbook.doctor.inspection import Census, Lengths, Span
@@ -26,12 +26,12 @@ def check(
     ],
     settings: Settings = None,
     model: Annotated[
-        str | None, typer.Option(help="Whose tokenizer and chat template to use.")
+        str | None, typer.Option(help="The base whose tokenizer and chat template to use.")
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="Rows to show token by token.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Count what a data set holds, and show which tokens are trained on.
+    """Count what is in a data set, and show which tokens are trained on.
 
     \b
     offbook check rows.json
@@ -101,9 +101,9 @@ def _named(places: tuple[str, ...] | list[str]) -> str:
 
 
 def draw(spans: list[Span]) -> Iterator[Text]:
-    """The token view, a line for each run of tokens."""
+    """The token view: a line for each span of tokens, trained on or not."""
     for span in spans:
-        # The labels tell the two apart where there is no colour, as in a file.
+        # The words tell the two apart where there is no colour, as in a file.
         line = Text("trained on  " if span.trained else "not trained ", style="dim")
         for number, token in enumerate(span.tokens):
             if number:
@@ -113,6 +113,6 @@ def draw(spans: list[Span]) -> Iterator[Text]:
 
 
 def _visible(token: str) -> str:
-    """A token with its white space drawn."""
+    """A token with its white space made visible."""
     drawn = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
     return printable(drawn)

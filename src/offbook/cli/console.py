@@ -1,4 +1,4 @@
-"""What all commands print with: two consoles, safe text, and training's progress."""
+"""How commands print: two consoles, safe text, and the progress of a run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from offbook.monitor import Monitor
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)  # progress and notices; stdout is for results
 
-# These reorder what follows them, so that a reply could read as something else.
+# These reorder the text after them, so that a reply could look like something else.
 DIRECTION_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str) -> str:
-    """Text from a model or a file with its control characters spelled out.
+    """Text from a model or a file with its control characters escaped.
 
-    A terminal obeys control characters: it can be made to change its title or hide text. Halves of
-    surrogate pairs cannot be printed at all.
+    A terminal obeys control characters: they can change its title or hide text. Halves of surrogate
+    pairs cannot be printed at all.
     """
     return "".join(
         f"\\x{ord(char):02x}"
@@ -35,25 +35,25 @@ def printable(text: str) -> str:
 
 
 def say(text: str, style: str | None = None) -> None:
-    """A notice on stderr, as it is."""
+    """Print a notice to stderr, without markup and wrapping."""
     err.print(printable(text), style=style, markup=False, soft_wrap=True)
 
 
 class RowsRead:
-    """Tells of reading a large data set, every so many rows."""
+    """Reports the progress of reading a large data set, every `every` rows."""
 
     def __init__(self, every: int = 200_000) -> None:
         self._every = self._next = every
 
     def __call__(self, rows: int) -> None:
-        """Called with the number of rows read so far."""
+        """Report `rows`, the number of rows read so far, when it is time."""
         if rows >= self._next:
             say(f"{rows:,} rows read", "dim")
             self._next = rows + self._every
 
 
 class ProgressMonitor(Monitor):
-    """A progress bar on a terminal, a line for each logged step elsewhere."""
+    """A progress bar on a terminal; elsewhere, a line for each logged step."""
 
     def __init__(self) -> None:
         self._bar = Progress(

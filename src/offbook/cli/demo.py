@@ -22,7 +22,7 @@ QUESTIONS = 6
 
 
 def demo() -> None:
-    """Train the sample role on the embedded model, and compare it with the untuned one.
+    """Train the embedded model on the sample role, and compare it with the untuned model.
 
     \b
     offbook demo      about 3 minutes of training on 2 cores, in runs/demo
@@ -47,7 +47,7 @@ def demo() -> None:
 
 
 def compare(session: Chat, questions: Sequence[str]) -> Table:
-    """Each question, answered by the untuned model and by the tuned one."""
+    """A table of questions with the replies of the untuned and of the tuned model."""
     table = Table(title="Questions it was not trained on", box=box.HORIZONTALS, show_lines=True)
     for heading in ("question", "before", "after"):
         table.add_column(heading, ratio=2 if heading == "question" else 4)

@@ -25,7 +25,7 @@ def init(
     config, rows = folder / "config.yaml", folder / "rows.jsonl"
     for path in (config, rows):
         if path.exists():
-            raise ConfigError("already there", where=str(path), fix="choose another folder")
+            raise ConfigError("it exists already", where=str(path), fix="choose another folder")
     text = Template((samples / "config.yaml").read_text(encoding="utf-8"))
     name = folder.resolve().name
     try:
@@ -37,9 +37,9 @@ def init(
     except OSError as error:
         raise ConfigError(f"cannot write ({error.strerror})", where=str(folder)) from None
     for what, why in (
-        (str(config), "the settings, explained"),
-        (str(rows), "a sample role of 260 rows: put your own in their place"),
-        (f"offbook check {rows}", "what they hold, and which tokens are trained on"),
+        (str(config), "all settings, explained"),
+        (str(rows), "a sample role of 260 rows: replace them by your own"),
+        (f"offbook check {rows}", "count them, and see which tokens are trained on"),
         (f"offbook train {config}", "train (about 3 minutes with the sample)"),
         (f"offbook chat runs/{name}", "talk to it"),
     ):

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from offbook.cli.arguments import Settings, file_and_settings
 from offbook.cli.console import ProgressMonitor, out, say
-from offbook.cli.train import Settings
 
 
 def plan(
@@ -18,7 +18,7 @@ def plan(
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
-    """Predict memory and time of a training run, without loading the base's weights.
+    """Predict the memory and the time of a run, without loading the weights of the base.
 
     \b
     offbook plan recipes/smollm2-demo.yaml
@@ -30,10 +30,7 @@ def plan(
     from offbook.config import Config
     from offbook.training.forecast import forecast
 
-    settings = list(settings or [])
-    if config is not None and "=" in str(config) and not config.exists():
-        settings.insert(0, str(config))  # no file given, only settings
-        config = None
+    config, settings = file_and_settings(config, settings)
     with ProgressMonitor() as monitor:
         prediction = forecast(Config.load(config, settings), monitor)
     if as_json:
@@ -48,7 +45,7 @@ def plan(
         ("activations of a micro-batch", _gb(chosen.activations)),
         ("logits of a chunk", _gb(chosen.loss)),
         ("Python and its libraries", _gb(chosen.process)),
-        ("in all", f"{_gb(chosen.peak)}; {_gb(chosen.available)} are free"),
+        ("in total", f"{_gb(chosen.peak)}; {_gb(chosen.available)} are free"),
         ("micro-batches", f"up to {chosen.micro_batch_tokens:,} tokens"),
         ("gradient checkpointing", "yes" if chosen.checkpointing else "no"),
         (
@@ -56,13 +53,13 @@ def plan(
             f"{prediction.step_tokens:,.0f} tokens, {prediction.step_flops / 1e12:.2f} TFLOP",
         ),
         ("speed of a micro-step", f"{prediction.flops_per_second / 1e9:,.0f} GFLOP/s, measured"),
-        ("seconds a step", f"{prediction.step_seconds:,.1f}"),
+        ("seconds per step", f"{prediction.step_seconds:,.1f}"),
         ("steps", f"{prediction.steps:,}"),
-        ("time in all", _duration(prediction.step_seconds * prediction.steps)),
+        ("time in total", _duration(prediction.step_seconds * prediction.steps)),
     ):
         table.add_row(name, value)
     out.print(table)
-    say("time leaves out validation, saving, and the unpacking of 4-bit weights")
+    say("the time does not include validation, saving, and the unpacking of 4-bit weights")
 
 
 def _gb(size: int) -> str:

@@ -22,15 +22,16 @@ LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than
 PREAMBLE = """\
 # Settings
 
-Every setting of a run: its type, its default, what it means, and the paper it comes from. A YAML file
-sets them by section (`offbook init` writes one that shows them all), and `offbook train FILE
-section.key=value` overrides any of them. `offbook settings [KEY]` prints this page in a terminal.
-It is generated from the docstrings of `src/offbook/config.py` by `python docs/settings.py`.
+Every setting of a run: its type, its default, what it means, and the paper it comes from. A YAML
+file sets them by section (`offbook init` writes one that shows them all), and `offbook train FILE
+section.key=value` overrides any of them. `offbook settings [KEY]` prints the same in a terminal.
+
+This page is generated from the docstrings of `src/offbook/config.py` by `python docs/settings.py`.
 """
 
 
 class Setting(NamedTuple):
-    """A setting as it is shown: everything as text."""
+    """What is shown of a setting, as text."""
 
     key: str
     kind: str
@@ -39,7 +40,7 @@ class Setting(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The settings of a section; the name is empty for those outside a section."""
+    """A section and its settings; `output_dir` is a group of its own."""
 
     name: str
     meaning: str
@@ -78,23 +79,22 @@ def describe() -> list[Group]:
     """All settings by section, in the order of `Config`."""
     from offbook.config import Config, Section
 
-    groups, rest = [], []
+    groups = []
     for name, field in Config.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
             members = [_setting(f"{name}.{k}", f) for k, f in section.model_fields.items()]
             groups.append(Group(name, _line(section.__doc__), members))
         else:
-            rest.append(_setting(name, field))
-    return [*groups, Group("", "Outside the sections.", rest)]
+            groups.append(Group(name, "Where the run is written.", [_setting(name, field)]))
+    return groups
 
 
 def markdown() -> str:
     """The text of `docs/settings.md`."""
     lines = [PREAMBLE]
     for group in describe():
-        heading = f"`{group.name}`" if group.name else "The run"
-        lines.append(f"## {heading}\n\n{_with_links(group.meaning)}\n")
+        lines.append(f"## `{group.name}`\n\n{_with_links(group.meaning)}\n")
         lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
         for s in group.settings:
             cells = f"`{s.key}`", s.kind, f"`{s.default}`", _with_links(s.meaning)
@@ -105,7 +105,7 @@ def markdown() -> str:
 
 def _print_summary(groups: Sequence[Group]) -> None:
     for group in groups:
-        out.print(f"{group.name or 'run'}: {_first_sentence(group.meaning)}", style="bold")
+        out.print(f"{group.name}: {_first_sentence(group.meaning)}", style="bold", markup=False)
         table = Table.grid(padding=(0, 2))
         for s in group.settings:
             table.add_row(*map(Text, (f"  {s.key}", s.default, _first_sentence(s.meaning))))
@@ -124,10 +124,11 @@ def _setting(key: str, field: FieldInfo) -> Setting:
 
 
 def _kind(annotation: Any) -> str:
-    """A type in words: `Literal["none", "nf4"]` is `none or nf4`."""
+    """A type in words: `int | None` is `integer or null`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
+        *others, last = [f"`{value}`" for value in arguments]
+        return f"{', '.join(others)} or {last}" if others else last
     if origin in (Union, UnionType):
         return " or ".join(map(_kind, arguments))
     return "list of texts" if origin is tuple else KINDS[annotation]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offbook.cli.arguments import Settings, file_and_settings
 from offbook.cli.console import ProgressMonitor, out, say
 from offbook.errors import INTERRUPTED, TERMINATED, ConfigError
 
@@ -25,11 +26,6 @@ HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANG_UP] if HANG_UP else []))
 SHOW_CURSOR = "\x1b[?25h"  # the progress bar hides it
 
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file's."),
-]
-
 
 def train(
     config: Annotated[
@@ -37,16 +33,16 @@ def train(
     ] = None,
     settings: Settings = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing run.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on stdout.")
     ] = False,
 ) -> None:
-    """Train an adapter.
+    """Train an adapter, or resume a run.
 
     \b
     offbook train recipes/smollm2-demo.yaml
@@ -57,10 +53,7 @@ def train(
     from offbook.config import Config
     from offbook.data.formats import SUFFIXES
 
-    settings = list(settings or [])
-    if config is not None and "=" in str(config) and not config.exists():
-        settings.insert(0, str(config))  # no file given, only settings
-        config = None
+    config, settings = file_and_settings(config, settings)
     if config is not None and config.suffix.lower() in SUFFIXES:
         fix = f"offbook train data.train={config}"
         raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)
@@ -75,10 +68,10 @@ def train(
 
 
 def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainResult, int]:
-    """Train with progress on stderr; Ctrl-C, SIGTERM or a closed terminal saves and ends early.
+    """Train with progress on stderr. Ctrl-C, SIGTERM and a closed terminal save the run and end it.
 
     Returns:
-        The result, and the exit code that tells how it ended.
+        The result, and the exit code.
     """
     from offbook.training.loop import train
 
@@ -96,10 +89,10 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
 
 
 def report(result: TrainResult, config: str) -> None:
-    """Print how a run ended and what to do next."""
+    """Print how a run ended, and what to do next."""
     if not result.finished:
         again = f"offbook train {config or result.run} --resume"
-        say(f"stopped and saved after step {result.steps}; go on with `{again}`")
+        say(f"stopped and saved after step {result.steps}; continue with `{again}`")
         return
     out.print(
         f"{result.steps} steps; {result.seconds:.0f} s of training, "
@@ -117,23 +110,25 @@ def report(result: TrainResult, config: str) -> None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals that asked to stop. After one, Ctrl-C or SIGTERM leaves at once, unsaved.
+    """A list of the stop signals received so far. The second SIGINT or SIGTERM exits at once.
 
-    A hang-up never does: a closing terminal may send several. One that is ignored, as `nohup` has
-    it, stays so.
+    A second SIGHUP does not, since a closing terminal may send several. A signal that is ignored,
+    as SIGHUP is under `nohup`, stays ignored.
     """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == HANG_UP:
-            _leave_terminal()
+            _discard_output()
         elif received:
             if os.isatty(2):
                 _write_stderr(SHOW_CURSOR)
             os._exit(_exit_code(number))
-        received.append(number)  # before anything is said: the next may come right after
+        received.append(number)  # before the message, since the next signal may follow at once
         if len(received) == 1:
-            _write_stderr("saving and stopping; once more to leave at once\n")
+            _write_stderr(
+                "saving and stopping; press Ctrl-C again to exit at once, without saving\n"
+            )
 
     kinds = [kind for kind in STOPPING if signal.getsignal(kind) is not signal.SIG_IGN]
     before = [signal.signal(kind, note) for kind in kinds]
@@ -149,13 +144,13 @@ def _exit_code(number: int) -> int:
 
 
 def _write_stderr(text: str) -> None:
-    """Write past rich, which a signal may have stopped in the middle of its work."""
+    """Write without rich, which the signal may have interrupted in the middle of its work."""
     with suppress(OSError):
         os.write(2, text.encode())
 
 
-def _leave_terminal() -> None:
-    """Send what is printed to nowhere, for the terminal is gone and would fail."""
+def _discard_output() -> None:
+    """Discard further output: writing to a closed terminal would fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nowhere, descriptor)
