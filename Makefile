@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# What PyTorch computes with on a processor without AVX-512.
+# Limits PyTorch to what a CPU without AVX-512 has.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
@@ -12,8 +12,8 @@ help:
 	@echo "make demo      install, train the sample role, compare before and after (under 10 minutes)"
 	@echo "make test      install and run all tests"
 	@echo "make lint      formatting, lint, types and the import contract"
-	@echo "make notebook  execute the notebook anew"
-	@echo "make bench     training speed against the Trainer recipe, and TRL where it is installed"
+	@echo "make notebook  execute the notebook again"
+	@echo "make bench     training speed against the Trainer recipe, and TRL if it is installed"
 	@echo "make clean     remove the virtual environment"
 
 demo: .venv/installed
@@ -34,7 +34,7 @@ lint: .venv/installed-dev
 notebook: .venv/installed-dev
 	$(BIN)/python notebooks/build.py
 
-# BENCH=... passes arguments, such as BENCH='--rows rows.json --dropout 0'.
+# BENCH=... passes arguments, such as BENCH='--rows rows.json --dropout 0 --precision float32'.
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/train_speed.py $(BENCH)
 
