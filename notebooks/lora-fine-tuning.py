@@ -106,8 +106,8 @@ print(f"{BASE} on {DEVICE}")
 # %% [markdown]
 # ## 2. Instruction rows
 #
-# A row has an `instruction`, an optional `input` that the instruction speaks of, and the `output`
-# that the role should give. Two small roles come with offbook: `lighthouse`, a lighthouse keeper
+# A row has an `instruction`, an optional `input` that the instruction refers to, and the `output`
+# that the role should give. Two small roles are part of offbook: `lighthouse`, a lighthouse keeper
 # who speaks English, and `teahouse-zh`, the landlady of a tea house who speaks Chinese.
 
 # %%
@@ -142,8 +142,8 @@ for name, reader in roles.items():
 # %% [markdown]
 # **What the usual recipe gets wrong, and how it shows**
 #
-# - *Instruction and input are glued together* (`instruction + input`), with nothing between them.
-#   The last word of one runs into the first of the other, and the tokens at the seam are ones that
+# - *Instruction and input are joined* (`instruction + input`), with nothing between them.
+#   The last word of one runs into the first of the other, and the tokens there are ones that
 #   rarely or never occur in well-formed text.
 # - *Rows are not checked.* Where keys are read with a default, a row that spells `"instrution"`
 #   trains on an empty prompt.
@@ -242,8 +242,8 @@ draw_tokens(example, "One row, as offbook renders it")
 # %% [markdown]
 # The same for a Chinese row, as text: tokens are set apart by `|`, and `[ ]` encloses the
 # supervised ones. A byte-level tokenizer that has seen little Chinese needs two or three tokens
-# for most characters; such a character is written once, at the last of its tokens, and `·` stands
-# for each of the others.
+# for most characters; such a character is written once, at the last of its tokens, and `·` is
+# written for each of the others.
 
 # %%
 teahouse = list(roles["teahouse-zh"])
@@ -281,8 +281,8 @@ print(template.parse_reply(row_ids[start:]) == lighthouse[ROW].messages[1].conte
 # **What the usual recipe gets wrong, and how it shows**
 #
 # Here is the usual `process_func` and the prompt that goes with it, in our own words. The recipe
-# writes DeepSeek's `<｜end▁of▁sentence｜>` by hand; `tokenizer.eos_token` is its equal for whatever
-# model was chosen above.
+# writes DeepSeek's `<｜end▁of▁sentence｜>` by hand; `tokenizer.eos_token` is the same for the model
+# that was chosen above.
 
 # %%
 MAX_LENGTH = 384
@@ -311,8 +311,8 @@ draw_tokens(recipe_example, "The same row in the usual recipe", extra=mistakes)
 # %% [markdown]
 # - *The format is written by hand.* `User:` and `Assistant:` are DeepSeek's. Copied to another
 #   model they are a format it has never seen: compare the two figures.
-# - *EOS stands twice.* It is in the text, and then the pad token, which is the same token, is
-#   appended. The second one is a free point for the loss, in every row.
+# - *EOS is there twice.* It is in the text, and then the pad token, which is the same token, is
+#   appended. The second one is trivial to predict, and lowers the loss of every row.
 # - *`Assistant:` is in the loss, and missing from the prompt.* The model is trained to write its
 #   own header, and at inference it has to: replies begin with `Assistant:`,
 #   and part of `max_new_tokens` goes into it.
@@ -429,8 +429,8 @@ print(f"\noffbook reports: cut {', '.join(fitted.truncated)}; left out {', '.joi
 #
 # A tokenizer that loads without an error may still be wrong: transformers 5.6.0 loaded the
 # DeepSeek-LLM vocabulary in a way that lost every space and all Chinese. `load_tokenizer` therefore
-# compares what was loaded with the raw `tokenizer.json` on a set of probe texts. It passed above,
-# or we would not be here. To see a refusal, we break a copy:
+# compares what was loaded with the raw `tokenizer.json` on a set of probe texts. It passed above;
+# otherwise this notebook would have stopped. To see a refusal, we break a copy:
 
 # %%
 broken = deepcopy(tokenizer)
@@ -484,7 +484,7 @@ for name, number in sizes.items():
 # - *Pure float16, with no loss scaling.* The base is loaded in `torch.half`. Whether the adapters
 #   are float16 too depends on the version of PEFT; the current one makes them float32 unless told
 #   not to. Where they are float16, a small update is rounded away, a small gradient is zero, and
-#   AdamW's average of *squared* gradients is zero so soon that its step divides by nothing.
+#   AdamW's average of *squared* gradients is zero so soon that its step divides by zero.
 #
 # One weight of 0.5, a learning rate of 1e-4, in three formats:
 
@@ -666,8 +666,9 @@ show_error(lambda: config.override("train.per_device_train_batch_size=8"))
 # - *A token's weight depends on its neighbours.* Before 4.46, transformers took the
 #   mean loss of each micro-batch and averaged those. A token in a
 #   micro-batch with few supervised tokens then weighs more. Here is how much, over an epoch in 2
-#   micro-batches of 8 rows. It is little for this role, whose replies are of like length, and grows
-#   where they are not. offbook divides by the tokens of the whole step, so there the ratio is 1.
+#   micro-batches of 8 rows. It is little for this role, whose replies have similar lengths, and
+#   grows where they do not. offbook divides by the tokens of the whole step, so there the ratio is
+#   1.
 
 # %%
 examples = tokenize(roles["lighthouse"], template, config.data.max_length)
@@ -707,7 +708,7 @@ print(f"a run of 690 steps, every 100th: {690 % 100} steps lost")
 # %% [markdown]
 # ## 7. Training
 #
-# `train` runs the whole thing. It tells a `Monitor` what it does; ours prints a line for each
+# `train` runs the whole thing. It reports to a `Monitor`; ours prints a line for each
 # record of the run's `metrics.jsonl`.
 
 
@@ -752,7 +753,7 @@ plt.show()
 #
 # - *No validation.* The recipe trains on every row and watches the training loss, which goes down
 #   whether the model learns the role or only the rows. offbook holds out a share of the *prompts*,
-#   so that no question stands on both sides, and measures the base before the first step: the
+#   so that no question is on both sides, and measures the base before the first step: the
 #   number to beat.
 # - *Nothing at the end.* The last step is saved here whatever `save_steps` says.
 
@@ -775,7 +776,7 @@ print(", ".join(sorted(path.name for path in run.adapter.iterdir())))
 # ## 8. Inference
 #
 # `Chat.open` needs only the run's folder. Temperature 0 takes the likeliest token each time, so
-# the replies can be repeated; for a livelier role, leave it at its default.
+# the replies can be repeated; for more varied replies, leave it at its default.
 
 # %%
 chat = Chat.open(result.run, Sampling(temperature=0, max_new_tokens=60))
@@ -803,7 +804,7 @@ free_memory()
 # - *The prompt lacks `Assistant:`*, and the tokenizer may add BOS to it: see section 3.
 # - *Dropout is left on.* After `trainer.train()` the model is still in training mode, and
 #   `generate` does not change that. With `lora_dropout=0.1` a tenth of each adapter's inputs is
-#   zeroed at random for every token that is written, so what answers is a damaged copy of the
+#   zeroed at random for every token that is written, so the replies come from a damaged copy of the
 #   trained role, and greedy decoding need not give the same reply twice.
 #
 # We load the adapter just trained, with the recipe's dropout set in a copy of its configuration,

@@ -1,4 +1,4 @@
-"""The public interface and the README that shows it."""
+"""The public interface, the README that shows it, and the links of the documentation."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def test_the_public_names_exist_and_are_at_most_ten() -> None:
         offbook.nothing  # noqa: B018
 
 
-def test_no_module_takes_the_place_of_a_public_name() -> None:
+def test_no_module_has_a_public_name() -> None:
     for path in (ROOT / "src" / "offbook").iterdir():
         assert path.stem not in offbook.__all__, path
     assert callable(offbook.train)
-    assert callable(offbook.train)  # also once its module is imported
+    assert callable(offbook.train)  # still the function, now that its module is imported
 
 
 def test_the_map_has_a_line_for_every_folder_and_file() -> None:
@@ -40,9 +40,22 @@ def test_the_map_has_a_line_for_every_folder_and_file() -> None:
     assert set(re.findall(r"^\| `(\w+/)` \|", README, re.MULTILINE)) == folders
 
 
-def test_files_that_the_readme_names_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).is_file(), target
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))],
+    ids=lambda page: page.name,
+)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text("utf-8")):
+        file = page.parent / target if target else page
+        assert file.is_file(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert heading in anchors, f"{target}#{heading}"
+
+
+def test_recipes_that_the_readme_names_exist() -> None:
     for recipe in re.findall(r"recipes/[\w.-]+\.yaml", README):
         assert (ROOT / recipe).is_file(), recipe
 

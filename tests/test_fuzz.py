@@ -1,7 +1,7 @@
-"""Whatever a file holds, it is read, or refused with its name and a reason; never a traceback.
+"""Every file is read, or refused with its name and a reason; there is never a traceback.
 
-Hypothesis makes the files. The fast run tries a few of each kind, `-m slow` some thousands, always
-the same ones.
+Hypothesis generates the files: a few of each kind in the fast run, some thousands with `-m slow`,
+always the same ones.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ SUFFIXES = ("json", "jsonl", "csv", "parquet")
 
 
 def tries(fast: int, slow: int) -> pytest.MarkDecorator:
-    """Run a test with a few cases, and as a slow one with many."""
+    """Run a test with a few cases, and as a slow test with many."""
     values = [pytest.param(fast), pytest.param(slow, marks=pytest.mark.slow)]
     return pytest.mark.parametrize("cases", values)
 
 
 def hold(cases: int, *strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], None]:
-    """Check at once that a property holds, the same cases each time."""
+    """Check a property at once, with the same cases each time."""
 
     def check(holds: Callable[..., None]) -> None:
         sure = settings(
@@ -58,7 +58,7 @@ def hold(cases: int, *strategies: st.SearchStrategy[Any]) -> Callable[[Callable[
 
 
 def refusal(act: Callable[[], object]) -> str | None:
-    """What an act is refused with, in little time; any other exception is the test's failure."""
+    """The error that `act` is refused with, within SECONDS; any other exception fails the test."""
     started = time.monotonic()
     try:
         act()
@@ -71,7 +71,7 @@ def refusal(act: Callable[[], object]) -> str | None:
 
 # Rows.
 
-# Python 3.10's csv knows no NUL.
+# The csv module of Python 3.10 does not accept NUL.
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 SAID = TEXT.filter(str.strip)
 NAMES = st.sampled_from(
@@ -106,7 +106,7 @@ def rows_of(row: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
 
 
 def expected(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """The turns a valid row stands for."""
+    """The turns of a valid row."""
     if "messages" in row:
         return [(turn["role"], turn["content"]) for turn in row["messages"]]
     if "conversations" in row:
@@ -146,7 +146,7 @@ def test_valid_rows_are_read_back_the_same_from_every_file_type(tmp_path, cases)
     def _(rows, plain, end, mark):
         for suffix in SUFFIXES:
             if suffix == "csv" and "instruction" not in rows[0]:
-                continue  # a table of text holds no lists
+                continue  # CSV has no lists
             path = tmp_path / f"rows.{suffix}"
             data = stored(suffix, rows, plain, end)
             path.write_bytes((b"\xef\xbb\xbf" if mark and suffix != "parquet" else b"") + data)
@@ -172,7 +172,7 @@ SCRAPS = PIECES | PIECES | TEXT.map(str.encode) | st.binary(max_size=4)
 
 @st.composite
 def changed(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
-    """Bytes with pieces cut out, put in, doubled or moved, and perhaps an end too soon."""
+    """Bytes with pieces removed, inserted, doubled or moved, and perhaps truncated."""
     data = draw(whole)
     for _ in range(draw(st.integers(1, 4))):
         start, end = sorted(draw(st.tuples(*[st.integers(0, len(data))] * 2)))
@@ -182,13 +182,13 @@ def changed(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
 
 
 def mostly_utf_8(data: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Without this, half of all changed files would be refused for a character cut in two."""
+    """Mostly valid UTF-8: otherwise half of the changed files would be refused for a split character."""
     whole = data.map(lambda data: data.decode(errors="ignore").encode())
     return whole | whole | whole | data
 
 
 def text_files(suffix: str) -> st.SearchStrategy[bytes]:
-    """Files that may be anything, most of them nearly right."""
+    """Files of any content, most of them nearly valid."""
     near = st.one_of(
         rows_of(ALPACA | SHAREGPT | MESSAGES | VALUES),
         rows_of(st.dictionaries(NAMES, VALUES, max_size=5)),
@@ -220,7 +220,7 @@ TYPES = FLAT | FLAT | FLAT | FLAT.map(pa.list_) | STRUCTS | STRUCTS.map(pa.list_
 
 @st.composite
 def tables(draw: st.DrawFn) -> bytes:
-    """A Parquet file of columns that may be anything, their bytes too."""
+    """A Parquet file with columns of any type and any bytes."""
     some = st.lists(st.tuples(FIELDS, TYPES), min_size=1, max_size=4, unique_by=itemgetter(0))
     columns = draw(some)
     count, arrays = draw(st.integers(1, 3)), []
@@ -231,7 +231,7 @@ def tables(draw: st.DrawFn) -> bytes:
     try:
         pq.write_table(pa.Table.from_arrays(arrays, [name for name, _ in columns]), sink)
     except (pa.ArrowException, UnicodeError):
-        return b"PAR1"  # no such file can be written
+        return b"PAR1"  # such a file cannot be written
     return sink.getvalue()
 
 
@@ -251,7 +251,7 @@ def files(suffix: str) -> st.SearchStrategy[bytes]:
 
 
 def rows_in(path: Path) -> int:
-    """The rows of a whole file, counted in another way."""
+    """The number of rows of an intact file, counted in another way."""
     if path.suffix == ".parquet":
         return pq.read_metadata(path).num_rows
     text = path.read_bytes().decode("utf-8-sig")
@@ -324,7 +324,7 @@ def yaml_of(values: object) -> bytes:
 
 @st.composite
 def setting_files(draw: st.DrawFn) -> bytes:
-    """Configuration files that may be anything, most of them nearly right."""
+    """Configuration files of any content, most of them nearly valid."""
     valid = Config().to_yaml().encode()
     soup = st.lists(WORDS, max_size=12).map(lambda w: " ".join(w).encode("utf-8", "surrogatepass"))
     scraps = soup | SCRAPS
@@ -373,7 +373,7 @@ def test_a_configuration_is_loaded_or_refused_by_name(tmp_path, cases):
 
 
 @tries(100, 400)
-def test_an_override_is_taken_or_refused(tmp_path, cases):
+def test_an_override_is_applied_or_refused(tmp_path, cases):
     name = st.sampled_from(list(keys())) | st.lists(WORDS | TEXT, max_size=3).map(".".join)
     value = WORDS | st.lists(WORDS, max_size=4).map(" ".join) | TEXT
     override = st.builds("{}={}".format, name, value) | TEXT

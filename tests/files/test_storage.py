@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def test_a_folder_is_committed_with_a_manifest(tmp_path: Path) -> None:
     }
 
 
-def test_contents_and_names_are_forced_to_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_contents_and_names_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forced: list[int] = []
     plain = os.fsync
 
@@ -59,7 +57,7 @@ def test_contents_and_names_are_forced_to_the_disk(
         assert path.stat().st_ino in forced, path
 
 
-def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+def test_a_folder_replaces_another(tmp_path: Path) -> None:
     final = tmp_path / "step-1"
     storage.commit(final, [*FILES, ("c.bin", b"")])
     storage.commit(final, FILES)
@@ -68,7 +66,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-1"]
 
 
-def test_what_is_wrong_is_told(tmp_path: Path) -> None:
+def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     final = tmp_path / "step-1"
     assert storage.verify(final) == "manifest.json is missing"
     storage.commit(final, FILES)
@@ -165,7 +163,7 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
 # Locks.
 
 
-def test_a_folder_is_locked_for_one(tmp_path: Path) -> None:
+def test_a_folder_is_locked_for_other_processes(tmp_path: Path) -> None:
     with (
         storage.lock(tmp_path),
         pytest.raises(ConfigError, match="another training run is writing here; wait until"),

@@ -1,12 +1,12 @@
-"""Search for input that ends in a traceback, guided by the lines of offbook that it reaches.
+"""Search for input that ends in a traceback, guided by the lines of offbook that it covers.
 
     pip install atheris
     python tests/fuzz/fuzz.py rows runs/fuzz -max_total_time=300
 
-The targets: `rows`, a byte that picks the file type, then a data file; `settings`, a YAML file;
-`adapter`, a byte that picks one of an adapter's files, then its content. The folder takes the
-inputs that reached something new; libFuzzer's options follow it. An input that ends in a traceback
-stops the search and is left in `crash-*`.
+The targets: `rows`, a byte that selects the file type, then a data file; `settings`, a YAML file;
+`adapter`, a byte that selects one of an adapter's files, then its content. The folder collects the
+inputs that covered something new; libFuzzer's options follow it. An input that ends in a traceback
+stops the search and is written to `crash-*`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def settings(folder: Path) -> Target:
 
 def adapter(folder: Path) -> Target:
     base = load_base(make_base(folder / "base"), torch.float32, torch.device("cpu"))
-    small = LoraSettings(r=1, target_modules=("q_proj",))  # what libFuzzer takes whole
+    small = LoraSettings(r=1, target_modules=("q_proj",))  # small enough for libFuzzer
     saved = folder / "adapter"
     save_adapter(attach_adapter(copy.deepcopy(base), small, 0, "tiny"), saved)
     contents = {path: path.read_bytes() for path in sorted(saved.iterdir())}
