@@ -182,7 +182,7 @@ def changed(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
 
 
 def mostly_utf_8(data: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Mostly valid UTF-8: otherwise half of the changed files would be refused for a split character."""
+    """Mostly valid UTF-8: otherwise half of the changed files would fail for a split character."""
     whole = data.map(lambda data: data.decode(errors="ignore").encode())
     return whole | whole | whole | data
 
