@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where it is installed, PEFT imports it, and it complains of an optional kernel that is not needed.
+# If it is installed, PEFT imports it, and it warns about an optional kernel that is not needed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOMES = {

@@ -113,7 +113,7 @@ def test_links_of_the_hubs_cache_are_followed_and_others_not(tmp_path: Path) -> 
     (blobs / "abc").rename(other / "abc")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(other / "abc")
-    with pytest.raises(ModelError, match="outside its folder; replace the link by the file"):
+    with pytest.raises(ModelError, match="outside its folder; replace the link with the file"):
         read_base_tensors(folder)
 
 

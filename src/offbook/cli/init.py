@@ -38,7 +38,7 @@ def init(
         raise ConfigError(f"cannot write ({error.strerror})", where=str(folder)) from None
     for what, why in (
         (str(config), "all settings, explained"),
-        (str(rows), "a sample role of 260 rows: replace them by your own"),
+        (str(rows), "a sample role of 260 rows: replace them with your own"),
         (f"offbook check {rows}", "count them, and see which tokens are trained on"),
         (f"offbook train {config}", "train (about 3 minutes with the sample)"),
         (f"offbook chat runs/{name}", "talk to it"),

@@ -48,9 +48,9 @@ def download(
         )
     except GatedRepoError:
         raise error(
-            "the model's license must be accepted on the hub first",
+            "the hub requires that you accept an agreement first",
             where=repo,
-            fix="accept it on the model's page, then run `hf auth login`",
+            fix="accept it on the page of the repository, then run `hf auth login`",
         ) from None
     except RepositoryNotFoundError:
         raise error(

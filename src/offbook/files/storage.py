@@ -55,7 +55,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 class Disk:
     """The primitive operations. Each is complete when it returns, or raises OSError.
 
-    Tests replace `disk` by a subclass, to record what a run does and to make it fail.
+    Tests replace `disk` with a subclass, to record what a run does and to make it fail.
     """
 
     def write(self, file: Path, content: bytes) -> None:

@@ -66,7 +66,7 @@ def require_inside(path: Path, error: type[OffbookError]) -> None:
         raise error(
             f"links to {real}, outside its folder",
             where=str(path),
-            fix="replace the link by the file",
+            fix="replace the link with the file",
         )
     if not real.is_file():
         raise error("not a regular file", where=str(path), fix="download it again")
