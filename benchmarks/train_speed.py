@@ -1,6 +1,6 @@
 """How fast offbook trains, against the Trainer recipe that tutorials copy and against TRL.
 
-    python benchmarks/train_speed.py [--rows FILE] [--base smollm2-135m] [--steps 4] [--rounds 2]
+    python benchmarks/train_speed.py [--rows FILE] [--base smollm2-135m] [--steps 2] [--rounds 2]
         [--precision auto] [--dropout 0.1] [--persona TOKENS] [--plain] [--kernels native]
         [--markdown FILE] [--plot FILE]
 
@@ -157,7 +157,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", default="lighthouse", help="a file or a sample role")
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--steps", type=int, default=4, help="timed, of 16 rows each")
+    parser.add_argument("--steps", type=int, default=2, help="timed, of 16 rows each")
     parser.add_argument("--rounds", type=int, default=2)
     add_options(parser)
     parser.add_argument("--dropout", type=float, default=0.1)

@@ -450,7 +450,7 @@ precision = choose_precision("auto", DEVICE)
 def milliseconds(dtype, tries=9):
     x, w = (torch.ones(shape, dtype=dtype, device=DEVICE) for shape in ((256, 2048), (2048, 2048)))
     times = []
-    for _ in range(tries):
+    while len(times) < tries and sum(times) < 0.5:  # seconds: bfloat16 may be emulated
         begun = time.perf_counter()
         (x @ w).sum().item()  # .item() waits for a GPU to be done
         times.append(time.perf_counter() - begun)

@@ -26,6 +26,7 @@ def test_the_committed_notebook_is_built_from_its_source() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.filterwarnings("default")  # the kernel's own
 def test_it_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient

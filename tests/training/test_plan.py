@@ -174,7 +174,7 @@ def test_peak_memory_is_as_predicted(kernels: str, tokens: int, settings: list[s
     if kernels == "x86-64-v3" and platform.machine() != "x86_64":
         pytest.skip("x86-64 only")
     script = Path(__file__).parents[2] / "benchmarks" / "full_size.py"
-    command = [sys.executable, script, "--tokens", tokens, "--steps", 3, "--kernels", kernels]
+    command = [sys.executable, script, "--tokens", tokens, "--steps", 2, "--kernels", kernels]
     done = subprocess.run(
         [*map(str, command), "--memory-only", "--json", "--set", *settings],
         capture_output=True,
