@@ -58,6 +58,11 @@ class Conversation:
     source: str = ""
 
     @property
+    def replies(self) -> tuple[int, ...]:
+        """Which of the messages are the assistant's."""
+        return tuple(k for k, m in enumerate(self.messages) if m.role == "assistant")
+
+    @property
     def prompt_key(self) -> bytes:
         """8 bytes, equal for conversations that open with the same system and user text.
 

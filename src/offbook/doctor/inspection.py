@@ -44,7 +44,7 @@ class Census:
         """Yield the conversations unchanged, counting."""
         for conversation in conversations:
             self.rows += 1
-            self.replies += sum(m.role == "assistant" for m in conversation.messages)
+            self.replies += len(conversation.replies)
             if conversation.key in self._seen:
                 self.duplicates += 1
                 if len(self.first_duplicates) < NAMED:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from tokenizers.decoders import DecodeStream
 
 from offbook.data.conversations import Message
 from offbook.errors import CheckpointError, ConfigError
@@ -104,8 +103,7 @@ class Chat:
             pieces.append(piece)
             yield piece
         if not base:
-            reply = "".join(pieces).removesuffix(self.template.reply_tail)
-            self.messages = [*asked, Message("assistant", reply)]
+            self.messages = [*asked, Message("assistant", "".join(pieces))]
 
     def last_question(self) -> str | None:
         """What the user said last."""
@@ -139,20 +137,11 @@ class Chat:
         return [Message("system", self.system)] if self.system else []
 
     def _reply(self, asked: list[Message], base: bool) -> Iterator[str]:
-        tokenizer = self.template.tokenizer.backend_tokenizer
-        stream = DecodeStream(skip_special_tokens=False)
-        lead = self.template.reply_lead
         with self._model.disable_adapter() if base else nullcontext():
-            for token in generate(
+            ids = generate(
                 self._model, self._prompt(asked), self._stop_ids, self.sampling, self._generator
-            ):
-                piece = stream.step(tokenizer, token) or ""
-                # The lead, such as the space after "Assistant:", belongs to the template.
-                while lead and piece and piece[0] == lead[0]:
-                    piece, lead = piece[1:], lead[1:]
-                if piece:
-                    lead = ""
-                    yield piece
+            )
+            yield from self.template.stream_reply(ids)
 
     def _prompt(self, asked: list[Message]) -> list[int]:
         """The prompt's ids; the oldest exchanges are left out when it outgrows the context."""
