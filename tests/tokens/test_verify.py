@@ -24,7 +24,7 @@ MUTANTS = {
     ),
     "EOS twice": (
         DEEPSEEK_TEMPLATE.replace("+ eos_token", "+ eos_token + eos_token"),
-        "its stop token stands more than once after a reply",
+        "its stop token appears more than once after a reply",
     ),
     "space after Assistant: lost": (
         DEEPSEEK_TEMPLATE.replace("'Assistant: '", "'Assistant:'"),
@@ -42,7 +42,7 @@ MUTANTS = {
         DEEPSEEK_TEMPLATE.replace("'Assistant: ' + message['content']", "'Assistant: ' + 'x'"),
         "a training row does not begin with the prompt given at chat time",
     ),
-    "not jinja": ("{% for %}", "it is no jinja2 template: Expected an expression"),
+    "not jinja": ("{% for %}", "it is not a jinja2 template: Expected an expression"),
     "refuses everything": (
         "{{ raise_exception('no') }}",
         "the chat template refuses it: no",

@@ -83,5 +83,5 @@ def _fault(template: ChatTemplate, conversation: Conversation) -> str | None:
         if parsed != reply:
             return f"{reply!r} reads back as {parsed!r}"
     if ids[spans[-1][0] :].count(template.stop_id) != 1:
-        return "its stop token stands more than once after a reply"
+        return "its stop token appears more than once after a reply"
     return None
