@@ -89,9 +89,8 @@ NESTED = b'{"a":' * DEEP + b"1" + b"}" * DEEP
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 REMOTE = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T"]}
 
-BASES: dict[
-    str, tuple[Spoil, str | None]
-] = {  # the damage, and a part of the error; None if it must load
+# The damage, and a part of the error, or None if the base must load.
+BASES: dict[str, tuple[Spoil, str | None]] = {
     "pickle": (write(WEIGHTS, PICKLE), "a pickle, not safetensors"),
     "zip": (write(WEIGHTS, ZIP), "a zip archive, as pickled weights are, not safetensors"),
     "empty": (write(WEIGHTS, b""), "claims a header of 0 bytes"),
@@ -207,7 +206,7 @@ ADAPTERS: dict[str, tuple[Spoil, str | None]] = {
     "empty": (write(ADAPTER, safetensors({})), "q_proj.lora_A.weight is missing"),
     "of another kind of model": (
         write(ADAPTER, safetensors({"a.lora_A.weight": tensor([1], 0, 4)}, bytes(4))),
-        "a.lora_A.weight (1) is no part of it",
+        "a.lora_A.weight (1) is not part of it",
     ),
     "another kind": adapter_config(peft_type="XLORA"),
     "no kind": adapter_config(peft_type=None),
