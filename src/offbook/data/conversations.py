@@ -49,7 +49,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A row as messages: system text or none, then user and assistant turns, one after the other.
+    """A row as messages: system text, if any, then alternating user and assistant turns.
 
     `source` is the `file:line` of the row.
     """
@@ -59,7 +59,7 @@ class Conversation:
 
     @property
     def replies(self) -> tuple[int, ...]:
-        """Which of the messages are the assistant's."""
+        """The positions of the assistant's messages."""
         return tuple(k for k, m in enumerate(self.messages) if m.role == "assistant")
 
     @property
@@ -81,8 +81,8 @@ class ConversationReader:
     """A data set that can be iterated any number of times.
 
     Attributes:
-        paths: its files.
-        row_format: the format of its rows, found from the first one.
+        paths: the files it is read from.
+        row_format: the format of all rows, found from the first one.
     """
 
     def __init__(self, paths: Sequence[Path], settings: DataSettings) -> None:

@@ -173,7 +173,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             names, number = _header(file.schema_arrow.names, str(path)), 0
             for batch in file.iter_batches(batch_size=1024):
-                # Dates are not text, so they are of no use, and Python cannot hold all of Arrow's.
+                # Dates become integers: Python cannot represent all of Arrow's dates.
                 columns = [
                     column.view(f"int{column.type.bit_width}")
                     if pa.types.is_temporal(column.type)
@@ -244,7 +244,7 @@ class _JsonArray:
         self._position += count
 
     def _fill(self) -> bool:
-        # Double the text, so that a long row is decoded a few times, not once for each chunk.
+        # At least double the text, so that a long row is decoded a few times, not for each chunk.
         held = self._text[self._position :]
         more = "" if self._ended else self._file.read(max(CHUNK_CHARS, len(held)))
         self._ended = not more

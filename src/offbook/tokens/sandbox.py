@@ -199,7 +199,7 @@ def within_limits(work: Callable[[], T]) -> T:
         _depth = 1
         before = resource.getrlimit(resource.RLIMIT_AS) if resource else None
         # The watchdog's exception may arrive at any instruction from `begin` to `end`, also inside
-        # these two. So this is no context manager, which would have instructions outside the try.
+        # these two. A context manager would have instructions of its own outside the `try`.
         try:
             try:
                 _watchdog.begin()  # before the memory limit: its thread may need memory to start

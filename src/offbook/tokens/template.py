@@ -1,6 +1,6 @@
 """Conversations to token ids and labels, and a reply's ids back to text: the only code for both.
 
-Training rows, chat prompts and exports all use `ChatTemplate`. It renders with the tokenizer's own
+Training and chat both use `ChatTemplate`. It renders with the tokenizer's own
 chat template, of which this project has no copy. For each reply, it renders the messages before it
 as a prompt, `p = render(messages[:k], add_generation_prompt=True)`, and the whole conversation,
 `f = render(messages)`. The ids of f must begin with those of p; what follows them, up to and

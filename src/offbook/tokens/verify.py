@@ -12,21 +12,22 @@ conversations, compares them with what the tokenizer makes of the same text, and
 
 1. The ids are the tokenizer's own: encoding the whole rendered text gives the same ids. This rules
    out faults of our code, such as a lost space.
-2. At most one BOS. Template and tokenizer may each add one; the model was trained with one.
+2. At most one BOS begins a conversation. Template and tokenizer might each add one, but the model
+   was trained with one.
 3. Prefix: the ids before each reply are those of the prompt at chat time. This rules out two forms
    of a header ("Assistant:" and "Assistant: "), and a token that spans prompt and reply.
 4. Supervised span: each reply has one, which ends with the stop token. This rules out labels masked
    by pad id, because the pad token is often the stop token.
 5. One stop token after the last reply begins. With none, the model never learns to stop; with two,
    it learns to write one that generation never reaches.
-6. Parsing is the inverse of building: `parse_reply` turns each span into the reply, to the letter.
+6. Parsing is the inverse of building: `parse_reply` turns each span into exactly the reply.
    This rules out a template that trims or changes replies, and a header that is trained on.
 
 The probes contain what tokenizers and templates often get wrong: double spaces, line breaks,
 digits, Chinese next to Latin text, one turn and two, with system text and without. They cannot show
 everything. A template may branch on any word of a message, so `ChatTemplate` checks the prefix and
-the number of control tokens again for every row. And no probe shows that this template is the one
-the model was trained with; that is the publisher's word.
+the number of control tokens again for every row. And no probe shows that the model was trained with
+this template; for that, its publisher has to be trusted.
 """
 
 from __future__ import annotations
