@@ -101,6 +101,19 @@ def shorten(text: str) -> str:
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
+def first_few(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """`a, b, and 3 more`: a list for a message, of which at most `most` names are shown."""
+    shown = list(names[:most])
+    if len(names) > most:
+        shown.append(f"and {len(names) - most:,} more")
+    return separator.join(shown)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def suggest(word: str, candidates: Sequence[str]) -> str | None:
     """`did you mean "x"?` for the candidate most similar to `word`, or None if none is similar."""
     if len(word) > MAX_QUOTED:

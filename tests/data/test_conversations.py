@@ -127,7 +127,7 @@ def test_a_row_becomes_its_turns(tmp_path, row, row_format, expected):
     assert [turns(conversation) for conversation in reader] == [expected]
 
 
-def test_the_separator_stands_between_instruction_and_input(tmp_path):
+def test_the_separator_is_between_instruction_and_input(tmp_path):
     path = written(
         tmp_path,
         {"instruction": "a", "input": "b", "output": "c"},
@@ -182,7 +182,7 @@ def test_a_reader_of_several_files_gives_them_in_order(tmp_path):
     reader = ConversationReader(paths, DataSettings())
     assert [c.messages[0].content for c in reader] == ["one", "two", "three", "four", "five"]
     assert reader.describe() == (
-        f"{paths[0]}, {paths[1]}, {paths[2]} and 2 more: alpaca rows (instruction, input, output)"
+        f"{paths[0]}, {paths[1]}, {paths[2]}, and 2 more: alpaca rows (instruction, input, output)"
     )
 
 
@@ -219,11 +219,11 @@ def test_a_misspelt_key_deep_in_a_file_is_refused_with_its_line(tmp_path):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"instruction": "a"}, 'no "output"; give each row one'),
-        ({"output": "b"}, 'no "instruction"; give each row one'),
+        ({"instruction": "a"}, 'no "output"; every row needs one'),
+        ({"output": "b"}, 'no "instruction"; every row needs one'),
         (
             {**GOOD, "id": 7},
-            'unknown key "id"; pass over it with data.ignore_keys=[id]',
+            'unknown key "id"; skip it with data.ignore_keys=[id]',
         ),
         ({**GOOD, "systen": "s"}, 'unknown key "systen"; did you mean "system"?'),
         ({**GOOD, "instruction": 3}, f'"instruction" is a number, not text; {QUOTES}'),
@@ -245,7 +245,7 @@ def test_a_misspelt_key_deep_in_a_file_is_refused_with_its_line(tmp_path):
         ({**GOOD, "instruction": ""}, f"the prompt is empty; {FILL}"),
         (
             {**GOOD, "output": "half \ud83d"},
-            '"output" has half a surrogate pair; mend the broken escape',
+            '"output" has half a surrogate pair; correct the broken escape',
         ),
     ],
 )
@@ -276,27 +276,27 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         (said("user", "assistant", "user"), "no reply at the end; end with the assistant's turn"),
         (
             said("assistant", "user"),
-            f"turn 1 is the assistant's where the user's is due; {TURNS}",
+            f'turn 1 has the role "assistant", not "user"; {TURNS}',
         ),
         (
             said("system", "assistant"),
-            f"turn 1 is the assistant's where the user's is due; {TURNS}",
+            f'turn 1 has the role "assistant", not "user"; {TURNS}',
         ),
         (
             said("user", "user", "assistant"),
-            f"turn 2 is the user's where the assistant's is due; {TURNS}",
+            f'turn 2 has the role "user", not "assistant"; {TURNS}',
         ),
         (
             said("user", "assistant", "assistant"),
-            f"turn 3 is the assistant's where the user's is due; {TURNS}",
+            f'turn 3 has the role "assistant", not "user"; {TURNS}',
         ),
         (
             said("user", "system", "assistant"),
-            f"turn 2 is the system's where the assistant's is due; {TURNS}",
+            f'turn 2 has the role "system", not "assistant"; {TURNS}',
         ),
         (
             said("system", "system", "user", "assistant"),
-            f"turn 1 is the system's where the user's is due; {TURNS}",
+            f'turn 1 has the role "system", not "user"; {TURNS}',
         ),
         (said("user", "asistant"), 'turn 2: unknown role "asistant"; did you mean "assistant"?'),
         (
@@ -314,8 +314,8 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         ),
         ({"messages": "a"}, "the turns are text, not a list"),
         ({"messages": None}, "the turns are null, not a list"),
-        ({"messages": ["a"]}, 'turn 1 lacks "role" or "content"'),
-        ({"messages": [{"role": "user"}]}, 'turn 1 lacks "role" or "content"'),
+        ({"messages": ["a"]}, 'turn 1 has no "role" or "content"'),
+        ({"messages": [{"role": "user"}]}, 'turn 1 has no "role" or "content"'),
         (
             {"messages": [{"role": "user", "content": ["a"]}]},
             f"turn 1 is a list, not text; {QUOTES}",
@@ -326,7 +326,7 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         ),
         (
             {**said("user", "assistant"), "id": 3},
-            'unknown key "id"; pass over it with data.ignore_keys=[id]',
+            'unknown key "id"; skip it with data.ignore_keys=[id]',
         ),
     ],
 )
@@ -344,7 +344,7 @@ def test_faulty_turns_are_refused_with_their_line(tmp_path, row, problem):
         ),
         (
             {"conversations": [{"role": "human", "content": "a"}]},
-            'turn 1 lacks "from" or "value"',
+            'turn 1 has no "from" or "value"',
         ),
         (
             {"conversations": [{"from": "humn", "value": "a"}]},
@@ -352,7 +352,7 @@ def test_faulty_turns_are_refused_with_their_line(tmp_path, row, problem):
         ),
         (
             {"system": "s", "conversations": [{"from": "system", "value": "t"}]},
-            f"turn 1 is the system's where the user's is due; {TURNS}",
+            f'turn 1 has the role "system", not "user"; {TURNS}',
         ),
     ],
 )
@@ -364,7 +364,7 @@ def test_a_faulty_sharegpt_row_is_refused_with_its_line(tmp_path, row, problem):
 def test_keys_to_ignore_are_passed_over_and_no_others(tmp_path):
     path = written(tmp_path, {"id": 1, **GOOD}, {"id": 2, "idd": 3, **GOOD})
     assert complaint(path, ignore_keys=("id",)) == (
-        f'{path}:2: unknown key "idd"; pass over it with data.ignore_keys=[idd]'
+        f'{path}:2: unknown key "idd"; skip it with data.ignore_keys=[idd]'
     )
     assert len(read(path, ignore_keys=("id", "idd"))) == 2
 
@@ -372,7 +372,7 @@ def test_keys_to_ignore_are_passed_over_and_no_others(tmp_path):
 def test_rows_of_another_format_than_the_first_are_refused(tmp_path):
     path = written(tmp_path, GOOD, said("user", "assistant"), GOOD)
     assert complaint(path) == (
-        f'{path}:2: unknown key "messages"; pass over it with data.ignore_keys=[messages]'
+        f'{path}:2: unknown key "messages"; skip it with data.ignore_keys=[messages]'
     )
 
 
@@ -386,7 +386,7 @@ def test_rows_of_another_format_than_the_first_are_refused(tmp_path):
         (True, "true or false"),
     ],
 )
-def test_a_row_that_is_not_an_object_is_refused_wherever_it_stands(tmp_path, row, kind):
+def test_a_row_that_is_not_an_object_is_refused_wherever_it_is(tmp_path, row, kind):
     first = written(tmp_path, row, GOOD)
     assert complaint(first) == f"{first}:1: a row is {kind}, not an object"
     later = written(tmp_path, GOOD, row)
@@ -433,7 +433,7 @@ def test_the_good_rows_are_given_before_the_faults_are_raised(tmp_path):
 @pytest.mark.parametrize("bad", [19, 20, 21, 500])
 def test_no_more_than_twenty_faults_are_reported(tmp_path, bad):
     path = written(tmp_path, GOOD, *[{"instruction": "a"}] * bad)
-    expected = [f'{path}:{n + 2}: no "output"; give each row one' for n in range(min(bad, 20))]
+    expected = [f'{path}:{n + 2}: no "output"; every row needs one' for n in range(min(bad, 20))]
     if bad >= 20:
         expected.append("stopped after 20 errors; there may be more")
     assert complaint(path).splitlines() == expected

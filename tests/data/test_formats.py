@@ -19,7 +19,7 @@ LINES = [
     {"instruction": "🙂, [or] {not}", "input": "\\", "output": "Aye."},
 ]
 TYPES = "use .json, .jsonl, .ndjson, .csv, .parquet"
-ARRAY = "mend the JSON array"
+ARRAY = "correct the JSON array"
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -163,7 +163,7 @@ def test_a_row_across_chunks_is_read_whole_and_keeps_its_line(tmp_path, monkeypa
         ("", 1, "no rows: the file is empty", "the file should begin with ["),
         ("\n \n", 3, "no rows: the file is empty", "the file should begin with ["),
         ('\n"rows"', 2, "not a JSON array of rows", "the file should begin with ["),
-        ('[\n{"a": 1},\n{"a": 2}\n', 4, "the file ends in the middle", ARRAY),
+        ('[\n{"a": 1},\n{"a": 2}\n', 4, "the file ends inside the array", ARRAY),
         ('[\n{"a": 1},\n{"a": 2', 3, "not valid JSON: Expecting ',' delimiter", ARRAY),
         ('[\n{"a": 1},\n{"a": "two', 3, "not valid JSON: Unterminated string starting at", ARRAY),
         ('[\n{"a": 1},\n', 3, "not valid JSON: Expecting value", ARRAY),
@@ -177,7 +177,7 @@ def test_a_row_across_chunks_is_read_whole_and_keeps_its_line(tmp_path, monkeypa
         (
             '[\n{"a": 1},\n{"b": {"a": 1, "c": 2, "a": 3}}\n]',
             3,
-            'not valid JSON: the key "a" stands twice in one object',
+            'not valid JSON: the key "a" appears twice in one object',
             ARRAY,
         ),
     ],
@@ -226,7 +226,7 @@ def test_bad_lines_of_jsonl_are_stepped_over_and_all_named(tmp_path):
     assert [str(error) for error in errors[2:]] == [
         f"{path}:5: not valid JSON: NaN is not JSON",
         f"{path}:6: not valid JSON: Extra data",
-        f'{path}:7: not valid JSON: the key "a" stands twice in one object',
+        f'{path}:7: not valid JSON: the key "a" appears twice in one object',
         f"{path}:8: not valid JSON: Expecting value",
         f"{path}:10: not valid JSON: Unterminated string starting at",
     ]

@@ -57,8 +57,8 @@ def test_a_checkpoint_of_another_rank_is_refused_by_name(saved: Path, tiny_base:
         restore_adapter(model, saved)
     assert str(caught.value) == (
         f"{saved}: the adapter does not fit this base: "
-        f"{SELF}k_proj.lora_A.weight (2x32) is no part of it; "
-        f"{SELF}k_proj.lora_B.weight (32x2) is no part of it; "
+        f"{SELF}k_proj.lora_A.weight (2x32) is not part of it; "
+        f"{SELF}k_proj.lora_B.weight (32x2) is not part of it; "
         f"{SELF}q_proj.lora_A.weight is 2x32, not 4x32; and 9 more; "
         "use the base it was trained on"
     )
@@ -143,7 +143,7 @@ def test_a_damaged_adapter_loads_or_is_refused(
 
 
 def _base(folder: Path, _kept: list[PreTrainedModel] = []) -> PreTrainedModel:  # noqa: B006
-    """A base that PEFT has not changed; made anew only when it has."""
+    """A base that PEFT has not changed; made again only after it has been changed."""
     if not _kept or hasattr(_kept[0], "peft_config"):
         _kept[:] = [base_in(folder)]
     return _kept[0]

@@ -1,7 +1,7 @@
 """Models, adapters, templates, tokenizers and rows as an attacker would make them.
 
-Run as a script, it opens each of them under an audit hook, which Python cannot take off again, and
-prints what became of it: the error, and whatever it did that must not happen.
+Run as a script, it opens each of them and prints the error and all forbidden actions. It watches
+them with an audit hook, which cannot be removed from a process, so tests run it in another one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MARKER = "THE-CODE-WAS-RUN"
 CODE = f"import os\nopen(os.path.join(os.path.dirname(__file__), {MARKER!r}), 'w').close()\n"
 DEEP = 10**5
 
-# Each takes a folder with a sound base, or adapter, and spoils it.
+# A function that damages the intact base or adapter in a folder.
 Spoil = Callable[[Path], None]
 
 
@@ -34,10 +34,10 @@ def edit(name: str, **changes: object) -> Spoil:
 
 
 def write(name: str, contents: bytes) -> Spoil:
-    return lambda folder: write_anew(folder / name, contents)
+    return lambda folder: replace_file(folder / name, contents)
 
 
-def write_anew(path: Path, contents: bytes) -> None:
+def replace_file(path: Path, contents: bytes) -> None:
     path.unlink(missing_ok=True)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(contents)
@@ -89,7 +89,8 @@ NESTED = b'{"a":' * DEEP + b"1" + b"}" * DEEP
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 REMOTE = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T"]}
 
-BASES: dict[str, tuple[Spoil, str | None]] = {  # what is spoiled, and a part of the error
+# The damage, and a part of the error, or None if the base must load.
+BASES: dict[str, tuple[Spoil, str | None]] = {
     "pickle": (write(WEIGHTS, PICKLE), "a pickle, not safetensors"),
     "zip": (write(WEIGHTS, ZIP), "a zip archive, as pickled weights are, not safetensors"),
     "empty": (write(WEIGHTS, b""), "claims a header of 0 bytes"),
@@ -146,7 +147,7 @@ BASES: dict[str, tuple[Spoil, str | None]] = {  # what is spoiled, and a part of
     "nested tokenizer": (write("tokenizer.json", NESTED), "it is nested too deep"),
     "nested tokenizer config": (write("tokenizer_config.json", NESTED), "it is nested too deep"),
     "nested generation config": (write("generation_config.json", NESTED), "does not load"),
-    "number for a template": (spoil_template, "it is no text"),
+    "number for a template": (spoil_template, "it is not text"),
     "tokenizer of nothing": (write("tokenizer.json", b"{}"), "the tokenizer does not load"),
     "padded tokenizer": (
         edit(
@@ -164,7 +165,7 @@ BASES: dict[str, tuple[Spoil, str | None]] = {  # what is spoiled, and a part of
     ),
     "template: endless": (
         template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
-        "has not ended after 1 seconds",
+        "has not finished after 1 seconds",
     ),
     "template: recursive": (
         template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
@@ -183,10 +184,10 @@ BASES: dict[str, tuple[Spoil, str | None]] = {  # what is spoiled, and a part of
         template("{{ raise_exception.__globals__['os'].system('true') }}"),
         "access to attribute '__globals__'",
     ),
-    # What leads to these is undefined in the sandbox, and writes nothing.
+    # The sandbox makes these undefined, and undefined values render as nothing.
     "template: attr": (template("{{ ''|attr('__class__') }}"), "does not begin with the prompt"),
     "template: format": (template("{{ '{0.__class__}'.format(1) }}"), "does not begin with the pr"),
-    "template: include": (template("{% include '/etc/passwd' %}"), "line 1 names another file"),
+    "template: include": (template("{% include '/etc/passwd' %}"), "line 1 uses another file"),
 }
 
 
@@ -205,7 +206,7 @@ ADAPTERS: dict[str, tuple[Spoil, str | None]] = {
     "empty": (write(ADAPTER, safetensors({})), "q_proj.lora_A.weight is missing"),
     "of another kind of model": (
         write(ADAPTER, safetensors({"a.lora_A.weight": tensor([1], 0, 4)}, bytes(4))),
-        "a.lora_A.weight (1) is no part of it",
+        "a.lora_A.weight (1) is not part of it",
     ),
     "another kind": adapter_config(peft_type="XLORA"),
     "no kind": adapter_config(peft_type=None),
@@ -224,7 +225,7 @@ ADAPTERS: dict[str, tuple[Spoil, str | None]] = {
         "k_proj.lora_A.weight is missing",
     ),
     "targets of numbers": adapter_config(target_modules=[7]),
-    # What it would cost to match is not asked: the layers are those of the tensors.
+    # The pattern is never matched: the layers are those of the tensors.
     "catastrophic targets": (edit("adapter_config.json", target_modules="(.*.*)*.*(a+)+$"), None),
     "class to import": (
         edit("adapter_config.json", auto_mapping={"parent_library": "evil"}, task_type=None),
@@ -235,7 +236,7 @@ ADAPTERS: dict[str, tuple[Spoil, str | None]] = {
 
 
 def gguf(*parts: bytes | int, keys: int = 1, tensors: int = 0, version: int = 3) -> bytes:
-    """A header of the given counts; numbers are written in 8 bytes."""
+    """A GGUF header with the given counts; each number takes 8 bytes."""
     head = b"GGUF" + struct.pack("<IQQ", version, tensors, keys)
     return head + b"".join(struct.pack("<Q", p) if isinstance(p, int) else p for p in parts)
 
@@ -316,7 +317,7 @@ NETWORK = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto
 
 
 class Hook:
-    """Remembers what happened, of the things that must not."""
+    """Records what happens that must not."""
 
     def __init__(self, corpus: Path) -> None:
         self.corpus, self.seen, self.on, self.opened = str(corpus), [], False, []
@@ -339,7 +340,7 @@ class Hook:
                 self.seen.append(f"open {arguments[0]}")
 
     def watch(self, work: Callable[[], object]) -> dict[str, object]:
-        """What `work` raised or returned, and what it did."""
+        """What `work` returns or raises, and what it does meanwhile."""
         from offbook.errors import OffbookError
 
         self.seen, self.opened, self.on = [], [], True
@@ -367,7 +368,7 @@ def open_base(folder: Path) -> None:
     load_base(folder, torch.float32, torch.device("cpu"))
 
 
-def main(corpus: Path, sound: Path, adapter: Path) -> dict[str, dict[str, object]]:
+def main(corpus: Path, intact: Path, adapter: Path) -> dict[str, dict[str, object]]:
     import torch
 
     from offbook.data.conversations import read_conversations
@@ -377,22 +378,22 @@ def main(corpus: Path, sound: Path, adapter: Path) -> dict[str, dict[str, object
     from offbook.tokens import sandbox
 
     sandbox.SECONDS, sandbox.MEMORY = 1.0, 2**27
-    corpus, sound, adapter = (path.resolve() for path in (corpus, sound, adapter))
-    open_base(sound)  # whatever the libraries import or look up once
-    load_adapter(load_base(sound, torch.float32, torch.device("cpu")), adapter)
+    corpus, intact, adapter = (path.resolve() for path in (corpus, intact, adapter))
+    open_base(intact)  # libraries import some modules on first use
+    load_adapter(load_base(intact, torch.float32, torch.device("cpu")), adapter)
     os.chdir(corpus)
     hook = Hook(corpus)
     said = {}
     for name, (spoil, _) in BASES.items():
         folder = corpus / f"base {name}"
-        shutil.copytree(sound, folder)
+        shutil.copytree(intact, folder)
         spoil(folder)
         said[f"base {name}"] = hook.watch(lambda folder=folder: open_base(folder))
     for name, (spoil, _) in ADAPTERS.items():
         folder = corpus / f"adapter {name}"
         shutil.copytree(adapter, folder)
         spoil(folder)
-        base = load_base(sound, torch.float32, torch.device("cpu"))
+        base = load_base(intact, torch.float32, torch.device("cpu"))
         work = lambda folder=folder, base=base: load_adapter(base, folder) and None  # noqa: E731
         said[f"adapter {name}"] = hook.watch(work)
     for name, (contents, _) in GGUFS.items():

@@ -1,4 +1,4 @@
-"""Tiny tokenizers, models and rows, made on the spot so that tests need no network."""
+"""Tiny tokenizers, models and rows, made in the test so that no network is needed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_tokenizer(
     eos: str = "</s>",
     more: tuple[str, ...] = (),
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, trained on a few sentences and loaded as users' are."""
+    """A byte-level BPE tokenizer, trained on a few sentences and loaded as a user's is."""
     specials = [token for token in (bos, eos, *more) if token]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -79,7 +79,7 @@ def make_base(
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write an adapter's files alone, as somebody else's tool would."""
+    """Write only the files of an adapter, as another tool would."""
     folder.mkdir(exist_ok=True)
     for name, content in adapter_files(model):
         (folder / name).write_bytes(content)

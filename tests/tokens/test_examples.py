@@ -41,7 +41,7 @@ def test_more_rows_than_a_batch_come_through_in_order(template: ChatTemplate) ->
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
-def test_no_prompt_stands_on_both_sides(examples: Examples, share: float) -> None:
+def test_no_prompt_is_on_both_sides(examples: Examples, share: float) -> None:
     training, validation = examples.split(share, seed=1)
     assert sorted([*training.rows, *validation.rows]) == list(range(100))
     assert not set(examples.prompt_keys[training.rows]) & set(examples.prompt_keys[validation.rows])
@@ -67,7 +67,7 @@ def test_a_single_prompt_cannot_be_split(template: ChatTemplate) -> None:
         tokenize(numbered(5, 1), template).split(0.1, seed=1)
 
 
-def test_cut_and_dropped_rows_are_named(template: ChatTemplate) -> None:
+def test_truncated_and_dropped_rows_are_named(template: ChatTemplate) -> None:
     rows = [
         Conversation(talk("short", "short").messages, "rows.json:1"),
         Conversation(talk("long question " * 30, "short").messages, "rows.json:2"),
@@ -78,8 +78,8 @@ def test_cut_and_dropped_rows_are_named(template: ChatTemplate) -> None:
     assert examples.truncated == ("rows.json:2",)
     assert examples.dropped == ("rows.json:3",)
     assert examples.notices(40) == [
-        "1 row longer than 40 tokens; the oldest part of the prompt is cut: rows.json:2",
-        "1 row left out, the reply alone being longer than 40 tokens: rows.json:3",
+        "1 row longer than 40 tokens; the prompt is truncated: rows.json:2",
+        "1 row left out because the reply alone is longer than 40 tokens: rows.json:3",
     ]
 
 
@@ -87,3 +87,11 @@ def test_nothing_that_fits_is_an_error(template: ChatTemplate) -> None:
     with pytest.raises(DataError) as caught:
         tokenize(numbered(2, 2), template, max_length=8)
     assert str(caught.value) == "rows.json:0: no row fits; raise data.max_length (now 8)"
+
+
+def test_a_notice_names_the_first_five_rows(template: ChatTemplate) -> None:
+    rows = [Conversation(talk("long " * 30, "Yes.").messages, f"rows.json:{k}") for k in range(8)]
+    (notice,) = tokenize(rows, template, max_length=30).notices(30)
+    assert notice.endswith(
+        ": rows.json:0, rows.json:1, rows.json:2, rows.json:3, rows.json:4, and 3 more"
+    )

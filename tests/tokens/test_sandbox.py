@@ -44,18 +44,18 @@ BUSY = {
     "{{ 'x' | center(10000000) }}": "line 1 calls center with",
     "{{ 'x'.ljust(*n) }}": "line 1 calls ljust with",
     "{{ 1.5 | round(n) }}": "line 1 calls round with",
-    "{{ '%1000000000d' % 1 }}": "line 1 formats a wide text",
-    "{{ '%*d' % (n, 1) }}": "line 1 formats a wide text",
-    "{{ '{:1000000000}'.format(1) }}": "line 1 formats a wide text",
-    "{{ '{:{}}'.format(1, n) }}": "line 1 formats a wide text",
-    "{{ '%99999d' | format(1) }}": "line 1 formats a wide text",
+    "{{ '%1000000000d' % 1 }}": "line 1 formats text to a large width",
+    "{{ '%*d' % (n, 1) }}": "line 1 formats text to a large width",
+    "{{ '{:1000000000}'.format(1) }}": "line 1 formats text to a large width",
+    "{{ '{:{}}'.format(1, n) }}": "line 1 formats text to a large width",
+    "{{ '%99999d' | format(1) }}": "line 1 formats text to a large width",
     "{{ x | urlize }}": "line 1 uses the filter urlize",
-    "{% import 'x' as y %}": "line 1 names another file",
-    "{% from 'x' import y %}": "line 1 names another file",
-    "{% include x %}": "line 1 names another file",
-    "{% extends 'x' %}": "line 1 names another file",
+    "{% import 'x' as y %}": "line 1 uses another file",
+    "{% from 'x' import y %}": "line 1 uses another file",
+    "{% include x %}": "line 1 uses another file",
+    "{% extends 'x' %}": "line 1 uses another file",
     "x" * (2**20 + 1): "it has 1,048,577 characters",
-    "{{ " + "(" * 10**5 + ")" * 10**5 + " }}": "it is nested too deep",
+    "{{ " + "(" * 10**5 + ")" * 10**5 + " }}": "it is nested too deeply",
 }
 
 SPIN = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -89,7 +89,7 @@ def test_what_cannot_be_interrupted_is_refused_unrun(source: str) -> None:
 
 def test_work_that_does_not_end_is_stopped(quick: None) -> None:
     started = time.monotonic()
-    with pytest.raises(DataError, match=r"the chat template has not ended after 0\.2 seconds"):
+    with pytest.raises(DataError, match=r"the chat template has not finished after 0\.2 seconds"):
         within_limits(lambda: [None for _ in iter(int, 1)])
     assert time.monotonic() - started < 10
     assert within_limits(lambda: "next") == "next"
@@ -169,5 +169,5 @@ def test_a_template_that_spins_on_one_row_is_stopped_there(
         for text in ("hello", "spin")
     ]
     assert template.build_examples(rows[:1])
-    with pytest.raises(DataError, match="the chat template has not ended"):
+    with pytest.raises(DataError, match="the chat template has not finished"):
         template.build_examples(rows)

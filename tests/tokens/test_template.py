@@ -1,20 +1,23 @@
-"""The one renderer: published templates are proved, broken ones are refused."""
+"""Published templates: what is supervised, truncated, kept as text, and read back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from offbook.data.conversations import Conversation, Message
-from offbook.errors import DataError, ModelError
+from offbook.errors import DataError
 from offbook.models.base import resolve_base
 from offbook.tokens.examples import IGNORED, Example, supervised_spans
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from support.templates import PUBLISHED, REWRITING, talk, user
-from support.tiny import DEEPSEEK_TEMPLATE, make_tokenizer
+from support.tiny import make_tokenizer
 
 
 def supervised_texts(template: ChatTemplate, example: Example) -> list[str]:
@@ -80,7 +83,7 @@ def test_the_deepseek_row_is_exactly_this(deepseek: ChatTemplate) -> None:
     ]
     ids = example.input_ids.tolist()
     assert (ids.count(100000), ids.count(100001)) == (1, 1)
-    assert deepseek.reply_lead == " "
+    assert deepseek.traits.reply_lead == " "
 
 
 def test_the_embedded_model_has_a_template_that_holds() -> None:
@@ -95,7 +98,7 @@ def test_system_text_goes_where_the_template_takes_it(name: str, tmp_path: Path)
     jinja, bos, eos, more, _ = PUBLISHED[name]
     template = ChatTemplate(make_tokenizer(tmp_path, jinja, bos, eos, more))
     text = template.render([Message("system", "Be brief."), user("Well?")])
-    assert template.takes_system
+    assert template.traits.takes_system
     assert text.index("Be brief.") < text.index("Well?")
 
 
@@ -190,89 +193,67 @@ def test_a_row_that_just_fits_is_left_alone(template: ChatTemplate) -> None:
     assert (exact.truncated, cut.truncated) == (False, True)
 
 
-# What `verify` must catch.
+# A reply's ids back to text, as they arrive.
 
-MUTANTS = {
-    "BOS doubled": (
-        DEEPSEEK_TEMPLATE.replace("{{ bos_token }}", "{{ bos_token + bos_token }}"),
-        "it begins with BOS twice",
-    ),
-    "EOS missing": (
-        DEEPSEEK_TEMPLATE.replace(" + eos_token", ""),
-        "no token ends a reply, so the model would never learn to stop",
-    ),
-    "EOS twice": (
-        DEEPSEEK_TEMPLATE.replace("+ eos_token", "+ eos_token + eos_token"),
-        "its stop token stands more than once after a reply",
-    ),
-    "space after Assistant: lost": (
-        DEEPSEEK_TEMPLATE.replace("'Assistant: '", "'Assistant:'"),
-        "the reply is glued to its header, '\\n\\nAssistant:Yes'",
-    ),
-    "space in the prompt as well as before the reply": (
-        DEEPSEEK_TEMPLATE.replace("'Assistant:' }}", "'Assistant: ' }}"),
-        "its tokens do not begin with those of its prompt",
-    ),
-    "another header in the prompt": (
-        DEEPSEEK_TEMPLATE.replace("'Assistant:' }}", "'Bot:' }}"),
-        "a training row does not begin with the prompt given at chat time",
-    ),
-    "reply changed": (
-        DEEPSEEK_TEMPLATE.replace("'Assistant: ' + message['content']", "'Assistant: ' + 'x'"),
-        "a training row does not begin with the prompt given at chat time",
-    ),
-    "not jinja": ("{% for %}", "it is no jinja2 template: Expected an expression"),
-    "refuses everything": (
-        "{{ raise_exception('no') }}",
-        "the chat template refuses it: no",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MUTANTS)
-def test_a_broken_template_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
-    jinja, reason = MUTANTS[name]
-    tokenizer = make_tokenizer(tmp_path, jinja)
-    with pytest.raises(ModelError, match="the chat template cannot be trained on") as caught:
-        ChatTemplate(tokenizer)
-    assert reason in str(caught.value)
-
-
-def test_a_model_without_a_template_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="it does not exist; use a chat model"):
-        ChatTemplate(make_tokenizer(tmp_path, None))
-
-
-class SpaceLost(ChatTemplate):
-    def render(self, messages, add_generation_prompt=False):  # type: ignore[no-untyped-def]
-        return super().render(messages, add_generation_prompt).replace("Assistant: ", "Assistant:")
-
-
-class BosDoubled(ChatTemplate):
-    def render(self, messages, add_generation_prompt=False):  # type: ignore[no-untyped-def]
-        return "<s>" + super().render(messages, add_generation_prompt)
-
-
-class EosUnsupervised(ChatTemplate):
-    def _supervise(self, source, prompts, whole):  # type: ignore[no-untyped-def]
-        example = super()._supervise(source, prompts, whole)
-        example.labels[-1] = IGNORED
-        return example
-
-
-class HeaderSupervised(ChatTemplate):
-    def _supervise(self, source, prompts, whole):  # type: ignore[no-untyped-def]
-        return super()._supervise(source, [prompt[:-1] for prompt in prompts], whole)
-
-
-class EosTwice(ChatTemplate):
-    def _supervise(self, source, prompts, whole):  # type: ignore[no-untyped-def]
-        return super()._supervise(source, prompts, [*whole, whole[-1]])
-
-
-@pytest.mark.parametrize(
-    "mutant", [SpaceLost, BosDoubled, EosUnsupervised, HeaderSupervised, EosTwice]
+REPLIES = (
+    "Yes.",
+    "臣妾谢皇上！",
+    "👩‍👩‍👧 and 🙂🙂",
+    " two  spaces \n",
+    "\N{REPLACEMENT CHARACTER}",
+    "ends in \N{REPLACEMENT CHARACTER}",
+    "",
 )
-def test_a_broken_renderer_is_caught(mutant: type[ChatTemplate], template: ChatTemplate) -> None:
-    with pytest.raises(ModelError, match="the chat template cannot be trained on"):
-        mutant(template.tokenizer)
+
+
+def decoded_at_once(template: ChatTemplate, ids: list[int]) -> str:
+    """The text of a reply that ends with the stop token, decoded in one call."""
+    text = template.tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False)
+    return text.removeprefix(template.traits.reply_lead).removesuffix(template.traits.reply_tail)
+
+
+def ids_of_reply(template: ChatTemplate, reply: str) -> list[int]:
+    text = template.traits.reply_lead + reply + template.traits.reply_tail
+    return [*template.encoder.encode([text])[0], template.stop_id]
+
+
+def test_the_pieces_of_a_reply_are_the_whole_reply(published: tuple[ChatTemplate, str]) -> None:
+    template, _ = published
+
+    @settings(max_examples=100, derandomize=True, database=None, deadline=None)
+    @given(st.text() | st.text("a 家🙂é\n", max_size=9) | st.sampled_from(REPLIES))
+    def holds(reply: str) -> None:
+        ids = ids_of_reply(template, reply)
+        pieces = list(template.stream_reply([*ids, 5, 6, 7]))
+        assert "".join(pieces) == template.parse_reply(ids) == decoded_at_once(template, ids)
+        assert "".join(pieces) == reply
+        assert all(pieces)
+
+    holds()
+
+
+def test_pieces_hold_whole_characters_as_soon_as_they_are_there(template: ChatTemplate) -> None:
+    arrived: list[int] = []
+
+    def ids() -> Iterator[int]:
+        for index in ids_of_reply(template, "a家🙂b"):
+            arrived.append(index)
+            yield index
+
+    heard = [(piece, len(arrived)) for piece in template.stream_reply(ids())]
+    assert [piece for piece, _ in heard] == ["a", "家", "🙂", "b"]
+    lengths = [len(template.encoder.encode([text])[0]) for text in (" a", "家", "🙂", "b")]
+    assert [count for _, count in heard] == np.cumsum(lengths).tolist()
+
+
+def test_a_reply_cut_off_inside_a_character_ends_before_it(template: ChatTemplate) -> None:
+    ids = ids_of_reply(template, "well 🙂")
+    assert [template.parse_reply(ids[:-k]) for k in (1, 2, 3)] == ["well 🙂", "well ", "well "]
+
+
+def test_a_lead_or_tail_that_is_not_complete_is_text(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path, REWRITING, None, "<|im_end|>", ("<|im_start|>",))
+    template = ChatTemplate(tokenizer)
+    assert template.traits.reply_lead == "<think>\n\n</think>\n\n"
+    for text, reply in (("<think>\n\n</think>\n\nYes.", "Yes."), ("<b>", "<b>"), ("No.", "No.")):
+        assert template.parse_reply(template.encoder.encode([text])[0]) == reply

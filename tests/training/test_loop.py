@@ -203,8 +203,8 @@ def test_the_monitor_hears_of_cut_rows(tiny_config: MakeConfig) -> None:
             heard.append(text)
 
     prepare(tiny_config("data.max_length=18", "data.validation=0"), Listener())
-    assert any("longer than 18 tokens; the oldest part" in text for text in heard)
-    assert any("left out, the reply alone being longer than 18" in text for text in heard)
+    assert any("longer than 18 tokens; the prompt is truncated" in text for text in heard)
+    assert any("left out because the reply alone is longer than 18" in text for text in heard)
 
 
 # Stopping and resuming.

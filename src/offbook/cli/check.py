@@ -13,6 +13,7 @@ from rich.text import Text
 
 from offbook.cli.arguments import Settings
 from offbook.cli.console import RowsRead, out, printable, say
+from offbook.errors import first_few
 
 if TYPE_CHECKING:
     from offbook.doctor.inspection import Census, Lengths, Span
@@ -76,9 +77,10 @@ def check(
 
 
 def _print_counts(census: Census, lengths: Lengths) -> None:
-    out.print(f"{census.rows:,} rows, {census.duplicates:,} duplicates", style="bold")
+    out.print(f"{census.rows:,} rows, {len(census.duplicates):,} duplicates", style="bold")
     if census.duplicates:
-        _line("duplicates", f"of earlier rows, at {_named(census.first_duplicates)}")
+        names = [Path(place).name for place in census.duplicates]
+        _line("duplicates", f"of earlier rows, at {first_few(names, 3)}")
     if census.open_prompts:
         _line("several replies", f"{census.open_prompts:,} prompts have more than one reply")
     if census.replies > census.rows:
@@ -94,10 +96,6 @@ def _print_counts(census: Census, lengths: Lengths) -> None:
 
 def _line(name: str, text: str) -> None:
     out.print(f"{name:<16}{printable(text)}", markup=False, soft_wrap=True)
-
-
-def _named(places: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(Path(p).name for p in places[:3]) + (", ..." if len(places) > 3 else "")
 
 
 def draw(spans: list[Span]) -> Iterator[Text]:

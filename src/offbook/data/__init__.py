@@ -1,1 +1,1 @@
-"""What a row says."""
+"""Data files: their rows, and rows as conversations."""

@@ -1,6 +1,6 @@
-"""A data set's rows as conversations, in whichever of three common formats they are written.
+"""Rows in any of three common formats, as conversations.
 
-Every problem is named with its `file:line`; a file with many is reported in one go.
+Each problem is reported with its `file:line`, and all problems of a file are reported together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from offbook.config import DataSettings
 from offbook.data.formats import Row, read_rows, resolve
-from offbook.errors import DataError, joined, shorten, suggest
+from offbook.errors import DataError, first_few, joined, shorten, suggest
 
 Role = Literal["system", "user", "assistant"]
 RowFormat = Literal["alpaca", "sharegpt", "messages"]
@@ -41,7 +41,7 @@ ROLES: Mapping[str, Role] = {
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn."""
+    """One turn of a conversation."""
 
     role: Role
     content: str
@@ -49,26 +49,31 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """An optional system message, then user and assistant turns in alternation.
+    """A row as messages: system text, if any, then alternating user and assistant turns.
 
-    `source` is the `file:line` it was read from.
+    `source` is the `file:line` of the row.
     """
 
     messages: tuple[Message, ...]
     source: str = ""
 
     @property
-    def prompt_key(self) -> bytes:
-        """8 bytes, equal for conversations that open with the same system and user text.
+    def replies(self) -> tuple[int, ...]:
+        """The positions of the assistant's messages."""
+        return tuple(k for k, m in enumerate(self.messages) if m.role == "assistant")
 
-        White space and case do not count: "Hello" and "hello " are one prompt.
+    @property
+    def prompt_key(self) -> bytes:
+        """8 bytes, equal for conversations that begin with the same system and user text.
+
+        White space and case make no difference: "Hello" and "hello " are the same prompt.
         """
         opening = [m.content for m in self.messages[:2] if m.role != "assistant"]
         return _digest(" ".join(part.split()).casefold() for part in opening)
 
     @property
     def key(self) -> bytes:
-        """8 bytes, equal for conversations that are the same to the letter."""
+        """8 bytes, equal for conversations whose texts are exactly equal."""
         return _digest(m.content for m in self.messages)
 
 
@@ -76,8 +81,8 @@ class ConversationReader:
     """A data set that can be iterated any number of times.
 
     Attributes:
-        paths: the files it is made of.
-        row_format: how its rows are written, as told by the first one.
+        paths: the files it is read from.
+        row_format: the format of all rows, found from the first one.
     """
 
     def __init__(self, paths: Sequence[Path], settings: DataSettings) -> None:
@@ -106,9 +111,8 @@ class ConversationReader:
 
     def describe(self) -> str:
         """`rows.json: alpaca rows (instruction, input, output)`"""
-        names = ", ".join(str(path) for path in self.paths[:3])
-        others = f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else ""
-        return f"{names}{others}: {FORMAT_NAMES[self.row_format]}"
+        names = first_few([str(path) for path in self.paths], 3)
+        return f"{names}: {FORMAT_NAMES[self.row_format]}"
 
     def _rows(self) -> Iterator[Row]:
         for path in self.paths:
@@ -151,11 +155,11 @@ class ConversationReader:
         for key in row:
             if key not in known and key not in self._settings.ignore_keys:
                 name = shorten(key)
-                fix = suggest(key, known) or f"pass over it with data.ignore_keys=[{name}]"
+                fix = suggest(key, known) or f"skip it with data.ignore_keys=[{name}]"
                 raise DataError(f'unknown key "{name}"', where=where, fix=fix)
         for key in {"alpaca": ("instruction", "output")}.get(self.row_format, known[:1]):
             if key not in row:
-                raise DataError(f'no "{key}"', where=where, fix="give each row one")
+                raise DataError(f'no "{key}"', where=where, fix="every row needs one")
         if self.row_format == "alpaca":
             messages = self._alpaca(row, where)
         elif self.row_format == "sharegpt":
@@ -191,10 +195,10 @@ def read_conversations(source: str, settings: DataSettings | None = None) -> Con
     Args:
         source: a JSON, JSONL, CSV or Parquet file; `lighthouse` or `teahouse-zh`; or a hub data
             set, `owner/name` or `owner/name:file`.
-        settings: system text, input separator and keys to pass over.
+        settings: system text, input separator and keys to ignore.
 
     Raises:
-        DataError: when there is no such data, or its first row says nothing of its format.
+        DataError: when there is no such data, or the format cannot be found from its first row.
     """
     return ConversationReader(resolve(source), settings or DataSettings())
 
@@ -210,7 +214,7 @@ def _turns(turns: object, role_key: str, text_key: str, where: str) -> list[Mess
     messages = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict) or not {role_key, text_key} <= set(turn):
-            raise DataError(f'turn {number} lacks "{role_key}" or "{text_key}"', where=where)
+            raise DataError(f'turn {number} has no "{role_key}" or "{text_key}"', where=where)
         for key in turn:
             if key not in (role_key, text_key):
                 near = suggest(key, (role_key, text_key))
@@ -229,10 +233,10 @@ def _turns(turns: object, role_key: str, text_key: str, where: str) -> list[Mess
 def _check_order(messages: Sequence[Message], where: str) -> None:
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     for number, message in enumerate(turns, 1):
-        due = "user" if number % 2 else "assistant"
-        if message.role != due:
+        expected = "user" if number % 2 else "assistant"
+        if message.role != expected:
             raise DataError(
-                f"turn {number} is the {message.role}'s where the {due}'s is due",
+                f'turn {number} has the role "{message.role}", not "{expected}"',
                 where=where,
                 fix="user and assistant take turns, the user first; system text goes before them",
             )
@@ -254,7 +258,7 @@ def _text(value: object, name: str, where: str) -> str:
         raise DataError(f"{name} is {_kind(value)}, not text", where=where, fix="put it in quotes")
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
         raise DataError(
-            f"{name} has half a surrogate pair", where=where, fix="mend the broken escape"
+            f"{name} has half a surrogate pair", where=where, fix="correct the broken escape"
         )
     return value
 

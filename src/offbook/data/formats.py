@@ -1,6 +1,6 @@
-"""Rows of JSON, JSONL, CSV or Parquet files as plain values, each with its `file:line`.
+"""Rows of JSON, JSONL, CSV and Parquet files as plain values, each with its `file:line`.
 
-Files are read as a stream, so that a data set of any size takes bounded memory.
+Files are read as a stream, so memory does not grow with their size.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from offbook.config import SAMPLE_ROLES, local_path
-from offbook.errors import DataError, shorten, suggest
+from offbook.errors import DataError, first_few, first_line, shorten, suggest
 from offbook.files.hub import download
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
-MAX_ROW_CHARS = 64 * 2**20  # a longer "row" is a broken file, not a line someone speaks
+MAX_ROW_CHARS = 64 * 2**20  # a longer "row" is a broken file, not a line that somebody says
 CHUNK_CHARS = 2**20
 
-Row = tuple[object, str]  # the decoded value or a DataError, and the file:line it begins on
+Row = tuple[object, str]  # the decoded value, or a DataError; and the file:line where it begins
 
 
 def resolve(source: str) -> list[Path]:
@@ -51,10 +51,10 @@ def resolve(source: str) -> list[Path]:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of one file. A bad row that can be stepped over is yielded as a DataError.
+    """Yield the rows of one file, with a DataError in place of each bad row.
 
     Raises:
-        DataError: when the file cannot be read on.
+        DataError: when the rest of the file cannot be read.
     """
     readers = {".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     suffix = path.suffix.lower()
@@ -73,7 +73,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _undecodable_line(path: Path) -> str:
-    """Where the first bytes stand that are not UTF-8; a text file does not say when it fails."""
+    """The `file:line` of the first bytes that are not UTF-8, which Python's error does not tell."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -94,7 +94,7 @@ def _from_hub(repo: str, name: str | None) -> list[Path]:
         names = [n for n in names if "train" in n.lower()] or names
     if not names or len({Path(n).parent for n in names}) > 1:
         raise DataError(
-            f"cannot tell which files to train on: {', '.join(names[:10]) or 'none found'}",
+            f"cannot tell which files to train on: {first_few(names, 10) or 'none found'}",
             where=repo,
             fix=f"name one, as in {repo}:{names[0] if names else 'rows.json'}",
         )
@@ -173,7 +173,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             names, number = _header(file.schema_arrow.names, str(path)), 0
             for batch in file.iter_batches(batch_size=1024):
-                # No row speaks in dates, and not all of Arrow's are dates to Python.
+                # Dates become integers: Python cannot represent all of Arrow's dates.
                 columns = [
                     column.view(f"int{column.type.bit_width}")
                     if pa.types.is_temporal(column.type)
@@ -190,15 +190,15 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 class _JsonArray:
-    """Decode the elements of a JSON array from a text file, a chunk at a time."""
+    """Decodes the elements of a JSON array in a text file, chunk by chunk."""
 
     def __init__(self, file: TextIO, path: Path) -> None:
         self._file, self._path = file, path
-        self._text, self._at, self._ended = "", 0, False
+        self._text, self._position, self._ended = "", 0, False
         self.line = 1
 
     def elements(self) -> Iterator[Row]:
-        self._take(1)  # the opening bracket, which the caller has seen
+        self._advance(1)  # the opening bracket, which the caller has seen
         after = "]" if self.peek() == "]" else ","
         while after == ",":
             self.peek()
@@ -207,64 +207,64 @@ class _JsonArray:
             after = self.peek()
             if after not in (",", "]"):
                 raise self._error(
-                    "no comma between rows" if after else "the file ends in the middle"
+                    "no comma between rows" if after else "the file ends inside the array"
                 )
             if after == ",":
-                self._take(1)
-        self._take(1)
+                self._advance(1)
+        self._advance(1)
         if self.peek():
             raise self._error("text after the end of the array")
 
     def peek(self) -> str:
         """The next character that is not white space; empty at the end of the file."""
         while True:
-            space = _SPACE.match(self._text, self._at)
-            self._take(len(space[0]) if space else 0)
-            if self._at < len(self._text) or not self._fill():
-                return self._text[self._at : self._at + 1]
+            space = _SPACE.match(self._text, self._position)
+            self._advance(len(space[0]) if space else 0)
+            if self._position < len(self._text) or not self._fill():
+                return self._text[self._position : self._position + 1]
 
     def _element(self) -> object:
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, self._position)
             except _BAD_JSON as error:
-                # Perhaps the chunk ends inside the row: read on before calling it broken.
-                before = max(getattr(error, "pos", self._at) - self._at, 0)
-                if len(self._text) - self._at < MAX_ROW_CHARS and self._fill():
+                # The chunk may end inside the row, so read more before reporting an error.
+                before = max(getattr(error, "pos", self._position) - self._position, 0)
+                if len(self._text) - self._position < MAX_ROW_CHARS and self._fill():
                     continue
-                self._take(before)
+                self._advance(before)
                 raise self._error(f"not valid JSON: {_reason(error)}") from None
             if end == len(self._text) and self._fill():
-                continue  # a number at the edge of a chunk may go on
-            self._take(end - self._at)
+                continue  # a number at the end of a chunk may continue in the next
+            self._advance(end - self._position)
             return value
 
-    def _take(self, count: int) -> None:
-        self.line += self._text.count("\n", self._at, self._at + count)
-        self._at += count
+    def _advance(self, count: int) -> None:
+        self.line += self._text.count("\n", self._position, self._position + count)
+        self._position += count
 
     def _fill(self) -> bool:
-        # Read as much again as is held, so that a long row is not decoded anew for each chunk.
-        held = self._text[self._at :]
+        # At least double the text, so that a long row is decoded a few times, not for each chunk.
+        held = self._text[self._position :]
         more = "" if self._ended else self._file.read(max(CHUNK_CHARS, len(held)))
         self._ended = not more
-        self._text, self._at = held + more, 0
+        self._text, self._position = held + more, 0
         return bool(more)
 
     def _error(self, what: str) -> DataError:
-        return DataError(what, where=f"{self._path}:{self.line}", fix="mend the JSON array")
+        return DataError(what, where=f"{self._path}:{self.line}", fix="correct the JSON array")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
         repeated = _repeated(name for name, _ in pairs) or ""
-        raise ValueError(f'the key "{shorten(repeated)}" stands twice in one object')
+        raise ValueError(f'the key "{shorten(repeated)}" appears twice in one object')
     return row
 
 
 def _repeated(names: Iterable[str]) -> str | None:
-    """The first name that stands there a second time."""
+    """The first name that appears a second time."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -283,9 +283,9 @@ _SPACE = re.compile(r"[ \t\r\n]+")
 
 
 def _reason(error: BaseException) -> str:
-    """The message without json's own line number, which counts from the chunk."""
+    """The message, without json's own line number, which counts from the chunk."""
     if isinstance(error, json.JSONDecodeError):
         return error.msg
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

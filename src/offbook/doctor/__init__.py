@@ -1,1 +1,1 @@
-"""What is wrong or odd in a data set."""
+"""What a data set contains, and what is wrong in it."""

@@ -1,4 +1,4 @@
-"""What a data set holds and what is odd in it, and which of its tokens are trained on."""
+"""Counts over a data set, and a view of which tokens of an example are trained on."""
 
 from __future__ import annotations
 
@@ -12,43 +12,41 @@ from transformers import PreTrainedTokenizerBase
 from offbook.data.conversations import Conversation
 from offbook.tokens.examples import IGNORED, Example, Examples
 
-NAMED = 5  # places listed for each oddity
-
 
 @dataclass
 class Census:
-    """Counts taken while conversations stream by on their way to the tokenizer.
+    """Counts over conversations, made while they are streamed to the tokenizer.
 
     Attributes:
-        rows: conversations seen.
-        replies: assistant turns seen.
-        duplicates: rows that repeat an earlier one to the letter.
-        open_prompts: prompts with more than one reply.
-        first_duplicates: where the first few duplicates stand.
+        rows: how many conversations there are.
+        replies: how many assistant turns they have.
+        open_prompts: how many prompts have more than one reply.
+        duplicates: the `file:line` of rows that are equal to an earlier one.
     """
 
     rows: int = 0
     replies: int = 0
-    duplicates: int = 0
     open_prompts: int = 0
-    first_duplicates: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
     _seen: set[bytes] = field(default_factory=set, repr=False)
     _replies_of: dict[bytes, int] = field(default_factory=dict, repr=False)
 
     def counts(self) -> dict[str, int]:
-        """The numbers alone."""
-        names = ("rows", "replies", "duplicates", "open_prompts")
-        return {name: getattr(self, name) for name in names}
+        """The numbers by name."""
+        return {
+            "rows": self.rows,
+            "replies": self.replies,
+            "duplicates": len(self.duplicates),
+            "open_prompts": self.open_prompts,
+        }
 
     def watch(self, conversations: Iterable[Conversation]) -> Iterator[Conversation]:
-        """Yield the conversations unchanged, counting."""
+        """Count the conversations while yielding them unchanged."""
         for conversation in conversations:
             self.rows += 1
-            self.replies += sum(m.role == "assistant" for m in conversation.messages)
+            self.replies += len(conversation.replies)
             if conversation.key in self._seen:
-                self.duplicates += 1
-                if len(self.first_duplicates) < NAMED:
-                    self.first_duplicates.append(conversation.source)
+                self.duplicates.append(conversation.source)
             else:
                 self._seen.add(conversation.key)
                 prompt = conversation.prompt_key
@@ -59,7 +57,14 @@ class Census:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token counts over a data set."""
+    """Numbers of tokens over a data set.
+
+    Attributes:
+        mean, median, longest: tokens of an example.
+        longest_source: the `file:line` of the longest example.
+        prompt_mean, reply_mean: tokens of an example that are not supervised, and that are.
+        total, supervised: tokens of all examples.
+    """
 
     mean: float
     median: float
@@ -72,7 +77,7 @@ class Lengths:
 
 
 def measure(examples: Examples) -> Lengths:
-    """Token counts of all examples."""
+    """Count the tokens of all examples."""
     lengths = examples.lengths
     longest = int(np.argmax(lengths))
     supervised = int(examples.supervised.sum())
@@ -91,23 +96,23 @@ def measure(examples: Examples) -> Lengths:
 
 @dataclass(frozen=True)
 class Span:
-    """A run of tokens that are all trained on, or all not; `tokens` as a reader sees them."""
+    """Consecutive tokens, as text, that are all trained on or all not."""
 
     trained: bool
     tokens: tuple[str, ...]
 
 
 def token_view(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
-    """An example as runs of trained and untrained tokens.
+    """An example as spans of tokens that are trained on and spans that are not.
 
-    A character that takes several tokens is shown once, at the last of them, and the others as
-    empty text, so that there is one entry for each token.
+    There is one text for each token. A character of several tokens is the text of the last of
+    them; the texts of the others are empty.
     """
-    on = example.labels != IGNORED
-    edges = [0, *(np.flatnonzero(on[1:] != on[:-1]) + 1).tolist(), len(example)]
+    trained = example.labels != IGNORED
+    edges = [0, *(np.flatnonzero(trained[1:] != trained[:-1]) + 1).tolist(), len(example)]
     ids = example.input_ids.tolist()
     return [
-        Span(bool(on[start]), tuple(_texts(ids[start:end], tokenizer)))
+        Span(bool(trained[start]), tuple(_texts(ids[start:end], tokenizer)))
         for start, end in pairwise(edges)
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from offbook.errors import OffbookError
+from offbook.errors import OffbookError, first_line
 
 CONVERTER = "SFconvertbot"  # the hub's own account
 
@@ -59,9 +59,8 @@ def download(
             fix="check the name; for a private repository, run `hf auth login`",
         ) from None
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, _http_error()) as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise error(
-            f"not on this machine, and cannot be downloaded from the hub ({reason})",
+            f"not on this machine, and cannot be downloaded from the hub ({first_line(problem)})",
             where=repo,
             fix="check the name, the revision and the network, or give a local path",
         ) from None

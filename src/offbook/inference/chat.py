@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from tokenizers.decoders import DecodeStream
 
 from offbook.data.conversations import Message
 from offbook.errors import CheckpointError, ConfigError
@@ -91,12 +90,12 @@ class Chat:
         return "".join(self.stream(question, base))
 
     def stream(self, question: str, base: bool = False) -> Iterator[str]:
-        """Yield a reply in pieces of text; when it is complete, it joins the conversation.
+        """Yield a reply in pieces of text; when it is complete, it is added to the conversation.
 
         Args:
             question: what the user says.
-            base: ask the untuned model instead, which knows nothing of the conversation and adds
-                nothing to it.
+            base: ask the base without its adapter, outside the conversation: it does not see the
+                earlier turns, and its reply is not added to them.
         """
         asked = [*([] if base else self.messages), Message("user", question)]
         pieces = []
@@ -104,8 +103,7 @@ class Chat:
             pieces.append(piece)
             yield piece
         if not base:
-            reply = "".join(pieces).removesuffix(self.template.reply_tail)
-            self.messages = [*asked, Message("assistant", reply)]
+            self.messages = [*asked, Message("assistant", "".join(pieces))]
 
     def last_question(self) -> str | None:
         """What the user said last."""
@@ -116,7 +114,7 @@ class Chat:
         del self.messages[-2:]
 
     def reset(self) -> None:
-        """Forget the conversation; the system text stays."""
+        """Forget the conversation, but not the system text."""
         self.messages.clear()
 
     def save(self, path: str | Path) -> None:
@@ -139,32 +137,23 @@ class Chat:
         return [Message("system", self.system)] if self.system else []
 
     def _reply(self, asked: list[Message], base: bool) -> Iterator[str]:
-        tokenizer = self.template.tokenizer.backend_tokenizer
-        stream = DecodeStream(skip_special_tokens=False)
-        lead = self.template.reply_lead
         with self._model.disable_adapter() if base else nullcontext():
-            for token in generate(
+            ids = generate(
                 self._model, self._prompt(asked), self._stop_ids, self.sampling, self._generator
-            ):
-                piece = stream.step(tokenizer, token) or ""
-                # The lead, such as the space after "Assistant:", belongs to the template.
-                while lead and piece and piece[0] == lead[0]:
-                    piece, lead = piece[1:], lead[1:]
-                if piece:
-                    lead = ""
-                    yield piece
+            )
+            yield from self.template.stream_reply(ids)
 
     def _prompt(self, asked: list[Message]) -> list[int]:
-        """The prompt's ids; the oldest exchanges are left out when it outgrows the context."""
+        """The ids of a prompt, without the oldest turns where all would exceed the context."""
         context = self._model.config.max_position_embeddings
-        room = context - min(self.sampling.max_new_tokens, context // 2)
+        limit = context - min(self.sampling.max_new_tokens, context // 2)  # leaves room to reply
         while True:
             ids = self.template.build_prompt([*self._opening(), *asked])
-            if len(ids) <= room:
+            if len(ids) <= limit:
                 return ids
             if len(asked) == 1:
                 raise ConfigError(
-                    f"the question has {len(ids)} tokens; this model takes {room}",
+                    f"the question has {len(ids)} tokens; this model takes {limit}",
                     fix="shorten it",
                 )
             asked = asked[2:]

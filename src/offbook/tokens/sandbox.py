@@ -1,9 +1,9 @@
-"""Chat templates are programs of strangers: what they may not say, and how long they may run.
+"""Limits for chat templates, which are programs that come with a model and are not trusted.
 
-transformers renders them in jinja2's sandbox, out of which nothing leads to Python, files or the
-network. What is left is a template that never ends or eats all memory. `check_source` refuses, from
-its parsed text, what could keep one instruction of the interpreter busy; `within_limits` stops the
-rest after some seconds or a gigabyte.
+transformers renders them in jinja2's sandbox, which gives no access to Python objects, files or the
+network. But a template could still run forever or use all memory. `within_limits` stops it after
+some seconds or a gigabyte. A single Python instruction, such as a huge power, cannot be stopped, so
+`check_source` refuses such instructions before the template is run.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 
-MOST_SOURCE = 2**20  # characters; the longest published templates have 30,000
-SMALL = 1000  # the largest number, and the longest text, that anything may be multiplied by
-SECONDS = 10.0  # for one rendering, which takes less than a millisecond
-MEMORY = 2**30  # bytes beyond what the process has
+MAX_SOURCE = 2**20  # characters; the longest published templates have 30,000
+SMALL = 1000  # the largest number, and the longest text, that something may be multiplied by
+SECONDS = 10.0  # for one rendering; it usually takes less than a millisecond
+MEMORY = 2**30  # bytes, in addition to what the process already uses
 
-# Methods of texts, and filters, whose result is as long as their arguments say.
+# String methods and filters whose result is as long as an argument says.
 WIDTHS = ("batch", "center", "expandtabs", "ljust", "rjust", "round", "truncate", "zfill")
 FORMATTERS = ("format", "format_map")
-# These search with regular expressions, which nothing can interrupt.
+# These use regular expressions, which cannot be interrupted.
 REFUSED_FILTERS = ("striptags", "urlize", "wordwrap")
 WIDE_FORMAT = re.compile(r"%[-+ #0]*(\d{4,}|\*)|\{[^{}]*:[^{}]*(\d{4,}|\{)")
-STATM = Path("/proc/self/statm")  # Linux; elsewhere the system keeps no such limit
+STATM = Path("/proc/self/statm")  # Linux; other systems do not enforce the limit
 
 
 def check_source(source: object) -> None:
-    """Refuse a template that could keep the interpreter busy where it cannot be interrupted.
+    """Refuse a template with an instruction that could run for very long.
 
     Raises:
-        ValueError: naming what it does, and the line.
+        ValueError: naming the instruction and its line.
     """
     if not isinstance(source, str):
-        raise ValueError("it is no text")
-    if len(source) > MOST_SOURCE:
+        raise ValueError("it is not text")
+    if len(source) > MAX_SOURCE:
         raise ValueError(f"it has {len(source):,} characters")
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
     try:
@@ -62,13 +62,13 @@ def check_source(source: object) -> None:
             if reason := _refusal(node):
                 raise ValueError(f"line {node.lineno} {reason}")
     except TemplateError as error:
-        raise ValueError(f"it is no jinja2 template: {error}") from None
+        raise ValueError(f"it is not a jinja2 template: {error}") from None
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("it is nested too deeply") from None
 
 
 class _Generation(Extension):
-    """The `{% generation %}` block of transformers' own environment, as far as parsing goes."""
+    """Parses the `{% generation %}` block, which transformers adds to jinja2."""
 
     tags = {"generation"}  # noqa: RUF012  # jinja2's interface
 
@@ -83,9 +83,9 @@ def _refusal(node: nodes.Node) -> str | None:
     if isinstance(node, nodes.Mul) and not (_is_small(node.left) or _is_small(node.right)):
         return "multiplies by something that is not a small constant"
     if isinstance(node, (nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends)):
-        return "names another file"
+        return "uses another file"
     if isinstance(node, nodes.Mod) and _is_wide(node.left):
-        return "formats a wide text"
+        return "formats text to a large width"
     if isinstance(node, nodes.Filter) and node.name in REFUSED_FILTERS:
         return f"uses the filter {node.name}"
     if isinstance(node, (nodes.Call, nodes.Filter)):
@@ -101,7 +101,7 @@ def _refusal_of_call(node: nodes.Call | nodes.Filter) -> str | None:
     else:
         return None
     if name in FORMATTERS and _is_wide(subject):
-        return "formats a wide text"
+        return "formats text to a large width"
     if name not in WIDTHS:
         return None
     arguments = [*node.args, *(keyword.value for keyword in node.kwargs)]
@@ -126,17 +126,20 @@ def _is_wide(node: nodes.Node | None) -> bool:
 
 
 class _TimeUpError(BaseException):
-    """Raised in a thread whose rendering takes too long; no handler of jinja2 catches it."""
+    """Raised in a thread that renders for too long; jinja2 does not catch it."""
 
 
 class _Watchdog:
-    """Looks every second or so after the one rendering that may be under way."""
+    """Raises an exception in the thread that renders, when it takes too long.
+
+    There is one rendering at a time. A thread of the watchdog looks at it every second.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.thread: threading.Thread | None = None
         self.watched: int | None = None  # the thread that renders
-        self.renderings = 0  # begun so far
+        self.renderings = 0  # how many have begun
         self.fired = False
 
     def begin(self) -> None:
@@ -148,14 +151,14 @@ class _Watchdog:
                 self.thread.start()
 
     def end(self) -> None:
-        """From here on nothing is raised; what was raised and has not arrived is taken back."""
+        """Raise nothing from now on, and cancel an exception that has not arrived yet."""
         with self.lock:
             watched, self.watched = self.watched, None
             if self.fired:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(watched or 0), None)
 
     def _watch(self) -> None:
-        """Ends itself when a period has passed without any rendering."""
+        """Run until there has been no rendering for `SECONDS`."""
         seen, since = -1, time.monotonic()
         while True:
             time.sleep(SECONDS / 10)
@@ -174,15 +177,16 @@ class _Watchdog:
 
 
 _watchdog = _Watchdog()
-_rendering = threading.RLock()  # the limit on memory is the whole process's
+_rendering = threading.RLock()  # one at a time: the memory limit is that of the process
 _depth = 0
 
 
 def within_limits(work: Callable[[], T]) -> T:
-    """Render with limits: `SECONDS` for each rendering and `MEMORY` for all of them.
+    """Call `work`, which renders a template, with a limit on time and memory.
 
-    Called anew for each rendering within `work`, it costs next to nothing. Only pure Python may
-    run in `work`: code in other languages may abort when it gets no memory.
+    Calls may be nested: within a batch, each rendering has `SECONDS`, and the batch has `MEMORY`.
+    The inner calls are cheap. `work` must be pure Python, because code in other languages may
+    abort the process when it gets no memory.
 
     Raises:
         DataError: when a limit is exceeded.
@@ -194,11 +198,11 @@ def within_limits(work: Callable[[], T]) -> T:
             return work()
         _depth = 1
         before = resource.getrlimit(resource.RLIMIT_AS) if resource else None
-        # An exception from the watchdog may arrive at any instruction between `begin` and `end`,
-        # these included; hence no context manager, whose frames would stand in between.
+        # The watchdog's exception may arrive at any instruction from `begin` to `end`, also inside
+        # these two. A context manager would have instructions of its own outside the `try`.
         try:
             try:
-                _watchdog.begin()  # first, for a thread that gets no memory never starts
+                _watchdog.begin()  # before the memory limit: its thread may need memory to start
                 if before:
                     _limit_memory(*before)
                 return work()
@@ -206,7 +210,7 @@ def within_limits(work: Callable[[], T]) -> T:
                 _watchdog.end()
         except _TimeUpError:
             _watchdog.end()
-            reason = f"has not ended after {SECONDS:g} seconds"
+            reason = f"has not finished after {SECONDS:g} seconds"
             raise DataError(f"the chat template {reason}") from None
         except MemoryError:
             reason = f"needs more than {MEMORY / 2**30:g} GB of memory"
@@ -218,7 +222,7 @@ def within_limits(work: Callable[[], T]) -> T:
 
 
 def _limit_memory(soft: int, hard: int) -> None:
-    """Cap the process's address space, where the system tells how large it is."""
+    """Limit the address space of the process, where the system tells its present size."""
     if STATM.exists():
         pages = int(STATM.read_bytes().split()[0])
         limit = pages * resource.getpagesize() + MEMORY

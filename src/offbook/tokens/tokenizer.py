@@ -1,9 +1,9 @@
-"""Load a tokenizer, and prove that it is not corrupted.
+"""Load a tokenizer, and prove that it works as its `tokenizer.json` says.
 
 A tokenizer that loads without an error may still tokenize wrongly: transformers 5.6 and 5.20 build
-the class that DeepSeek-LLM names in its config, and lose every space of a text. So it is loaded
-from `tokenizer.json` alone, whatever class is named, and must then agree with that file on a probe
-set, token by token.
+the class that DeepSeek-LLM's config names, and it removes every space. So tokenizers are loaded
+from `tokenizer.json` alone, whatever class the config names, and then compared with that file on a
+few probe texts, token by token.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ PROBES = (
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model folder, after it has passed `prove`.
+    """Load the tokenizer in a model folder, and `prove` it.
 
     Raises:
-        ModelError: when there is none, or it disagrees with its own `tokenizer.json`.
+        ModelError: when there is none, or it differs from its `tokenizer.json`.
     """
     folder = Path(folder)
     raw = folder / "tokenizer.json"
@@ -56,7 +56,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    # Saved with some tokenizers, and left over from other uses: they would cut rows unseen.
+    # Some tokenizers are saved with these settings; they would truncate rows silently.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     prove(tokenizer, raw)
@@ -73,17 +73,17 @@ def prove(tokenizer: PreTrainedTokenizerBase, raw: Path) -> None:
         reference = Tokenizer.from_file(str(raw))
         reference.no_truncation()
         reference.no_padding()
-        wanted = [reference.encode(probe, add_special_tokens=False).ids for probe in PROBES]
-    for probe, want in zip(PROBES, wanted, strict=True):
+        expected = [reference.encode(probe, add_special_tokens=False).ids for probe in PROBES]
+    for probe, ids in zip(PROBES, expected, strict=True):
         got = tokenizer.encode(probe, add_special_tokens=False)
-        if got != want:
+        if got != ids:
             seen = tokenizer.decode(got)
             raise ModelError(
                 f"the tokenizer differs from its tokenizer.json: {probe!r} reads back as {seen!r}",
                 where=str(raw.parent),
                 fix="install another version of transformers",
             )
-        if tokenizer.decode(want, clean_up_tokenization_spaces=False) != reference.decode(want):
+        if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != reference.decode(ids):
             raise ModelError(
                 f"the tokenizer differs from its tokenizer.json in decoding {probe!r}",
                 where=str(raw.parent),

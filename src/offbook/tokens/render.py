@@ -1,0 +1,87 @@
+"""A conversation rendered as text by the tokenizer's own chat template, within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from offbook.data.conversations import Message
+from offbook.errors import DataError, ModelError
+from offbook.tokens.sandbox import check_source, within_limits
+
+# What a template that is run, or its own `raise_exception`, can raise.
+RENDERING_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+class Renderer:
+    """The chat template of a tokenizer, as a function from messages to text.
+
+    Raises:
+        ModelError: when there is no template, or its source is refused; see `sandbox`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            raise self.refusal("it does not exist")
+        try:
+            check_source(tokenizer.get_chat_template())
+        except RENDERING_ERRORS as error:
+            raise self.refusal(str(error)) from None
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The text that the template writes for these messages, exactly as they are.
+
+        Args:
+            messages: the conversation.
+            add_generation_prompt: whether to end with the header of a reply.
+
+        Raises:
+            DataError: when the template refuses the messages, or exceeds a limit.
+        """
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+
+        def work() -> str:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+
+        try:
+            return within_limits(work)
+        except DataError:
+            raise
+        except RENDERING_ERRORS as error:
+            raise DataError(f"the chat template refuses it: {error}") from None
+
+    def refusal(self, reason: str) -> ModelError:
+        """The error that says why this template cannot be used."""
+        return ModelError(
+            f"the chat template cannot be trained on: {reason}",
+            where=self._tokenizer.name_or_path or None,
+            fix="use a chat model whose template is intact",
+        )
+
+
+def move_system_text(messages: Sequence[Message]) -> list[Message]:
+    """The messages with system text, if any, at the start of the first user turn.
+
+    For templates that have no place for it.
+    """
+    if not messages or messages[0].role != "system":
+        return list(messages)
+    system, first, *rest = messages
+    return [replace(first, content=f"{system.content}\n\n{first.content}"), *rest]
