@@ -138,7 +138,7 @@ def test_the_separator_is_between_instruction_and_input(tmp_path):
     assert prompts == ["a\n\nb", "a", "b"]
 
 
-def test_the_system_setting_is_for_rows_that_bring_none(tmp_path):
+def test_the_system_setting_is_for_rows_that_have_none(tmp_path):
     path = written(tmp_path, GOOD, {**GOOD, "system": "mine"}, {**GOOD, "system": ""})
     systems = [c.messages[0] for c in read(path, system="yours")]
     assert systems == [
@@ -254,7 +254,7 @@ def test_a_faulty_alpaca_row_is_refused_with_its_line(tmp_path, row, problem):
     assert complaint(path) == f"{path}:2: {problem}"
 
 
-def test_an_error_repeats_no_more_of_a_file_than_its_reader_can_take_in(tmp_path):
+def test_an_error_quotes_only_the_beginning_of_a_long_key(tmp_path):
     path = written(tmp_path, {**GOOD, "x" * 3_000_000: 1}, {**GOOD, "output": 3})
     first, second = complaint(path).splitlines()
     assert first.startswith(f'{path}:1: unknown key "{"x" * 100}')
@@ -361,7 +361,7 @@ def test_a_faulty_sharegpt_row_is_refused_with_its_line(tmp_path, row, problem):
     assert complaint(path) == f"{path}:1: {problem}"
 
 
-def test_keys_to_ignore_are_passed_over_and_no_others(tmp_path):
+def test_only_keys_to_ignore_are_skipped(tmp_path):
     path = written(tmp_path, {"id": 1, **GOOD}, {"id": 2, "idd": 3, **GOOD})
     assert complaint(path, ignore_keys=("id",)) == (
         f'{path}:2: unknown key "idd"; skip it with data.ignore_keys=[idd]'
@@ -422,7 +422,7 @@ def test_several_faults_are_reported_together_in_the_order_of_the_file(tmp_path)
     ]
 
 
-def test_the_good_rows_are_given_before_the_faults_are_raised(tmp_path):
+def test_the_good_rows_are_yielded_before_the_errors_are_raised(tmp_path):
     path = written(tmp_path, GOOD, {"instruction": "a"}, {**GOOD, "input": "x"})
     given: list[str] = []
     with pytest.raises(DataError):
@@ -460,11 +460,11 @@ def spoken(*texts: str, system: str | None = None) -> Conversation:
         (spoken("Who are you?", "Aye.", system="You are a keeper."), False),
     ],
 )
-def test_a_prompt_key_tells_opening_prompts_apart(other, same):
+def test_a_prompt_key_differs_where_the_prompt_does(other, same):
     assert (spoken("Who are you?", "Aye.").prompt_key == other.prompt_key) is same
 
 
-def test_a_prompt_key_takes_the_system_text_in():
+def test_a_prompt_key_includes_the_system_text():
     one, two = spoken("a", "b", system="S x"), spoken("a", "c", system="s  X")
     assert one.prompt_key == two.prompt_key
     assert one.prompt_key != spoken("a", "b", system="y").prompt_key
@@ -482,7 +482,7 @@ def test_a_prompt_key_takes_the_system_text_in():
         (spoken("Who are you?", "Aye.", system="s"), False),
     ],
 )
-def test_a_key_tells_conversations_apart_to_the_letter(other, same):
+def test_a_key_differs_where_any_letter_does(other, same):
     assert (spoken("Who are you?", "Aye.").key == other.key) is same
 
 
@@ -526,12 +526,12 @@ def test_the_teahouse_speaks_in_its_voice():
 
 
 @pytest.mark.parametrize("name", ["lighthouse", "teahouse-zh"])
-def test_a_sample_role_says_nothing_twice(name):
+def test_a_sample_role_has_no_prompt_twice(name):
     counts = Counter(c.prompt_key for c in read_conversations(name))
     assert [count for count in counts.values() if count > 1] == []
 
 
-# In a process of its own. Linux's ru_maxrss would count the parent's memory at the fork, VmHWM not.
+# Run in a separate process. On Linux, ru_maxrss would include the parent's memory, VmHWM does not.
 STREAM = """
 import resource, sys
 from pathlib import Path

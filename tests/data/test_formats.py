@@ -36,14 +36,14 @@ def read(path: Path) -> list[tuple[object, int]]:
 
 
 def sorted_out(path: Path) -> tuple[list[tuple[object, str]], list[DataError]]:
-    """The good rows, and the complaints of the bad ones."""
+    """The good rows, and the errors in place of bad ones."""
     rows = list(read_rows(path))
     good = [(row, where) for row, where in rows if not isinstance(row, DataError)]
     return good, [row for row, _ in rows if isinstance(row, DataError)]
 
 
 def complaint(path: Path) -> str:
-    """What is said of a file that cannot be read to its end."""
+    """The error of a file that cannot be read to its end."""
     with pytest.raises(DataError) as caught:
         list(read_rows(path))
     return str(caught.value)
@@ -71,7 +71,7 @@ def test_every_file_type_gives_the_same_rows(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
-def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path, suffix):
+def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path, suffix):
     path = tmp_path / f"rows.{suffix}"
     store(path, LINES)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -93,7 +93,7 @@ def test_line_ends_do_not_matter(tmp_path, suffix, lines, expected, end, last):
     assert read(written(tmp_path, f"rows.{suffix}", text)) == expected
 
 
-def test_blank_lines_are_stepped_over_and_counted(tmp_path):
+def test_blank_lines_are_skipped_and_counted(tmp_path):
     jsonl = written(tmp_path, "rows.jsonl", '\n{"a": "1"}\n \t\r\n\n{"a": "2"}\n\n')
     assert read(jsonl) == [({"a": "1"}, 2), ({"a": "2"}, 5)]
     array = written(tmp_path, "rows.json", '\n[\n\n{"a": "1"}\n,\n\n\n{"a": "2"}]\n\n')
@@ -120,12 +120,12 @@ def test_a_file_without_rows_gives_none(tmp_path, name, text):
     assert read(written(tmp_path, name, text)) == []
 
 
-def test_the_rows_of_a_compact_array_all_stand_on_its_line(tmp_path):
+def test_the_rows_of_a_compact_array_are_on_one_line(tmp_path):
     path = written(tmp_path, "rows.json", '\n[{"a":1},{"a":2},{"a":3}]')
     assert read(path) == [({"a": 1}, 2), ({"a": 2}, 2), ({"a": 3}, 2)]
 
 
-def test_the_rows_of_an_indented_array_stand_where_they_begin(tmp_path):
+def test_the_rows_of_an_indented_array_are_on_the_line_where_they_begin(tmp_path):
     path = written(tmp_path, "rows.json", json.dumps([{"a": 1, "b": [1]}, {"a": 2}], indent=4))
     assert read(path) == [({"a": 1, "b": [1]}, 2), ({"a": 2}, 8)]
 
@@ -203,7 +203,7 @@ def test_one_object_is_refused_with_what_it_may_be(tmp_path):
     )
 
 
-def test_bad_lines_of_jsonl_are_stepped_over_and_all_named(tmp_path):
+def test_bad_lines_of_jsonl_are_skipped_and_all_named(tmp_path):
     path = written(
         tmp_path,
         "rows.jsonl",
@@ -232,12 +232,12 @@ def test_bad_lines_of_jsonl_are_stepped_over_and_all_named(tmp_path):
     ]
 
 
-def test_half_a_surrogate_pair_is_a_row_and_for_others_to_judge(tmp_path):
+def test_half_a_surrogate_pair_is_not_refused_here(tmp_path):
     jsonl = written(tmp_path, "rows.jsonl", '{"a": "\\ud83d"}\n{"a": "\\ud83d\\ude42"}\n')
     assert read(jsonl) == [({"a": "\ud83d"}, 1), ({"a": "🙂"}, 2)]
 
 
-def test_nesting_too_deep_is_refused_and_no_crash(tmp_path):
+def test_deep_nesting_is_refused_without_a_crash(tmp_path):
     array = written(tmp_path, "rows.json", "[" * 100_000)
     assert complaint(array) == f"{array}:1: not valid JSON: nested too deeply; {ARRAY}"
     jsonl = written(tmp_path, "rows.jsonl", '{"a": 1}\n' + "[" * 100_000 + '\n{"a": 3}\n')
@@ -254,7 +254,7 @@ def test_text_that_is_not_utf_8_is_refused_with_its_line(tmp_path, name):
     )
 
 
-def test_blank_lines_before_a_csv_header_are_stepped_over(tmp_path):
+def test_blank_lines_before_a_csv_header_are_skipped(tmp_path):
     assert read(written(tmp_path, "rows.csv", "\n\na,b\n\n1,2\n")) == [({"a": "1", "b": "2"}, 5)]
 
 
@@ -300,7 +300,7 @@ def test_a_csv_column_named_twice_is_refused(tmp_path):
     assert complaint(path) == f'{path}:1: two columns are named "a"; rename one'
 
 
-def test_csv_rows_of_another_width_are_stepped_over_and_all_named(tmp_path):
+def test_csv_rows_of_another_width_are_skipped_and_all_named(tmp_path):
     path = written(tmp_path, "rows.csv", "a,b\n1,2\n3\n4,5,6\n7,8\n")
     rows, errors = sorted_out(path)
     assert rows == [
@@ -338,7 +338,7 @@ def test_a_parquet_column_named_twice_is_refused(tmp_path):
     [pa.timestamp("ns"), pa.timestamp("us", tz="Nowhere/Town"), pa.duration("s"), pa.date32()],
     ids=str,
 )
-def test_a_parquet_date_that_python_has_not_is_a_number(tmp_path, type_):
+def test_a_parquet_date_that_python_cannot_represent_is_a_number(tmp_path, type_):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"a": ["1"], "when": pa.array([2**31 - 1], type_)}), path)
     assert [sorted(row) for row, _ in read(path)] == [["a", "when"]]
@@ -403,7 +403,7 @@ def test_a_path_is_its_own_file(tmp_path):
     assert resolve(str(path)) == [path]
 
 
-def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
     path = written(tmp_path, "rows.json", "[]")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -437,7 +437,7 @@ def test_a_missing_sample_is_refused_with_the_one_that_was_meant(tmp_path, monke
     assert refusal("lighthose") == 'lighthose: no such file; did you mean "lighthouse"?'
 
 
-def test_a_missing_file_like_no_other_is_refused_with_what_there_could_be(tmp_path):
+def test_a_missing_file_unlike_any_other_is_refused_with_the_possible_types(tmp_path):
     source = str(tmp_path / "rows.json")
     assert refusal(source) == (
         f"{source}: no such file; give a file ending in .json, .jsonl, .ndjson, .csv, .parquet, "
@@ -445,7 +445,7 @@ def test_a_missing_file_like_no_other_is_refused_with_what_there_could_be(tmp_pa
     )
 
 
-def test_a_missing_file_in_a_folder_is_not_sought_on_the_hub(tmp_path, monkeypatch):
+def test_a_missing_file_in_a_folder_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal("dataset/rows.json").startswith("dataset/rows.json: no such file; ")
 

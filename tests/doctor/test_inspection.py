@@ -31,7 +31,7 @@ def test_the_deepseek_view_trains_on_the_reply_with_its_space_and_one_eos(
     assert "".join(reply.tokens) == " 你放心。<｜end▁of▁sentence｜>"
 
 
-def test_a_part_is_measured_by_itself(template: ChatTemplate) -> None:
+def test_a_subset_is_measured_by_itself(template: ChatTemplate) -> None:
     rows = [talk("one", "two"), talk("one two three", "four five six " * 4), talk("x", "y")]
     whole = tokenize(rows, template)
     part = whole[1:]

@@ -114,7 +114,7 @@ def test_a_run_is_opened_by_its_path(tiny_config: Callable[..., Config]) -> None
     assert session.ask("hello") == Chat.open(result.run, GREEDY).ask("hello")
 
 
-def test_an_unfinished_run_talks_from_its_checkpoint(tiny_config: Callable[..., Config]) -> None:
+def test_an_unfinished_run_chats_from_its_checkpoint(tiny_config: Callable[..., Config]) -> None:
     asked = iter(range(100))
     result = train(tiny_config("train.save_steps=1"), should_stop=lambda: next(asked) >= 6)
     heard: list[str] = []

@@ -1,4 +1,4 @@
-"""A saved adapter that does not fit is refused by name; a damaged one is refused somehow."""
+"""Adapters: attached, written as PEFT writes them, and loaded or refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from offbook.config import LoraSettings
-from offbook.errors import CheckpointError
+from offbook.errors import CheckpointError, ConfigError
 from offbook.models.adapter import attach_adapter, load_adapter, restore_adapter
 from offbook.models.load import load_base
 from support.tiny import make_base, make_tokenizer, save_adapter
@@ -21,10 +21,151 @@ from support.tiny import make_base, make_tokenizer, save_adapter
 CPU = torch.device("cpu")
 SELF = "base_model.model.model.layers.0.self_attn."
 CASES = 200
+SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def base_in(folder: Path) -> PreTrainedModel:
     return load_base(folder, torch.float32, CPU)
+
+
+def attach(folder: Path, seed: int = 1, **lora: object) -> torch.nn.Module:
+    base = load_base(folder, torch.float32, CPU)
+    return attach_adapter(base, LoraSettings.model_validate(lora), seed, "tiny")
+
+
+def adapted(model: torch.nn.Module) -> set[str]:
+    """The last part of the names of the layers with an adapter."""
+    return {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith("lora_A")}
+
+
+def test_a_fresh_adapter_is_float32_and_changes_nothing(tiny_base: Path) -> None:
+    model = attach(tiny_base)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trainable.values()} == {torch.float32}
+    assert all(bool((p == 0).all()) for name, p in trainable.items() if "lora_B" in name)
+    assert adapted(model) == set(SEVEN)
+    ids = torch.tensor([[1, 2, 3]])
+    base = load_base(tiny_base, torch.float32, CPU)
+    torch.testing.assert_close(model(ids).logits, base(ids).logits, rtol=0, atol=0)
+
+
+def test_adapters_of_a_bfloat16_base_are_float32(tiny_base: Path) -> None:
+    base = load_base(tiny_base, torch.bfloat16, CPU)
+    model = attach_adapter(base, LoraSettings(), 1, "tiny")
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_the_seed_decides_the_adapter(tiny_base: Path) -> None:
+    first, second, other = (
+        torch.cat([p.flatten() for p in attach(tiny_base, seed).parameters() if p.requires_grad])
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (["q_proj", "down_proj"], {"q_proj", "down_proj"}),
+        ("all-linear", set(SEVEN)),
+        (r".*\.layers\.1\..*\.(q|v)_proj", {"q_proj", "v_proj"}),
+        (["layers.0.self_attn.k_proj"], {"k_proj"}),
+    ],
+)
+def test_target_modules(tiny_base: Path, targets: object, names: set[str]) -> None:
+    assert adapted(attach(tiny_base, target_modules=targets)) == names
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (
+            ["q_proj", "query"],
+            "lora.target_modules: no linear layer is named query; the layers are q_proj, k_proj, "
+            "v_proj, o_proj, gate_proj, up_proj, down_proj; or use all-linear",
+        ),
+        (
+            "q_proj",
+            'lora.target_modules: the regular expression "q_proj" matches no linear layer; the '
+            "layers are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; a full name "
+            "is model.layers.0.self_attn.q_proj",
+        ),
+        ("(", "lora.target_modules: not a regular expression"),
+        ([], "lora.target_modules: the list is empty"),
+        (["lm_head"], "lora.target_modules: no linear layer is named lm_head"),
+    ],
+)
+def test_a_module_that_does_not_exist_is_named(
+    tiny_base: Path, targets: object, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        attach(tiny_base, target_modules=targets)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("variant", [{"use_rslora": True}, {"use_dora": True}])
+def test_variants_are_pefts(tiny_base: Path, variant: dict[str, bool]) -> None:
+    model = attach(tiny_base, **variant)
+    (name,) = variant
+    assert getattr(model.peft_config["default"], name) is True
+
+
+@pytest.mark.parametrize(
+    "lora", [{}, {"target_modules": "all-linear"}, {"target_modules": ".*_proj", "use_dora": True}]
+)
+def test_an_adapter_is_written_as_peft_writes_it(
+    tiny_base: Path, tmp_path: Path, lora: dict[str, object]
+) -> None:
+    def config(folder: Path) -> dict[str, object]:
+        values = json.loads((folder / "adapter_config.json").read_text())
+        # PEFT writes sets in any order.
+        return {k: sorted(v) if isinstance(v, list) else v for k, v in values.items()}
+
+    model = attach(tiny_base, **lora)
+    ours, pefts = tmp_path / "ours", tmp_path / "pefts"
+    save_adapter(model, ours)
+    model.save_pretrained(str(pefts), save_embedding_layers=False)
+    weights = "adapter_model.safetensors"
+    assert (ours / weights).read_bytes() == (pefts / weights).read_bytes()
+    assert config(ours) == config(pefts)
+
+
+def test_a_saved_adapter_is_a_plain_peft_folder(tiny_base: Path, tmp_path: Path) -> None:
+    model = attach(tiny_base)
+    save_adapter(model, tmp_path)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+    assert (config["r"], config["lora_alpha"]) == (8, 32)
+
+
+def test_an_adapter_comes_back_bit_for_bit(tiny_base: Path, tmp_path: Path) -> None:
+    model = attach(tiny_base)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.normal_()
+    save_adapter(model, tmp_path)
+    fresh = attach(tiny_base, seed=9)
+    restore_adapter(fresh, tmp_path)
+    loaded = load_adapter(load_base(tiny_base, torch.float32, CPU), tmp_path)
+    ids = torch.tensor([[1, 2, 3]])
+    model.eval()
+    fresh.eval()
+    assert torch.equal(model(ids).logits, fresh(ids).logits)
+    assert torch.equal(model(ids).logits, loaded(ids).logits)
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    save_adapter(attach(tiny_base), tmp_path / "adapter")
+    other = make_base(tmp_path / "other", 2, make_tokenizer(tmp_path / "other"))
+    with pytest.raises(CheckpointError, match="the adapter does not fit this base"):
+        load_adapter(load_base(other, torch.float32, CPU), tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="no adapter here; train one first"):
+        load_adapter(load_base(tiny_base, torch.float32, CPU), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +214,7 @@ def test_a_checkpoint_of_another_rank_is_refused_by_name(saved: Path, tiny_base:
         {"use_rslora": True, "lora_alpha": 8.5},
     ],
 )
-def test_adapters_made_here_come_back_whole(
+def test_adapters_are_loaded_unchanged(
     tiny_base: Path, tmp_path: Path, lora: dict[str, object]
 ) -> None:
     model = attach_adapter(base_in(tiny_base), LoraSettings.model_validate(lora), 1, "tiny").eval()
@@ -87,7 +228,7 @@ def test_adapters_made_here_come_back_whole(
     assert torch.equal(model(ids).logits, loaded(ids).logits)
 
 
-def test_keys_of_another_peft_pass_where_they_ask_for_nothing(
+def test_unknown_keys_that_change_nothing_are_accepted(
     saved: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
@@ -102,7 +243,7 @@ def test_keys_of_another_peft_pass_where_they_ask_for_nothing(
 
 
 def mutate(contents: bytes, chance: random.Random) -> bytes:
-    """Bytes flipped, cut off, doubled, or replaced by what parsers trip over."""
+    """Bytes flipped, removed, repeated, or replaced by values that break parsers."""
     at = chance.randrange(len(contents))
     end = min(len(contents), at + chance.choice([1, 2, 8, 64]))
     junk = chance.choice([b"", b"\0" * 8, b"\xff" * 8, b"9" * 30, b'"', b"[[[[", b"null", b"-1"])
@@ -122,7 +263,7 @@ def test_a_damaged_adapter_loads_or_is_refused(
     chance = random.Random(0)
     names = ["adapter_config.json", "adapter_model.safetensors"]
     sound = {name: (saved / name).read_bytes() for name in names}
-    # In the header, where there is something to understand, as often as in the numbers.
+    # Mostly in the header, which is small and would rarely be hit.
     header = 8 + int.from_bytes(sound[names[1]][:8], "little")
     loaded = 0
     for _ in range(CASES):

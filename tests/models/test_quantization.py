@@ -42,7 +42,7 @@ def test_linear_layers_are_in_4_bits_and_the_rest_is_not(tmp_path: Path) -> None
     assert 0 < error < 0.15
 
 
-def test_the_fast_path_knows_4_bit_layers(tiny_config: MakeConfig) -> None:
+def test_the_fast_path_supports_4_bit_layers(tiny_config: MakeConfig) -> None:
     exact = "model.precision=float32"
     parts = prepare(tiny_config(*NF4, exact, "lora.lora_dropout=0"), Monitor())
     assert parts.engine.packed

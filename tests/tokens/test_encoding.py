@@ -55,7 +55,7 @@ def test_a_decoded_stream_is_the_text(tokenizer: PreTrainedTokenizerBase) -> Non
     holds()
 
 
-def test_bytes_that_are_no_text_are_held_until_text_follows(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_held_until_text_follows(tmp_path: Path) -> None:
     encoder = TextEncoder(make_tokenizer(tmp_path))
     half = encoder.encode(["🙂"])[0][:2]
     (letter,) = encoder.encode(["z"])[0]

@@ -17,7 +17,9 @@ def examples(template: ChatTemplate) -> Examples:
     return tokenize(numbered(100, 40), template)
 
 
-def test_columns_hold_what_the_template_builds(template: ChatTemplate, examples: Examples) -> None:
+def test_the_arrays_contain_what_the_template_builds(
+    template: ChatTemplate, examples: Examples
+) -> None:
     assert len(examples) == 100
     for k, conversation in enumerate(numbered(100, 40)):
         built = template.build_example(conversation)
@@ -33,7 +35,7 @@ def test_a_slice_is_a_view(examples: Examples) -> None:
     assert part.lengths.tolist() == [len(e) for e in part]
 
 
-def test_more_rows_than_a_batch_come_through_in_order(template: ChatTemplate) -> None:
+def test_rows_stay_in_order_over_several_batches(template: ChatTemplate) -> None:
     seen: list[int] = []
     examples = tokenize(numbered(BATCH_ROWS + 5, 9), template, progress=seen.append)
     assert seen == [BATCH_ROWS, BATCH_ROWS + 5]
@@ -49,7 +51,7 @@ def test_no_prompt_is_on_both_sides(examples: Examples, share: float) -> None:
     assert share * 100 <= len(validation) < share * 100 + 3
 
 
-def test_the_split_depends_on_seed_and_prompts_not_on_their_order(template: ChatTemplate) -> None:
+def test_the_split_depends_on_seed_and_prompts_but_not_on_order(template: ChatTemplate) -> None:
     rows = numbered(100, 40)
     forward, backward = (tokenize(r, template) for r in (rows, rows[::-1]))
     held = {e.source for e in forward.split(0.1, seed=1)[1]}
@@ -83,7 +85,7 @@ def test_truncated_and_dropped_rows_are_named(template: ChatTemplate) -> None:
     ]
 
 
-def test_nothing_that_fits_is_an_error(template: ChatTemplate) -> None:
+def test_a_data_set_without_a_row_that_fits_is_refused(template: ChatTemplate) -> None:
     with pytest.raises(DataError) as caught:
         tokenize(numbered(2, 2), template, max_length=8)
     assert str(caught.value) == "rows.json:0: no row fits; raise data.max_length (now 8)"

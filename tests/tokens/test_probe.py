@@ -44,7 +44,7 @@ def test_the_traits_of_published_templates(name: str, tmp_path: Path) -> None:
     )
 
 
-def test_a_template_that_rewrites_turns_is_found_out(tmp_path: Path) -> None:
+def test_a_template_that_rewrites_turns_is_detected(tmp_path: Path) -> None:
     traits = traits_of(tmp_path, REWRITING, None, "<|im_end|>", "<|im_start|>")
     assert not traits.keeps_turns
     assert traits.reply_lead == "<think>\n\n</think>\n\n"

@@ -1,4 +1,4 @@
-"""What a chat template may say, and how long it may run."""
+"""What a chat template may contain, and how long it may run."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_deepseeks_template_passes(deepseek: ChatTemplate) -> None:
 
 
 @pytest.mark.parametrize("source", BUSY, ids=[source[:40] for source in BUSY])
-def test_what_cannot_be_interrupted_is_refused_unrun(source: str) -> None:
+def test_an_instruction_that_cannot_be_interrupted_is_refused(source: str) -> None:
     with pytest.raises(ValueError, match=BUSY[source]):
         check_source(source)
 
@@ -103,19 +103,19 @@ def test_the_limit_is_for_one_rendering_not_for_a_batch(quick: None) -> None:
 
 
 @pytest.mark.skipif(not sandbox.STATM.exists(), reason="Linux alone limits memory")
-def test_work_that_eats_memory_is_stopped_and_the_limit_taken_back(
+def test_work_that_uses_too_much_memory_is_stopped_and_the_limit_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sandbox, "MEMORY", 2**26)
     before = sandbox.resource.getrlimit(sandbox.resource.RLIMIT_AS)
     with pytest.raises(DataError, match=r"the chat template needs more than 0\.0625 GB of memory"):
-        # More than the process can have left over from before.
+        # More than the process can have free from earlier use.
         within_limits(lambda: [bytearray(2**27) for _ in range(100)])
     assert sandbox.resource.getrlimit(sandbox.resource.RLIMIT_AS) == before
     assert len(bytearray(2**27)) == 2**27
 
 
-def test_errors_of_the_work_pass_and_end_the_limits(quick: None) -> None:
+def test_errors_of_the_work_are_raised_and_end_the_limits(quick: None) -> None:
     with pytest.raises(KeyError):
         within_limits(lambda: {}["x"])
     time.sleep(0.5)  # a watchdog that still watched would bite here
@@ -123,7 +123,7 @@ def test_errors_of_the_work_pass_and_end_the_limits(quick: None) -> None:
 
 
 def test_no_exception_arrives_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work that ends just when its time is up either returns or fails, and that is all."""
+    """Work that ends just at the time limit either returns or fails; nothing is raised later."""
     monkeypatch.setattr(sandbox, "SECONDS", 0.01)
     outcomes = {"done": 0, "late": 0}
     for k in range(60):

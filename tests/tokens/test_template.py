@@ -86,7 +86,7 @@ def test_the_deepseek_row_is_exactly_this(deepseek: ChatTemplate) -> None:
     assert deepseek.traits.reply_lead == " "
 
 
-def test_the_embedded_model_has_a_template_that_holds() -> None:
+def test_the_embedded_model_has_a_valid_template() -> None:
     template = ChatTemplate(load_tokenizer(resolve_base("smollm2-135m")))
     example = template.build_example(talk("Who are you?", "A keeper."))
     assert supervised_texts(template, example) == ["A keeper.<|im_end|>"]
@@ -94,7 +94,7 @@ def test_the_embedded_model_has_a_template_that_holds() -> None:
 
 
 @pytest.mark.parametrize("name", ["deepseek", "llama3", "qwen"])
-def test_system_text_goes_where_the_template_takes_it(name: str, tmp_path: Path) -> None:
+def test_system_text_goes_where_the_template_has_a_place_for_it(name: str, tmp_path: Path) -> None:
     jinja, bos, eos, more, _ = PUBLISHED[name]
     template = ChatTemplate(make_tokenizer(tmp_path, jinja, bos, eos, more))
     text = template.render([Message("system", "Be brief."), user("Well?")])
@@ -184,7 +184,7 @@ def test_a_reply_that_does_not_fit_is_dropped(template: ChatTemplate) -> None:
     assert template.build_examples([talk("Well?", "very long " * 40)], max_length=30) == [None]
 
 
-def test_a_row_that_just_fits_is_left_alone(template: ChatTemplate) -> None:
+def test_a_row_that_just_fits_is_not_truncated(template: ChatTemplate) -> None:
     row = talk("one two three", "four")
     length = len(template.build_example(row))
     (exact,), (cut,) = (template.build_examples([row], n) for n in (length, length - 1))

@@ -30,7 +30,7 @@ def test_a_corrupt_tokenizer_is_refused_with_an_example(tmp_path: Path) -> None:
         prove(tokenizer, raw)
 
 
-def test_one_that_decodes_differently_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_decodes_differently_is_refused(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path)
     raw = tmp_path / "tokenizer.json"
     contents = json.loads(raw.read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def test_the_class_named_in_the_config_is_not_followed(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("a b 你好")) == "a b 你好"
 
 
-def test_a_folder_without_one_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_tokenizer(tmp_path)
     assert str(caught.value) == (

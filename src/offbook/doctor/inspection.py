@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from offbook.data.conversations import Conversation
-from offbook.tokens.examples import IGNORED, Example, Examples
+from offbook.tokens.encoding import INCOMPLETE
+from offbook.tokens.examples import IGNORED, Example, Examples, label_runs
 
 
 @dataclass
@@ -108,22 +108,21 @@ def token_view(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Spa
     There is one text for each token. A character of several tokens is the text of the last of
     them; the texts of the others are empty.
     """
-    trained = example.labels != IGNORED
-    edges = [0, *(np.flatnonzero(trained[1:] != trained[:-1]) + 1).tolist(), len(example)]
-    ids = example.input_ids.tolist()
+    ids, labels = example.input_ids.tolist(), example.labels
     return [
-        Span(bool(trained[start]), tuple(_texts(ids[start:end], tokenizer)))
-        for start, end in pairwise(edges)
+        Span(bool(labels[start] != IGNORED), tuple(_texts(ids[start:end], tokenizer)))
+        for start, end in label_runs(labels)
     ]
 
 
 def _texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    held: list[int] = []
+    new: list[int] = []
     for position, index in enumerate(ids):
-        held.append(index)
-        text = str(tokenizer.decode(held, clean_up_tokenization_spaces=False))
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and position < len(ids) - 1 and len(held) < 4:
+        new.append(index)
+        text = str(tokenizer.decode(new, clean_up_tokenization_spaces=False))
+        # A character of UTF-8 has at most 4 bytes, so it has at most 4 tokens.
+        if text.endswith(INCOMPLETE) and len(new) < 4 and position < len(ids) - 1:
             yield ""
         else:
             yield text
-            held = []
+            new = []

@@ -131,7 +131,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def linear_layers(base: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
-    """The layers that an adapter may change, with their names: the linear ones below the head."""
+    """The layers that an adapter may change, with their names: linear layers below the head."""
     output = base.get_output_embeddings()
     return [
         (name, module)

@@ -1,4 +1,4 @@
-"""Load a base model: its device, its precision, its weights, and the parts that losses need."""
+"""Load a base model: on which device, in which precision; and access its backbone and head."""
 
 from __future__ import annotations
 
@@ -114,9 +114,9 @@ def head(model: nn.Module) -> nn.Module:
 
 
 def _check_size(config: PreTrainedConfig, folder: Path) -> None:
-    """Refuse a configuration that describes many more weights than there are.
+    """Refuse a configuration that describes many more weights than the files contain.
 
-    transformers would fill the rest with random numbers, in memory that nobody may have.
+    transformers would allocate memory for all of them before it reports what is missing.
     """
     stored = sum(math.prod(tensor.shape) for _, tensor in read_base_tensors(folder).values())
     try:

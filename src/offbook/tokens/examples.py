@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -44,11 +44,16 @@ class Example:
         return len(self.input_ids)
 
 
+def label_runs(labels: NDArray[np.int32]) -> list[tuple[int, int]]:
+    """The [start, end) of each run of positions that are all supervised, or all not."""
+    supervised = labels != IGNORED
+    edges = (np.flatnonzero(supervised[1:] != supervised[:-1]) + 1).tolist()
+    return list(pairwise([0, *edges, len(labels)]))
+
+
 def supervised_spans(labels: NDArray[np.int32]) -> list[tuple[int, int]]:
     """The [start, end) of each run of supervised positions."""
-    supervised = np.concatenate(([False], labels != IGNORED, [False]))
-    edges = np.flatnonzero(supervised[1:] != supervised[:-1])
-    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+    return [(start, end) for start, end in label_runs(labels) if labels[start] != IGNORED]
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class ChatTemplate:
         held = ""  # text that may be the lead or the tail
         for piece in self.encoder.decode_stream(ids, self.stop_id):
             held += piece
-            if len(held) < len(lead):
+            if len(held) < len(lead) and lead.startswith(held):
                 continue
             held, lead = held.removeprefix(lead), ""
             ready = len(held) - len(tail)
