@@ -1,4 +1,4 @@
-"""A run knows its base again, whatever folder it is in."""
+"""A run recognizes its base, whatever folder it is in."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from offbook.errors import CheckpointError
 from offbook.inference.chat import Chat
 from offbook.runs.receipt import fingerprint
 from offbook.training.loop import train
+from support.stepping import stop_after
 from support.tiny import DEEPSEEK_TEMPLATE
 
 
@@ -63,9 +64,9 @@ def test_a_chat_with_another_base_is_refused_with_the_part(
     with pytest.raises(CheckpointError) as caught:
         Chat.open(run)
     assert str(caught.value) == (
-        f"{run}: the base is not the one the run was begun with: another {part}; restore it, set "
-        "model.revision in the run's config.yaml to the commit it was begun with, or train anew "
-        "with --overwrite"
+        f"{run}: the base is not the one the run was started with: other {part}; restore it, set "
+        "model.revision in the run's config.yaml to the commit the run was started with, or start "
+        "again with --overwrite"
     )
 
 
@@ -73,14 +74,13 @@ def test_a_resumed_run_with_other_weights_is_refused(
     base: Path, tiny_config: Callable[..., Config]
 ) -> None:
     config = tiny_config(f"model.base={base}", "train.save_steps=1")
-    asked = iter(range(100))
-    train(config, should_stop=lambda: next(asked) >= 6)
+    train(config, should_stop=stop_after(6))
     other_weights(base)
-    with pytest.raises(CheckpointError, match="begun with: another weights;"):
+    with pytest.raises(CheckpointError, match="started with: other weights;"):
         train(config, resume=True)
 
 
-def test_a_receipt_of_before_says_nothing_of_weights_and_passes(run: Path, base: Path) -> None:
+def test_a_hash_that_an_older_receipt_lacks_is_not_compared(run: Path, base: Path) -> None:
     receipt = json.loads((run / "receipt.json").read_text())
     del receipt["base"]["weights"]
     (run / "receipt.json").write_text(json.dumps(receipt))

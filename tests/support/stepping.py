@@ -1,36 +1,68 @@
-"""A run that is ready to take its first optimizer step."""
+"""A run that is ready for its first optimizer step, and what tests listen to, stop and compare."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from offbook.config import Config
-from offbook.monitor import Monitor
+from offbook.monitor import Metrics, Monitor
 from offbook.runs.checkpoint import Progress
+from offbook.runs.directory import RunDirectory
+from offbook.training.loop import training_steps
 from offbook.training.setup import prepare
-from offbook.training.step import Stepper
+from offbook.training.step import Stepper, StepResult
+
+Record = TypeVar("Record", bound=Metrics)
+
+
+class Listener(Monitor):
+    """Keeps what is announced."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def announce(self, text: str) -> None:
+        self.heard.append(text)
 
 
 def make_stepper(
     config: Config,
-    log: list[dict[str, Any]] | None = None,
+    log: list[Metrics] | None = None,
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> Stepper:
-    """What takes the steps of a run, before the first of them; `log` gets its metrics."""
-    parts = prepare(config, Monitor())
-    weights = [p for p in parts.model.parameters() if p.requires_grad]
+    """The state of a run before its first step; `log` receives its metrics."""
+    loaded = prepare(config, Monitor())
     return Stepper(
-        parts,
-        optimizer(weights, lr=config.train.learning_rate),
-        Progress(parts.plan.micro_batch_tokens),
+        loaded,
+        optimizer(loaded.trained_parameters(), lr=config.train.learning_rate),
+        Progress(loaded.inputs.plan.micro_batch_tokens),
         [].append if log is None else log.append,
         lambda text: None,
         lambda: False,
     )
 
 
+def steps_of(stepper: Stepper) -> Iterator[StepResult]:
+    """The steps of a run, each taken when asked for."""
+    run = RunDirectory(Path(stepper.loaded.inputs.config.output_dir))
+    return training_steps(run, stepper, Monitor())
+
+
 def flat(stepper: Stepper) -> torch.Tensor:
     """A copy of all trained weights, end to end."""
     return torch.cat([p.detach().flatten() for p in stepper.optimizer.param_groups[0]["params"]])
+
+
+def stop_after(calls: int) -> Callable[[], bool]:
+    """A `should_stop` that is true from this call on."""
+    answers = iter([False] * calls)
+    return lambda: next(answers, True)
+
+
+def records_of(kind: type[Record], run: Path) -> list[Record]:
+    """The lines of one kind in a run's `metrics.jsonl`."""
+    return [record for record in RunDirectory(run).metrics() if isinstance(record, kind)]

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, cut off or damaged end in the adapter of one that was not."""
+"""Runs that are stopped, killed or damaged, and resumed, end in the adapter of a whole run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
@@ -27,18 +28,11 @@ from offbook.runs.directory import RunDirectory
 from offbook.training import plan as planner
 from offbook.training.loop import train
 from support.disks import Failing, Power, Snapshots, error_of
+from support.stepping import Listener, stop_after
 from support.tiny import ROWS
 
 MakeConfig = Callable[..., Config]
 SAVES = ("train.max_steps=3", "train.save_steps=1")
-
-
-class Listener(Monitor):
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def announce(self, text: str) -> None:
-        self.heard.append(text)
 
 
 def hashes(run: Path) -> tuple[str, ...]:
@@ -56,7 +50,7 @@ def hashes(run: Path) -> tuple[str, ...]:
 
 
 class StopAfter(Listener):
-    """Lets a run take some steps and so many micro-batches of the next, and then stops it."""
+    """Stops a run after this many steps, and this many micro-batches of the next step."""
 
     def __init__(self, steps: int, batches: int = 0) -> None:
         super().__init__()
@@ -72,7 +66,7 @@ class StopAfter(Listener):
 
 
 def go_on(config: Config) -> Path:
-    """What a user does after a crash: resume, or train where the run had not begun."""
+    """What a user does after a crash: resume the run, or start it if it had not started."""
     run = Path(config.output_dir)
     result = train(config, resume=(run / "config.yaml").exists())
     assert result.finished
@@ -81,7 +75,7 @@ def go_on(config: Config) -> Path:
 
 def curve(run: Path) -> list[dict[str, object]]:
     """The metrics, without the time they took."""
-    lines = RunDirectory(run).metrics()
+    lines = map(asdict, RunDirectory(run).metrics())
     return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
 
 
@@ -90,7 +84,7 @@ def curve(run: Path) -> list[dict[str, object]]:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Micro-batches of a row or two, so that a step has several."""
+    """Micro-batches of one row or two, so that a step has several."""
     monkeypatch.setattr(planner, "FEWEST_TOKENS", 1)
     monkeypatch.setitem(planner.MOST_TOKENS, "cpu", 1)
 
@@ -120,13 +114,12 @@ def test_a_run_stopped_within_each_of_its_steps_ends_in_the_same_bits(
     assert curve(result.run) == curve(whole.run)
 
 
-def test_a_stop_during_validation_is_made_up_for(tiny_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_stopped_evaluation_is_repeated(tiny_config: MakeConfig, tmp_path: Path) -> None:
     settings = ("train.max_steps=4", "train.eval_steps=2")
     whole = train(tiny_config(*settings, f"output_dir={tmp_path / 'whole'}"))
-    for asked in (0, 3, 6):  # once in each validation and in each step
+    for calls in (0, 3, 6):  # before an evaluation or within a step
         config = tiny_config(*settings)
-        answers = iter([False] * asked)
-        stopped = train(config, overwrite=True, should_stop=lambda: next(answers, True))  # noqa: B023
+        stopped = train(config, overwrite=True, should_stop=stop_after(calls))
         assert not stopped.finished
         assert curve(go_on(config)) == curve(whole.run)
         assert hashes(stopped.run) == hashes(whole.run)
@@ -136,7 +129,7 @@ def test_a_stop_during_validation_is_made_up_for(tiny_config: MakeConfig, tmp_pa
 
 
 def kill_points(config: Config, copies: Path, **how: bool) -> list[Path]:
-    """What a kill leaves of a run directory before, within and after each operation on the disk."""
+    """Copies of a run directory as a kill before, within or after each disk operation leaves it."""
     disk = Snapshots(Path(config.output_dir), copies)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "disk", disk)
@@ -264,7 +257,7 @@ def test_a_power_cut_loses_no_committed_checkpoint(
                 assert run.receipt() == whole.receipt()
                 folder = newest(run, lambda text: None)
                 assert (int(folder.name[-1]) if folder else 0) >= committed
-                logged = [record["step"] for record in run.metrics()]
+                logged = [record.step for record in run.metrics()]
                 assert max(logged, default=0) >= committed
             else:
                 assert operations < begun
@@ -368,7 +361,7 @@ def test_the_newest_checkpoint_that_is_intact_is_found(three_checkpoints: RunDir
         assert folder is not None
         assert folder.name == "step-4"
         assert len(heard) == 1
-        assert heard[0].startswith("passing over step-5: ")
+        assert heard[0].startswith("skipping step-5: ")
         shutil.rmtree(run.checkpoints / "step-5")
         shutil.copytree(intact, run.checkpoints / "step-5")
         total += 1
@@ -390,8 +383,8 @@ def test_resume_takes_the_newest_checkpoint_that_is_intact(
     assert newest(run, lambda text: None) == run.checkpoints / "step-4"
     train(settings, resume=True)
     assert [text for text in monitor.heard if "step" in text] == [
-        "passing over step-5: optimizer.safetensors is missing",
-        "passing over step-4: its state is that of step 3",
+        "skipping step-5: optimizer.safetensors is missing",
+        "skipping step-4: its state is that of step 3",
         "resuming after step 3",
     ]
     assert hashes(run.path) == hashes(whole)
