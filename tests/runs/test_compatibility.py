@@ -20,7 +20,7 @@ from offbook.monitor import EvalMetrics, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.training.loop import train
-from support.stepping import Listener, records_of
+from support.runs import Listener, records_of
 
 WRITTEN = Path(__file__).parent / "written_by_0_1"
 ADAPTER = "adapter/adapter_model.safetensors"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from offbook.config import Config
 from offbook.errors import CheckpointError
 from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatches, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Device, Receipt, Rows
+from offbook.training.loop import train
+from support.runs import curve
 
 RECORDS: list[tuple[Metrics, str]] = [
     (EvalMetrics(0, 7.5), '{"step": 0, "eval_loss": 7.5}'),
@@ -62,6 +66,23 @@ def test_a_line_without_a_step_is_damaged(tmp_path: Path, line: str) -> None:
     run.metrics_file.write_text(f'{{"step": 0}}\n{line}\n{{"step": 1}}\n')
     with pytest.raises(CheckpointError, match=r"metrics.jsonl:2: the line is damaged"):
         list(run.metrics())
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 6, "los', b"\0\0\0", b"\xff\xfe"])
+def test_an_incomplete_last_line_is_left_out(
+    tiny_config: Callable[..., Config], tail: bytes
+) -> None:
+    run = RunDirectory(train(tiny_config()).run)
+    before = curve(run.path)
+    with run.metrics_file.open("ab") as file:
+        file.write(tail)
+    assert curve(run.path) == before
+    train(tiny_config(), resume=True)
+    assert curve(run.path) == before
+    assert run.metrics_file.read_bytes().endswith(b"}\n")
+    run.metrics_file.write_bytes(b"nonsense\n" + run.metrics_file.read_bytes())
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl:1: the line is damaged; remove it"):
+        train(tiny_config(), resume=True)
 
 
 def test_a_receipt_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from offbook.config import Config
 from offbook.errors import CheckpointError
-from offbook.inference.chat import Chat
 from offbook.runs.receipt import fingerprint
+from offbook.runs.trained import open_run
 from offbook.training.loop import train
-from support.stepping import stop_after
+from support.runs import stop_after
 from support.tiny import DEEPSEEK_TEMPLATE
 
 
@@ -56,13 +56,11 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("part", CHANGES)
-def test_a_chat_with_another_base_is_refused_with_the_part(
-    run: Path, base: Path, part: str
-) -> None:
-    Chat.open(run)
+def test_another_base_is_refused_with_the_part(run: Path, base: Path, part: str) -> None:
+    open_run(run)
     CHANGES[part](base)
     with pytest.raises(CheckpointError) as caught:
-        Chat.open(run)
+        open_run(run)
     assert str(caught.value) == (
         f"{run}: the base is not the one the run was started with: other {part}; restore it, set "
         "model.revision in the run's config.yaml to the commit the run was started with, or start "
@@ -85,7 +83,7 @@ def test_a_hash_that_an_older_receipt_lacks_is_not_compared(run: Path, base: Pat
     del receipt["base"]["weights"]
     (run / "receipt.json").write_text(json.dumps(receipt))
     other_weights(base)
-    Chat.open(run)
+    open_run(run)
 
 
 def test_the_fingerprint_is_of_the_tensors_not_of_the_files(base: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import offbook
 from offbook.config import Config
 from offbook.errors import CheckpointError
+from offbook.files import storage
 from offbook.models.load import choose_device
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
@@ -42,3 +43,18 @@ def test_what_cannot_be_opened_says_so(tiny_config: MakeConfig, tmp_path: Path) 
         open_run(path)
     with pytest.raises(CheckpointError, match="not a run directory"):
         open_run(tmp_path / "nowhere")
+
+
+def test_a_changed_adapter_is_announced(tiny_config: MakeConfig) -> None:
+    run = train(tiny_config()).run
+    heard: list[str] = []
+    open_run(run, heard.append)
+    assert heard == []
+    weights = run / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    open_run(run, heard.append)
+    assert heard == [
+        "the adapter is not as training left it: adapter_model.safetensors is not what was written"
+    ]
+    assert train(tiny_config(), resume=True).finished
+    assert storage.verify(run / "adapter") is None

@@ -1,10 +1,9 @@
-"""A run that is ready for its first optimizer step, and what tests listen to, stop and compare."""
+"""A run that is ready for its first optimizer step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -15,18 +14,6 @@ from offbook.runs.directory import RunDirectory
 from offbook.training.loop import training_steps
 from offbook.training.setup import prepare
 from offbook.training.step import Stepper, StepResult
-
-Record = TypeVar("Record", bound=Metrics)
-
-
-class Listener(Monitor):
-    """Keeps what is announced."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def announce(self, text: str) -> None:
-        self.heard.append(text)
 
 
 def make_stepper(
@@ -55,14 +42,3 @@ def steps_of(stepper: Stepper) -> Iterator[StepResult]:
 def flat(stepper: Stepper) -> torch.Tensor:
     """A copy of all trained weights, end to end."""
     return torch.cat([p.detach().flatten() for p in stepper.optimizer.param_groups[0]["params"]])
-
-
-def stop_after(calls: int) -> Callable[[], bool]:
-    """A `should_stop` that is true from this call on."""
-    answers = iter([False] * calls)
-    return lambda: next(answers, True)
-
-
-def records_of(kind: type[Record], run: Path) -> list[Record]:
-    """The lines of one kind in a run's `metrics.jsonl`."""
-    return [record for record in RunDirectory(run).metrics() if isinstance(record, kind)]

@@ -18,7 +18,8 @@ from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule, learning_rate_at
 from offbook.training.setup import LoadedRun, gather, prepare
-from support.stepping import Listener, flat, make_stepper, records_of, steps_of, stop_after
+from support.runs import Listener, records_of, stop_after
+from support.stepping import flat, make_stepper, steps_of
 
 MakeConfig = Callable[..., Config]
 

@@ -20,7 +20,8 @@ from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatch
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 from offbook.training.step import Stepper
-from support.stepping import Listener, flat, make_stepper, records_of, steps_of, stop_after
+from support.runs import Listener, records_of, stop_after
+from support.stepping import flat, make_stepper, steps_of
 
 MakeConfig = Callable[..., Config]
 Log = list[Metrics]

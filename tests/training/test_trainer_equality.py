@@ -16,7 +16,7 @@ from offbook.monitor import Monitor, StepMetrics
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule
 from offbook.training.setup import prepare
-from support.stepping import records_of
+from support.runs import records_of
 
 STEPS, BATCH, DEVICE_BATCH = 30, 4, 2
 

@@ -22,11 +22,11 @@ from offbook.training.step import Log, Stepper, StepResult, Stopped
 def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Iterator[StepResult]:
     """Take the steps that are left, yielding the result of each.
 
-    At a step where several things are due, the checkpoint is saved before the evaluation: a process
-    that is killed then resumes from it, and evaluates only where `metrics.jsonl` has no result yet.
+    The checkpoint of a step is saved before its evaluation. A run that is killed in the evaluation
+    resumes from the checkpoint and evaluates there, as `metrics.jsonl` has no result of it yet.
 
     Raises:
-        Stopped: when asked to stop, within a step or an evaluation; nothing of it remains.
+        Stopped: when asked to stop, within a step or an evaluation; its result is discarded.
         OffbookError: when the run cannot go on.
     """
     progress, settings, inputs = stepper.progress, stepper.settings, stepper.loaded.inputs
@@ -39,6 +39,7 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
     monitor.begin(progress.step, total)
     if progress.step < total:
         examples = [training[row] for row in schedule.rows(progress.step)]
+        # Fast and plain path must give the same gradients on these rows, on this device.
         stepper.loaded.engine.check(examples, inputs.device)
     while True:
         step, finished = progress.step, progress.step == total
