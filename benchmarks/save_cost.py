@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +27,7 @@ from offbook.monitor import Monitor
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
+from offbook.training.loop import training_steps
 from offbook.training.setup import prepare
 from offbook.training.step import Stepper
 
@@ -44,23 +46,27 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-config = Config.load(None, [f"model.base={arguments.base}", f"data.train={arguments.rows}"])
-parts = prepare(config, Monitor())
-optimizer = torch.optim.AdamW([p for p in parts.model.parameters() if p.requires_grad], fused=True)
-progress = Progress(parts.plan.micro_batch_tokens)
-stepper = Stepper(parts, optimizer, progress, print, print, lambda: False)
-stepper.step()  # warms up
-step = median(seconds(stepper.step) for _ in range(arguments.steps))
+config = Config.load(
+    None,
+    [f"model.base={arguments.base}", f"data.train={arguments.rows}", "data.validation=0"],
+)
+loaded = prepare(config, Monitor())
+optimizer = torch.optim.AdamW(loaded.trained_parameters(), fused=True)
+progress = Progress(loaded.inputs.plan.micro_batch_tokens)
+stepper = Stepper(loaded, optimizer, progress, print, print, lambda: False)
 saves: list[float] = []
 with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
     run = RunDirectory(Path(folder))
+    steps = training_steps(run, stepper, Monitor())
+    next(steps)  # warms up
+    step = median(result.seconds for result in islice(steps, arguments.steps))
     keep = config.train.save_total_limit
-    save = partial(checkpoint.save, run, parts.model, optimizer, progress, keep)
+    save = partial(checkpoint.save, run, loaded.model, optimizer, progress, keep)
     for _ in range(arguments.saves):
         progress.step += 1
         saves.append(seconds(save))
     size = storage.size_of(run.checkpoints / f"step-{progress.step}")
-    restoring = seconds(lambda: checkpoint.restore(run, parts.model, optimizer, print))
+    restoring = seconds(lambda: checkpoint.restore(run, loaded.model, optimizer, print))
 cost, every = median(saves), config.train.save_steps
 print(
     f"| | |\n|---|--:|\n"
@@ -69,5 +75,5 @@ print(
     f"| seconds to verify and load one | {restoring:.3f} |\n"
     f"| seconds of a step, median of {arguments.steps} | {step:.2f} |\n"
     f"| share of training, a checkpoint every {every} steps | {cost / (every * step):.3%} |\n\n"
-    f"{describe_machine(parts.dtype)}."
+    f"{describe_machine(loaded.inputs.dtype)}."
 )

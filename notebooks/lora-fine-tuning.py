@@ -71,7 +71,7 @@ from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter, load_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import choose_device, choose_precision, load_base
-from offbook.monitor import Monitor
+from offbook.monitor import EvalMetrics, Monitor, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.tokens.examples import IGNORED, Example, supervised_spans, tokenize
 from offbook.tokens.tokenizer import prove
@@ -720,13 +720,13 @@ class PrintingMonitor(Monitor):
         print(text)
 
     def metrics(self, record):
-        if "eval_loss" in record:
-            print(f"step {record['step']:3}  validation loss {record['eval_loss']:.3f}")
-        else:
+        if isinstance(record, EvalMetrics):
+            print(f"step {record.step:3}  validation loss {record.eval_loss:.3f}")
+        elif isinstance(record, StepMetrics):
             print(
-                f"step {record['step']:3}  loss {record['loss']:.3f}  "
-                f"gradient norm {record['grad_norm']:.2f}  "
-                f"learning rate {record['learning_rate']:.1e}"
+                f"step {record.step:3}  loss {record.loss:.3f}  "
+                f"gradient norm {record.grad_norm:.2f}  "
+                f"learning rate {record.learning_rate:.1e}"
             )
 
 
@@ -738,11 +738,12 @@ free_memory()
 run = RunDirectory.open(result.run)
 metrics = list(run.metrics())
 fig, ax = plt.subplots(figsize=(8, 2.8))
-for key, label, style in (
-    ("loss", "training (mean since the last point)", "o-"),
-    ("eval_loss", "validation", "s--"),
+training_points = [(r.step, r.loss) for r in metrics if isinstance(r, StepMetrics)]
+validation_points = [(r.step, r.eval_loss) for r in metrics if isinstance(r, EvalMetrics)]
+for points, label, style in (
+    (training_points, "training (mean since the last point)", "o-"),
+    (validation_points, "validation", "s--"),
 ):
-    points = [(record["step"], record[key]) for record in metrics if key in record]
     ax.plot(*zip(*points, strict=True), style, label=label, markersize=4)
 ax.set(xlabel="optimizer step", ylabel="loss, nats per token")
 fig.legend(loc="outside upper right", ncols=2, frameon=False)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from offbook.data.conversations import Conversation, Message, read_conversations
     from offbook.errors import OffbookError
     from offbook.inference.chat import Chat
+    from offbook.runs.trained import open_run
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
     from offbook.training.loop import train
@@ -32,6 +33,7 @@ _HOMES = {
     "Message": "offbook.data.conversations",
     "OffbookError": "offbook.errors",
     "load_tokenizer": "offbook.tokens.tokenizer",
+    "open_run": "offbook.runs.trained",
     "read_conversations": "offbook.data.conversations",
     "train": "offbook.training.loop",
 }
@@ -44,6 +46,7 @@ __all__ = [
     "Message",
     "OffbookError",
     "load_tokenizer",
+    "open_run",
     "read_conversations",
     "train",
 ]

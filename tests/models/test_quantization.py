@@ -44,10 +44,10 @@ def test_linear_layers_are_in_4_bits_and_the_rest_is_not(tmp_path: Path) -> None
 
 def test_the_fast_path_supports_4_bit_layers(tiny_config: MakeConfig) -> None:
     exact = "model.precision=float32"
-    parts = prepare(tiny_config(*NF4, exact, "lora.lora_dropout=0"), Monitor())
-    assert parts.engine.packed
-    assert parts.engine.plain_layers == ()
-    assert 0 < parts.engine.check(list(parts.training), CPU) < 1e-4
+    run = prepare(tiny_config(*NF4, exact, "lora.lora_dropout=0"), Monitor())
+    assert run.engine.packed
+    assert run.engine.plain_layers == ()
+    assert 0 < run.engine.check(list(run.inputs.training), CPU) < 1e-4
 
 
 def test_a_4_bit_run_is_trained_and_loaded_again(tiny_config: MakeConfig) -> None:

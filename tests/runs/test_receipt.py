@@ -1,4 +1,4 @@
-"""A run knows its base again, whatever folder it is in."""
+"""A run recognizes its base, whatever folder it is in."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from offbook.config import Config
 from offbook.errors import CheckpointError
-from offbook.inference.chat import Chat
 from offbook.runs.receipt import fingerprint
+from offbook.runs.trained import open_run
 from offbook.training.loop import train
+from support.runs import stop_after
 from support.tiny import DEEPSEEK_TEMPLATE
 
 
@@ -55,17 +56,15 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("part", CHANGES)
-def test_a_chat_with_another_base_is_refused_with_the_part(
-    run: Path, base: Path, part: str
-) -> None:
-    Chat.open(run)
+def test_another_base_is_refused_with_the_part(run: Path, base: Path, part: str) -> None:
+    open_run(run)
     CHANGES[part](base)
     with pytest.raises(CheckpointError) as caught:
-        Chat.open(run)
+        open_run(run)
     assert str(caught.value) == (
-        f"{run}: the base is not the one the run was begun with: another {part}; restore it, set "
-        "model.revision in the run's config.yaml to the commit it was begun with, or train anew "
-        "with --overwrite"
+        f"{run}: the base is not the one the run was started with: other {part}; restore it, set "
+        "model.revision in the run's config.yaml to the commit the run was started with, or start "
+        "again with --overwrite"
     )
 
 
@@ -73,19 +72,18 @@ def test_a_resumed_run_with_other_weights_is_refused(
     base: Path, tiny_config: Callable[..., Config]
 ) -> None:
     config = tiny_config(f"model.base={base}", "train.save_steps=1")
-    asked = iter(range(100))
-    train(config, should_stop=lambda: next(asked) >= 6)
+    train(config, should_stop=stop_after(6))
     other_weights(base)
-    with pytest.raises(CheckpointError, match="begun with: another weights;"):
+    with pytest.raises(CheckpointError, match="started with: other weights;"):
         train(config, resume=True)
 
 
-def test_a_receipt_of_before_says_nothing_of_weights_and_passes(run: Path, base: Path) -> None:
+def test_a_hash_that_an_older_receipt_lacks_is_not_compared(run: Path, base: Path) -> None:
     receipt = json.loads((run / "receipt.json").read_text())
     del receipt["base"]["weights"]
     (run / "receipt.json").write_text(json.dumps(receipt))
     other_weights(base)
-    Chat.open(run)
+    open_run(run)
 
 
 def test_the_fingerprint_is_of_the_tensors_not_of_the_files(base: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Disks that fail, are watched, or lose their power, in the place of `storage.disk`."""
+"""Replacements of `storage.disk`: disks that fail, are watched, or lose their power."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ for _name in OPERATIONS:
 
 
 class Failing(Watched):
-    """Does so many operations; then it fails, in the middle of a write.
+    """Does this many operations, then fails, within an operation if that is a write.
 
-    A full disk (ENOSPC) still renames and removes; a broken one (EIO) does nothing any more.
+    A full disk (ENOSPC) still renames and removes; a broken one (EIO) does nothing.
     """
 
     def __init__(self, operations: int, error: int) -> None:
@@ -61,7 +61,7 @@ class Failing(Watched):
 
 
 def error_of(work: Callable[[], object]) -> DiskError | None:
-    """The disk's error that work ends in."""
+    """The DiskError that `work` raises; None when it succeeds."""
     try:
         work()
     except DiskError as error:
@@ -70,9 +70,9 @@ def error_of(work: Callable[[], object]) -> DiskError | None:
 
 
 class Snapshots(Watched):
-    """Copies a folder as a process killed at that moment would leave it.
+    """Copies a folder as a process that is killed would leave it.
 
-    Before each operation, and in the middle of those that have one.
+    Before each operation, and in the middle of writes and of removing a folder.
     """
 
     def __init__(self, folder: Path, copies: Path) -> None:
@@ -100,7 +100,7 @@ class Snapshots(Watched):
         do()
 
 
-# A disk that loses its power. What was not forced to it may or may not be there afterwards.
+# A disk that loses its power. A change that was not synced may or may not be there afterwards.
 
 
 @dataclass
@@ -110,7 +110,7 @@ class File:
 
 @dataclass
 class Change:
-    """Of the names in a folder: one goes, one comes, together."""
+    """Of the names in a folder: one is removed and one added, at the same time."""
 
     gone: str | None = None
     come: tuple[str, File | Folder] | None = None
@@ -123,13 +123,13 @@ class Change:
 
 @dataclass
 class Folder:
-    """What is sure to be on the disk, and the changes that are not."""
+    """The names that are certainly on the disk, and the changes that may not be."""
 
     sure: dict[str, File | Folder] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
 
     def names(self) -> dict[str, File | Folder]:
-        """As the running system sees it."""
+        """The names that the running system sees."""
         names = dict(self.sure)
         for change in self.changes:
             change.apply(names)
@@ -147,7 +147,7 @@ class Folder:
         return self.changes + [change for node in inside for change in node.unsure()]
 
     def write(self, target: Path, happened: list[Change]) -> None:
-        """Make the folder as it is when only these of the unsure changes happened."""
+        """Write the folder as it is when only these of the unsure changes happened."""
         names = dict(self.sure)
         for change in self.changes:
             if any(change is one for one in happened):
@@ -162,10 +162,10 @@ class Folder:
 
 @dataclass
 class Power(Watched):
-    """Remembers what was done to a folder, to tell what a power cut leaves of it.
+    """Records what was done to a folder, and constructs what a power cut can leave of it.
 
-    Stricter than file systems are: the changes of a folder that was not forced to the disk are
-    there or not, each independently of the others.
+    Stricter than real file systems: each change of a folder that was not synced is there or not,
+    independently of the others.
     """
 
     root: Path
@@ -178,7 +178,7 @@ class Power(Watched):
         )
 
     def cut(self, operations: int, target: Path) -> Iterator[Path]:
-        """Folders that a cut in the middle of the next operation may leave, one after the other."""
+        """Yield each folder that a cut during the next operation can leave."""
         following = self.log[operations] if operations < len(self.log) else ("nothing",)
         torn = following[0] in ("write", "append")
         for share in (0.0, 0.5, 1.0) if torn else (1.0,):

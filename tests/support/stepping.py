@@ -1,34 +1,42 @@
-"""A run that is ready to take its first optimizer step."""
+"""A run that is ready for its first optimizer step."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from offbook.config import Config
-from offbook.monitor import Monitor
+from offbook.monitor import Metrics, Monitor
 from offbook.runs.checkpoint import Progress
+from offbook.runs.directory import RunDirectory
+from offbook.training.loop import training_steps
 from offbook.training.setup import prepare
-from offbook.training.step import Stepper
+from offbook.training.step import Stepper, StepResult
 
 
 def make_stepper(
     config: Config,
-    log: list[dict[str, Any]] | None = None,
+    log: list[Metrics] | None = None,
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> Stepper:
-    """What takes the steps of a run, before the first of them; `log` gets its metrics."""
-    parts = prepare(config, Monitor())
-    weights = [p for p in parts.model.parameters() if p.requires_grad]
+    """The state of a run before its first step; `log` receives its metrics."""
+    loaded = prepare(config, Monitor())
     return Stepper(
-        parts,
-        optimizer(weights, lr=config.train.learning_rate),
-        Progress(parts.plan.micro_batch_tokens),
+        loaded,
+        optimizer(loaded.trained_parameters(), lr=config.train.learning_rate),
+        Progress(loaded.inputs.plan.micro_batch_tokens),
         [].append if log is None else log.append,
         lambda text: None,
         lambda: False,
     )
+
+
+def steps_of(stepper: Stepper) -> Iterator[StepResult]:
+    """The steps of a run, each taken when asked for."""
+    run = RunDirectory(Path(stepper.loaded.inputs.config.output_dir))
+    return training_steps(run, stepper, Monitor())
 
 
 def flat(stepper: Stepper) -> torch.Tensor:

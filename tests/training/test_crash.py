@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, cut off or damaged end in the adapter of one that was not."""
+"""Runs that are stopped, killed or damaged, and resumed, end in the adapter of a whole run."""
 
 from __future__ import annotations
 
@@ -10,79 +10,34 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from offbook.config import Config
-from offbook.errors import CheckpointError, ConfigError, DiskError
+from offbook.errors import ConfigError, DiskError
 from offbook.files import storage
-from offbook.files.storage import sha256
-from offbook.inference.chat import Chat
 from offbook.monitor import Monitor
 from offbook.runs.checkpoint import newest
 from offbook.runs.directory import RunDirectory
 from offbook.training import plan as planner
 from offbook.training.loop import train
 from support.disks import Failing, Power, Snapshots, error_of
+from support.runs import Listener, StopAfter, curve, hashes, stop_after
 from support.tiny import ROWS
 
 MakeConfig = Callable[..., Config]
 SAVES = ("train.max_steps=3", "train.save_steps=1")
 
 
-class Listener(Monitor):
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def announce(self, text: str) -> None:
-        self.heard.append(text)
-
-
-def hashes(run: Path) -> tuple[str, ...]:
-    """Of the adapter and of the optimizer's moments in the last checkpoint."""
-    last = newest(RunDirectory(run), pytest.fail)
-    assert last is not None
-    return tuple(
-        sha256(file)
-        for file in (
-            run / "adapter" / "adapter_model.safetensors",
-            last / "adapter_model.safetensors",
-            last / "optimizer.safetensors",
-        )
-    )
-
-
-class StopAfter(Listener):
-    """Lets a run take some steps and so many micro-batches of the next, and then stops it."""
-
-    def __init__(self, steps: int, batches: int = 0) -> None:
-        super().__init__()
-        self.steps, self.micro_batches = steps, batches
-
-    def step(self, step: int, loss: float, examples_per_second: float) -> None:
-        self.steps -= 1
-
-    def should_stop(self) -> bool:
-        if self.steps <= 0:
-            self.micro_batches -= 1
-        return self.micro_batches < 0
-
-
 def go_on(config: Config) -> Path:
-    """What a user does after a crash: resume, or train where the run had not begun."""
+    """What a user does after a crash: resume the run, or start it if it had not started."""
     run = Path(config.output_dir)
     result = train(config, resume=(run / "config.yaml").exists())
     assert result.finished
     return result.run
-
-
-def curve(run: Path) -> list[dict[str, object]]:
-    """The metrics, without the time they took."""
-    lines = RunDirectory(run).metrics()
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
 
 
 # Stopped.
@@ -90,7 +45,7 @@ def curve(run: Path) -> list[dict[str, object]]:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Micro-batches of a row or two, so that a step has several."""
+    """Micro-batches of one row or two, so that a step has several."""
     monkeypatch.setattr(planner, "FEWEST_TOKENS", 1)
     monkeypatch.setitem(planner.MOST_TOKENS, "cpu", 1)
 
@@ -120,13 +75,12 @@ def test_a_run_stopped_within_each_of_its_steps_ends_in_the_same_bits(
     assert curve(result.run) == curve(whole.run)
 
 
-def test_a_stop_during_validation_is_made_up_for(tiny_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_stopped_evaluation_is_repeated(tiny_config: MakeConfig, tmp_path: Path) -> None:
     settings = ("train.max_steps=4", "train.eval_steps=2")
     whole = train(tiny_config(*settings, f"output_dir={tmp_path / 'whole'}"))
-    for asked in (0, 3, 6):  # once in each validation and in each step
+    for calls in (0, 3, 6):  # before an evaluation or within a step
         config = tiny_config(*settings)
-        answers = iter([False] * asked)
-        stopped = train(config, overwrite=True, should_stop=lambda: next(answers, True))  # noqa: B023
+        stopped = train(config, overwrite=True, should_stop=stop_after(calls))
         assert not stopped.finished
         assert curve(go_on(config)) == curve(whole.run)
         assert hashes(stopped.run) == hashes(whole.run)
@@ -136,7 +90,7 @@ def test_a_stop_during_validation_is_made_up_for(tiny_config: MakeConfig, tmp_pa
 
 
 def kill_points(config: Config, copies: Path, **how: bool) -> list[Path]:
-    """What a kill leaves of a run directory before, within and after each operation on the disk."""
+    """Copies of a run directory as a kill before, within or after each disk operation leaves it."""
     disk = Snapshots(Path(config.output_dir), copies)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "disk", disk)
@@ -264,7 +218,7 @@ def test_a_power_cut_loses_no_committed_checkpoint(
                 assert run.receipt() == whole.receipt()
                 folder = newest(run, lambda text: None)
                 assert (int(folder.name[-1]) if folder else 0) >= committed
-                logged = [record["step"] for record in run.metrics()]
+                logged = [record.step for record in run.metrics()]
                 assert max(logged, default=0) >= committed
             else:
                 assert operations < begun
@@ -320,132 +274,6 @@ def test_a_run_that_has_no_room_does_not_begin(
     assert not (Path(tiny_config().output_dir) / "config.yaml").exists()
 
 
-# Checkpoints are damaged.
-
-
-@pytest.fixture
-def three_checkpoints(tiny_config: MakeConfig) -> RunDirectory:
-    """A finished run that has lost its adapter and kept three checkpoints."""
-    settings = ("train.save_steps=1", "train.save_total_limit=3")
-    run = RunDirectory(train(tiny_config(*settings)).run)
-    shutil.rmtree(run.adapter)
-    return run
-
-
-def damages(run: RunDirectory) -> Iterator[Callable[[], None]]:
-    """Things that happen to the newest checkpoint, each on an intact one."""
-    three, four, five = (run.checkpoints / f"step-{k}" for k in (3, 4, 5))
-    chance = random.Random(0)
-    files = sorted(file.name for file in five.iterdir())
-
-    def flip(file: Path, share: float, bit: int) -> None:
-        content = bytearray(file.read_bytes())
-        content[int(len(content) * share)] ^= 1 << bit
-        file.write_bytes(content)
-
-    for _ in range(100):
-        file, share, bit = five / chance.choice(files), chance.random(), chance.randrange(8)
-        yield lambda file=file, share=share, bit=bit: flip(file, share, bit)
-    for _ in range(50):
-        file, share = five / chance.choice(files), chance.random()
-        yield lambda file=file, share=share: os.truncate(file, int(file.stat().st_size * share))
-    for name in files:
-        yield (five / name).unlink
-        if name != "adapter_config.json":  # the same in all
-            yield lambda name=name: shutil.copy(four / name, five / name)
-    yield lambda: (shutil.rmtree(five), shutil.copytree(three, five))
-
-
-def test_the_newest_checkpoint_that_is_intact_is_found(three_checkpoints: RunDirectory) -> None:
-    run = three_checkpoints
-    intact = run.path / "copy"
-    shutil.copytree(run.checkpoints / "step-5", intact)
-    total = 0
-    for damage in damages(run):
-        damage()
-        heard: list[str] = []
-        folder = newest(run, heard.append)
-        assert folder is not None
-        assert folder.name == "step-4"
-        assert len(heard) == 1
-        assert heard[0].startswith("passing over step-5: ")
-        shutil.rmtree(run.checkpoints / "step-5")
-        shutil.copytree(intact, run.checkpoints / "step-5")
-        total += 1
-    assert total == 160
-    assert newest(run, pytest.fail) == run.checkpoints / "step-5"
-
-
-def test_resume_takes_the_newest_checkpoint_that_is_intact(
-    three_checkpoints: RunDirectory, tiny_config: MakeConfig, tmp_path: Path
-) -> None:
-    run = three_checkpoints
-    whole = train(tiny_config(f"output_dir={tmp_path / 'whole'}")).run
-    (run.checkpoints / "step-5" / "optimizer.safetensors").unlink()
-    shutil.rmtree(run.checkpoints / "step-4")
-    shutil.copytree(run.checkpoints / "step-3", run.checkpoints / "step-4")
-    monitor = StopAfter(1)
-    settings = tiny_config("train.save_total_limit=1", "train.save_steps=1")
-    train(settings, resume=True, monitor=monitor, should_stop=monitor.should_stop)
-    assert newest(run, lambda text: None) == run.checkpoints / "step-4"
-    train(settings, resume=True)
-    assert [text for text in monitor.heard if "step" in text] == [
-        "passing over step-5: optimizer.safetensors is missing",
-        "passing over step-4: its state is that of step 3",
-        "resuming after step 3",
-    ]
-    assert hashes(run.path) == hashes(whole)
-
-
-def test_without_an_intact_checkpoint_all_are_named(
-    three_checkpoints: RunDirectory, tiny_config: MakeConfig
-) -> None:
-    run = three_checkpoints
-    (run.checkpoints / "step-5" / "manifest.json").unlink()
-    (run.checkpoints / "step-4" / "state.json").write_text("{}")
-    os.truncate(run.checkpoints / "step-3" / "adapter_model.safetensors", 100)
-    size = (run.checkpoints / "step-5" / "adapter_model.safetensors").stat().st_size
-    what = (
-        "no checkpoint can be used; step-5: manifest.json is missing; "
-        r"step-4: state.json has 2 bytes instead of \d+; "
-        f"step-3: adapter_model.safetensors has 100 bytes instead of {size:,}; restore one"
-    )
-    for work in (lambda: train(tiny_config(), resume=True), lambda: Chat.open(run.path)):
-        with pytest.raises(CheckpointError, match=what) as caught:
-            work()
-        assert caught.value.exit_code == 4
-
-
-def test_a_chat_tells_of_a_changed_adapter(tiny_config: MakeConfig) -> None:
-    run = train(tiny_config()).run
-    heard: list[str] = []
-    Chat.open(run, announce=heard.append)
-    assert heard == []
-    weights = run / "adapter" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    Chat.open(run, announce=heard.append)
-    assert heard == [
-        "the adapter is not as training left it: adapter_model.safetensors is not what was written"
-    ]
-    assert train(tiny_config(), resume=True).finished
-    assert storage.verify(run / "adapter") is None
-
-
-@pytest.mark.parametrize("tail", [b'{"step": 6, "los', b"\0\0\0", b"\xff\xfe"])
-def test_a_torn_line_of_metrics_does_no_harm(tiny_config: MakeConfig, tail: bytes) -> None:
-    run = RunDirectory(train(tiny_config()).run)
-    before = curve(run.path)
-    with run.metrics_file.open("ab") as file:
-        file.write(tail)
-    assert curve(run.path) == before
-    train(tiny_config(), resume=True)
-    assert curve(run.path) == before
-    assert run.metrics_file.read_bytes().endswith(b"}\n")
-    run.metrics_file.write_bytes(b"nonsense\n" + run.metrics_file.read_bytes())
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl:1: the line is damaged; remove it"):
-        train(tiny_config(), resume=True)
-
-
 # Two at once.
 
 
@@ -458,15 +286,6 @@ def test_a_second_training_is_refused_at_once(tiny_config: MakeConfig) -> None:
 
     assert train(tiny_config(), monitor=Second()).finished
     assert train(tiny_config(), resume=True).finished
-
-
-def test_a_checkpoint_that_is_there_is_not_written_again(tiny_config: MakeConfig) -> None:
-    run = train(tiny_config()).run
-    before = {file: file.stat().st_ino for file in run.rglob("*.safetensors")}
-    assert train(tiny_config(), resume=True).finished
-    assert train(tiny_config(), resume=True, should_stop=lambda: True).finished
-    assert {file: file.stat().st_ino for file in run.rglob("*.safetensors")} == before
-    assert len(before) == 3
 
 
 # The real model.

@@ -1,9 +1,9 @@
-"""The training loop: steps that do not depend on how they are cut, runs that survive a stop."""
+"""The training loop: steps that do not depend on their micro-batches, runs that can be stopped."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,13 @@ from transformers import get_scheduler
 
 from offbook.config import Config, TrainSettings
 from offbook.errors import CheckpointError, ConfigError
-from offbook.monitor import Monitor
+from offbook.monitor import EvalMetrics, Monitor, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule, learning_rate_at
-from offbook.training.setup import LoadedRun, prepare
-from support.stepping import flat, make_stepper
+from offbook.training.setup import LoadedRun, gather, prepare
+from support.runs import Listener, records_of, stop_after
+from support.stepping import flat, make_stepper, steps_of
 
 MakeConfig = Callable[..., Config]
 
@@ -27,48 +28,40 @@ def adapter_of(run: Path) -> bytes:
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def stop_after(batches: int) -> Callable[[], bool]:
-    """A `should_stop` that says yes once it has been asked more often than this."""
-    asked: Iterator[int] = iter(range(10**6))
-    return lambda: next(asked) >= batches
-
-
-def gradients(parts: LoadedRun, budget: int) -> dict[str, torch.Tensor]:
-    """Those of one step over all training examples, cut by a token budget."""
-    parts.engine.accumulate(
-        parts.engine.make_step(list(parts.training), budget, parts.device), [1, 2]
-    )
-    found = {n: p.grad.clone() for n, p in parts.model.named_parameters() if p.grad is not None}
-    parts.model.zero_grad()
+def gradients(run: LoadedRun, max_tokens: int) -> dict[str, torch.Tensor]:
+    """Those of one step over all training examples, in micro-batches of this size."""
+    step = run.engine.make_step(list(run.inputs.training), max_tokens, run.inputs.device)
+    run.engine.accumulate(step, [1, 2])
+    found = {n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None}
+    run.model.zero_grad()
     return found
 
 
 # A step.
 
 
-def test_how_a_step_is_cut_does_not_matter(tiny_config: MakeConfig) -> None:
-    parts = prepare(tiny_config("lora.lora_dropout=0", "data.validation=0"), Monitor())
+def test_gradients_do_not_depend_on_the_micro_batches(tiny_config: MakeConfig) -> None:
+    run = prepare(tiny_config("lora.lora_dropout=0", "data.validation=0"), Monitor())
     with torch.no_grad():
-        for name, p in parts.model.named_parameters():
+        for name, p in run.model.named_parameters():
             if "lora_B" in name:
                 p.normal_()
-    parts.model.double()
-    whole = gradients(parts, 10**6)
+    run.model.double()
+    whole = gradients(run, 10**6)
     assert len(whole) == 2 * 7 * 2
-    for budget in (1, 60, 100):
-        cut = gradients(parts, budget)
+    for max_tokens in (1, 60, 100):
+        cut = gradients(run, max_tokens)
         for name, gradient in whole.items():
             assert (cut[name] - gradient).norm() <= 1e-6 * gradient.norm()
 
 
 def test_dropout_is_a_function_of_the_step(tiny_config: MakeConfig) -> None:
-    parts = prepare(tiny_config("lora.lora_dropout=0.5"), Monitor())
-    step = parts.engine.make_step(list(parts.training), 256, parts.device)
+    run = prepare(tiny_config("lora.lora_dropout=0.5"), Monitor())
+    step = run.engine.make_step(list(run.inputs.training), 256, run.inputs.device)
     with torch.no_grad():
-        for p in parts.model.parameters():
-            if p.requires_grad:
-                p.normal_()
-    first, again, other = (parts.engine.accumulate(step, [1, k]) for k in (0, 0, 1))
+        for p in run.trained_parameters():
+            p.normal_()
+    first, again, other = (run.engine.accumulate(step, [1, k]) for k in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -77,12 +70,11 @@ def test_gradients_are_clipped_and_the_rate_is_set(tiny_config: MakeConfig) -> N
     config = tiny_config("train.learning_rate=0.5", "train.max_grad_norm=1e-3")
     stepper = make_stepper(config, optimizer=torch.optim.SGD)
     before = flat(stepper)
-    taken = stepper.step()
-    assert taken is not None
+    taken = next(steps_of(stepper))
     assert taken.grad_norm > 1e-3
     assert taken.learning_rate == 0.5
     assert (flat(stepper) - before).norm().item() == pytest.approx(0.5e-3, rel=1e-2)
-    assert all(p.grad is None for p in stepper.parts.model.parameters())
+    assert all(p.grad is None for p in stepper.loaded.model.parameters())
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
@@ -122,33 +114,28 @@ def test_a_run_leaves_what_its_directory_promises(tiny_config: MakeConfig) -> No
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-5"]
     assert run.config() == config.with_absolute_paths()
     receipt = run.receipt()
-    assert receipt["rows"]["training"] + receipt["rows"]["validation"] == 7
-    assert set(receipt["base"]) == {"config.json", "tokenizer.json", "weights"}
-    assert list(receipt["data"]) == ["rows.jsonl"]
+    assert receipt.rows is not None
+    assert receipt.rows.training + receipt.rows.validation == 7
+    assert set(receipt.base) == {"config.json", "tokenizer.json", "weights"}
+    assert list(receipt.data) == ["rows.jsonl"]
 
 
-def test_metrics_are_logged_and_validation_frames_the_run(tiny_config: MakeConfig) -> None:
+def test_metrics_are_logged_and_base_and_result_evaluated(
+    tiny_config: MakeConfig,
+) -> None:
     result = train(tiny_config("train.logging_steps=2", "train.eval_steps=4"))
-    records = list(RunDirectory(result.run).metrics())
-    assert [r["step"] for r in records if "loss" in r] == [2, 4, 5]
-    assert [r["step"] for r in records if "eval_loss" in r] == [0, 4, 5]
-    assert result.eval_loss_before == records[0]["eval_loss"]
-    assert result.eval_loss == records[-1]["eval_loss"]
-    assert set(records[1]) == {
-        "step",
-        "epoch",
-        "loss",
-        "grad_norm",
-        "learning_rate",
-        "examples_per_second",
-    }
+    evaluations = records_of(EvalMetrics, result.run)
+    assert [r.step for r in records_of(StepMetrics, result.run)] == [2, 4, 5]
+    assert [r.step for r in evaluations] == [0, 4, 5]
+    assert result.eval_loss_before == evaluations[0].eval_loss
+    assert result.eval_loss == evaluations[-1].eval_loss
 
 
 def test_it_learns_four_rows_by_heart(tiny_config: MakeConfig) -> None:
     result = train(
         tiny_config("data.validation=0", "train.max_steps=150", "lora.r=32", "lora.lora_dropout=0")
     )
-    losses = [r["loss"] for r in RunDirectory(result.run).metrics()]
+    losses = [record.loss for record in records_of(StepMetrics, result.run)]
     # Two rows share a prompt and differ in the reply, so the loss cannot reach 0.
     assert losses[0] > 5
     assert losses[-1] < 0.5
@@ -156,7 +143,7 @@ def test_it_learns_four_rows_by_heart(tiny_config: MakeConfig) -> None:
 
 def test_a_run_is_not_overwritten_by_accident(tiny_config: MakeConfig) -> None:
     train(tiny_config())
-    with pytest.raises(ConfigError, match="there is a run here already; go on with --resume"):
+    with pytest.raises(ConfigError, match="there is a run here already; continue it with --resume"):
         train(tiny_config())
     train(tiny_config("train.max_steps=2"), overwrite=True)
     run = RunDirectory(Path(tiny_config().output_dir))
@@ -180,9 +167,9 @@ def test_gradient_checkpointing_gives_the_same_adapter(tiny_config: MakeConfig) 
 def test_a_validation_file_of_its_own(tiny_config: MakeConfig, tmp_path: Path) -> None:
     file = tmp_path / "validation.json"
     file.write_text(json.dumps([{"instruction": "a", "output": "b"}]))
-    parts = prepare(tiny_config(f"data.validation={file}"), Monitor())
-    assert (len(parts.training), len(parts.validation)) == (7, 1)
-    assert [path.name for path in parts.data] == ["rows.jsonl", "validation.json"]
+    inputs = gather(tiny_config(f"data.validation={file}"), Monitor())
+    assert (len(inputs.training), len(inputs.validation)) == (7, 1)
+    assert [path.name for path in inputs.data] == ["rows.jsonl", "validation.json"]
 
 
 def test_tensorboard_gets_the_metrics(tiny_config: MakeConfig) -> None:
@@ -195,16 +182,13 @@ def test_tensorboard_gets_the_metrics(tiny_config: MakeConfig) -> None:
     assert [event.step for event in board.Scalars("loss")] == [1, 2, 3, 4, 5]
 
 
-def test_the_monitor_hears_of_cut_rows(tiny_config: MakeConfig) -> None:
-    heard: list[str] = []
-
-    class Listener(Monitor):
-        def announce(self, text: str) -> None:
-            heard.append(text)
-
-    prepare(tiny_config("data.max_length=18", "data.validation=0"), Listener())
-    assert any("longer than 18 tokens; the prompt is truncated" in text for text in heard)
-    assert any("left out because the reply alone is longer than 18" in text for text in heard)
+def test_truncated_rows_are_announced(tiny_config: MakeConfig) -> None:
+    monitor = Listener()
+    gather(tiny_config("data.max_length=18", "data.validation=0"), monitor)
+    assert any("longer than 18 tokens; the prompt is truncated" in text for text in monitor.heard)
+    assert any(
+        "left out because the reply alone is longer than 18" in text for text in monitor.heard
+    )
 
 
 # Stopping and resuming.
@@ -223,9 +207,9 @@ def test_other_settings_are_refused_on_resume(tiny_config: MakeConfig) -> None:
     with pytest.raises(ConfigError) as caught:
         train(tiny_config("train.learning_rate=0.02", "lora.r=4"), resume=True)
     assert str(caught.value) == (
-        f"{tiny_config().output_dir}: the run was begun with other settings: "
+        f"{tiny_config().output_dir}: the run was started with other settings: "
         "lora.r was 8, is 4; train.learning_rate was 0.01, is 0.02; "
-        "resume with the same settings, or train anew with --overwrite"
+        "resume with the same settings, or start again with --overwrite"
     )
 
 
@@ -238,7 +222,7 @@ def test_changed_data_is_refused_on_resume(tiny_config: MakeConfig, tmp_path: Pa
     train(tiny_config(), should_stop=stop_after(2))
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"instruction": "new", "output": "row"}\n')
-    with pytest.raises(CheckpointError, match="the data is not the one the run was begun with"):
+    with pytest.raises(CheckpointError, match="the data is not the one the run was started with"):
         train(tiny_config(), resume=True)
 
 
@@ -248,6 +232,6 @@ def test_there_must_be_a_run_to_resume(tiny_config: MakeConfig) -> None:
 
 
 def test_the_schedule_of_a_run(tiny_config: MakeConfig) -> None:
-    parts = prepare(tiny_config("data.validation=0"), Monitor())
-    schedule = Schedule.of(parts.training, parts.config.train)
-    assert (schedule.steps_per_epoch, schedule.total_steps(parts.config.train)) == (3, 5)
+    inputs = gather(tiny_config("data.validation=0"), Monitor())
+    schedule = Schedule.of(inputs.training, inputs.config.train)
+    assert (schedule.steps_per_epoch, schedule.total_steps(inputs.config.train)) == (3, 5)

@@ -1,4 +1,4 @@
-"""An optimizer step: refused when it is not finite, skipped at spikes, cut smaller for memory."""
+"""Optimizer steps: refused when not finite, skipped at spikes, smaller when memory runs out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from offbook.engine.batching import Step
 from offbook.engine.engine import Engine
 from offbook.engine.memory import is_out_of_memory
 from offbook.errors import MemoryPlanError, NonFiniteError
-from offbook.monitor import Monitor
+from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatches, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 from offbook.training.step import Stepper
-from support.stepping import flat, make_stepper
+from support.runs import Listener, records_of, stop_after
+from support.stepping import flat, make_stepper, steps_of
 
 MakeConfig = Callable[..., Config]
-Log = list[dict[str, Any]]
+Log = list[Metrics]
 
 
 def moments(stepper: Stepper) -> list[torch.Tensor]:
@@ -66,11 +67,12 @@ def test_a_step_that_is_not_finite_is_not_taken(
     facts: str,
 ) -> None:
     stepper = make_stepper(tiny_config("data.validation=0"))
-    stepper.step()
+    steps = steps_of(stepper)
+    next(steps)
     poison(stepper, monkeypatch)
     weights, before = flat(stepper), moments(stepper)
     with pytest.raises(NonFiniteError, match=facts) as caught:
-        stepper.step()
+        next(steps)
     assert caught.value.exit_code == 6
     assert str(caught.value).startswith("step 2 has loss ")
     assert str(caught.value).count("rows.jsonl:") == 3
@@ -85,11 +87,11 @@ def test_a_validation_loss_that_is_not_finite_stops(
     stepper = make_stepper(tiny_config())
     poison_loss(stepper, monkeypatch)
     with pytest.raises(NonFiniteError, match="the validation loss after step 0 is nan"):
-        stepper.validate()
+        stepper.evaluate(stepper.loaded.inputs.validation)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tiny_config: MakeConfig) -> None:
-    # The only step is a healthy one, and too long.
+    # The numbers of the only step are finite; it is the update that is too large.
     config = tiny_config("train.learning_rate=1e38", "train.max_steps=1", "train.weight_decay=9")
     with pytest.raises(NonFiniteError, match=r"step 1 left an adapter with norm .* not saved"):
         train(config)
@@ -103,7 +105,9 @@ def test_a_step_after_which_nothing_is_finite_names_its_rows(tiny_config: MakeCo
 
 def test_healthy_runs_are_not_stopped(tiny_config: MakeConfig) -> None:
     log: Log = []
-    stepper = make_stepper(tiny_config("train.skip_loss_spikes=5", "train.max_steps=200"), log)
+    config = tiny_config("train.skip_loss_spikes=5", "train.max_steps=200", "data.validation=0")
+    stepper = make_stepper(config, log)
+    steps = steps_of(stepper)
     weights = flat(stepper)
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -111,9 +115,10 @@ def test_healthy_runs_are_not_stopped(tiny_config: MakeConfig) -> None:
             for p in stepper.optimizer.param_groups[0]["params"]:
                 p.copy_(torch.randn(p.shape, generator=generator) * p.shape[0] ** -0.5 / 4)
         for _ in range(3):
-            assert stepper.step() is not None
+            next(steps)
     assert stepper.progress.step == 60
-    assert not log
+    assert len(log) == 60
+    assert all(isinstance(record, StepMetrics) for record in log)
     assert not torch.equal(flat(stepper), weights)
 
 
@@ -121,7 +126,7 @@ def test_healthy_runs_are_not_stopped(tiny_config: MakeConfig) -> None:
 
 
 def spike(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Make the loss of the steps that come after so many others 100 times what it is."""
+    """Multiply the loss of these steps by 100; the first step is 0."""
     plain, asked = Engine.accumulate, iter(range(10**6))
 
     def accumulate(*arguments: Any) -> float | None:
@@ -131,24 +136,25 @@ def spike(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     monkeypatch.setattr(Engine, "accumulate", accumulate)
 
 
-def test_a_loss_spike_is_skipped_logged_and_told(
+def test_a_loss_spike_is_skipped_and_logged(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spike(monkeypatch, 3, 25)
     log: Log = []
-    stepper = make_stepper(tiny_config("train.skip_loss_spikes=5", "train.max_steps=30"), log)
+    config = tiny_config("train.skip_loss_spikes=5", "train.max_steps=30", "data.validation=0")
+    stepper = make_stepper(config, log)
+    steps = steps_of(stepper)
     for step in range(30):
         weights, before = flat(stepper), moments(stepper)
-        taken = stepper.step()
-        assert taken is not None
+        taken = next(steps)
         # The first spike comes before there is anything to compare with.
         assert torch.equal(flat(stepper), weights) == (step == 25)
         if step == 25:
             assert all(torch.equal(a, b) for a, b in zip(moments(stepper), before, strict=True))
-            (record,) = log
-            assert record["step"] == 26
-            assert record["skipped_loss"] == taken.loss > 5 * record["median_loss"]
-    assert len(log) == 1
+            (record,) = (record for record in log if isinstance(record, SkippedStep))
+            assert record.step == 26
+            assert record.skipped_loss == taken.loss > 5 * record.median_loss
+    assert sum(isinstance(record, SkippedStep) for record in log) == 1
 
 
 def test_a_loss_that_stays_high_is_no_spike(
@@ -156,10 +162,12 @@ def test_a_loss_that_stays_high_is_no_spike(
 ) -> None:
     spike(monkeypatch, *range(20, 100))
     log: Log = []
-    stepper = make_stepper(tiny_config("train.skip_loss_spikes=5", "train.max_steps=60"), log)
+    config = tiny_config("train.skip_loss_spikes=5", "train.max_steps=60", "data.validation=0")
+    steps = steps_of(make_stepper(config, log))
     for _ in range(40):
-        stepper.step()
-    assert [record["step"] for record in log] == list(range(21, 31))
+        next(steps)
+    skipped = [record.step for record in log if isinstance(record, SkippedStep)]
+    assert skipped == list(range(21, 31))
 
 
 def test_resume_remembers_the_losses_before(
@@ -172,14 +180,8 @@ def test_resume_remembers_the_losses_before(
         with monkeypatch.context() as patch:
             spike(patch, 23)
             for number, stop in enumerate((*stops, 100)):
-                answers = iter([False] * stop)
-                result = train(
-                    config,
-                    resume=number > 0,
-                    should_stop=lambda: next(answers, True),  # noqa: B023
-                )
-        records = RunDirectory(result.run).metrics()
-        assert [r["step"] for r in records if "skipped_loss" in r] == [24]
+                result = train(config, resume=number > 0, should_stop=stop_after(stop))
+        assert [record.step for record in records_of(SkippedStep, result.run)] == [24]
         return (result.run / "adapter" / "adapter_model.safetensors").read_bytes()
 
     assert adapter("whole") == adapter("stopped", 23)
@@ -189,10 +191,10 @@ def test_resume_remembers_the_losses_before(
 
 
 def run_out(monkeypatch: pytest.MonkeyPatch, rows: int, error: BaseException) -> list[int]:
-    """Let every step with a micro-batch of more rows than this fail when its gradients are there.
+    """Make every step with a micro-batch of more rows than this fail once it is computed.
 
     Returns:
-        Tokens of the largest micro-batch of each that failed.
+        Tokens of the largest micro-batch of each step that failed.
     """
     failed: list[int] = []
 
@@ -226,11 +228,10 @@ def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_step(
     settings = ("lora.lora_dropout=0", "data.validation=0", "train.batch_size=7")
     log: Log = []
     whole, cut = make_stepper(tiny_config(*settings)), make_stepper(tiny_config(*settings), log)
-    expected = whole.step()
+    expected = next(steps_of(whole))
     failed = run_out(monkeypatch, rows=3, error=error)
-    taken = cut.step()
-    assert taken is not None
-    assert expected is not None
+    steps = steps_of(cut)
+    taken = next(steps)
     assert taken.loss == pytest.approx(expected.loss, rel=1e-6)
     assert taken.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
     gradients = [
@@ -238,37 +239,40 @@ def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_step(
         for stepper in (whole, cut)
     ]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
-    assert [record["step"] for record in log] == [1] * len(failed)
-    assert log[-1]["micro_batch_tokens"] == cut.progress.micro_batch_tokens
+    smaller = [record for record in log if isinstance(record, SmallerMicroBatches)]
+    assert [record.step for record in smaller] == [1] * len(failed)
+    assert smaller[-1].micro_batch_tokens == cut.progress.micro_batch_tokens
     assert cut.progress.micro_batch_tokens < failed[0]
-    assert cut.step() is not None
-    assert len(log) == len(failed)
+    next(steps)
+    assert len(smaller) == len(failed)
 
 
 def test_no_memory_for_a_single_row_is_an_error_with_the_plan(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stepper = make_stepper(tiny_config())
+    stepper = make_stepper(tiny_config("data.validation=0"))
     run_out(monkeypatch, rows=0, error=MemoryError())
     weights = flat(stepper)
     with pytest.raises(MemoryPlanError) as caught:
-        stepper.step()
+        next(steps_of(stepper))
     assert caught.value.exit_code == 7
-    plan = stepper.parts.plan.describe()
-    assert f"not enough for a single row of 29 tokens; planned: {plan}" in str(caught.value)
+    plan = stepper.loaded.inputs.plan.describe()
+    assert f"not enough for a single row of 19 tokens; planned: {plan}" in str(caught.value)
     assert torch.equal(flat(stepper), weights)
 
 
-def test_validation_is_cut_smaller_too(
+def test_an_evaluation_takes_smaller_micro_batches_too(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log: Log = []
     stepper = make_stepper(tiny_config("data.validation=0.5"), log)
-    assert len(stepper.parts.validation) > 1
+    assert len(stepper.loaded.inputs.validation) > 1
     failed = run_out(monkeypatch, rows=1, error=MemoryError())
-    assert stepper.validate()
+    next(steps_of(stepper))
+    smaller, (evaluation, *_) = log[: len(failed)], log[len(failed) :]
     assert failed
-    assert "eval_loss" in log[-1]
+    assert all(isinstance(record, SmallerMicroBatches) for record in smaller)
+    assert isinstance(evaluation, EvalMetrics)
 
 
 def test_resume_keeps_the_smaller_micro_batches(
@@ -276,8 +280,7 @@ def test_resume_keeps_the_smaller_micro_batches(
 ) -> None:
     with monkeypatch.context() as patch:
         run_out(patch, rows=1, error=MemoryError())
-        answers = iter([False] * 8)
-        stopped = train(tiny_config(), should_stop=lambda: next(answers, True))
+        stopped = train(tiny_config(), should_stop=stop_after(8))
     (state,) = stopped.run.glob("checkpoints/*/state.json")
     tokens = json.loads(state.read_text())["micro_batch_tokens"]
     cuts = []
@@ -290,35 +293,34 @@ def test_resume_keeps_the_smaller_micro_batches(
     monkeypatch.setattr(Engine, "accumulate", accumulate)
     assert train(tiny_config(), resume=True).finished
     assert set(cuts) == {1}
-    assert tokens < RunDirectory(stopped.run).receipt()["micro_batch_tokens"]
+    planned = RunDirectory(stopped.run).receipt().micro_batch_tokens
+    assert planned is not None
+    assert tokens < planned
 
 
 def test_other_errors_are_not_taken_for_memory(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stepper = make_stepper(tiny_config())
+    steps = steps_of(make_stepper(tiny_config()))
     run_out(monkeypatch, rows=0, error=RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        stepper.step()
+        next(steps)
 
 
-def test_pytorch_says_what_is_listened_for() -> None:
+def test_the_error_of_pytorch_is_recognized() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
 
 
-def test_the_monitor_hears_of_it(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[str] = []
-
-    class Listener(Monitor):
-        def announce(self, text: str) -> None:
-            heard.append(text)
-
+def test_smaller_micro_batches_are_announced(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = Listener()
     run_out(monkeypatch, rows=2, error=MemoryError())
-    run = train(tiny_config("train.batch_size=4"), monitor=Listener()).run
-    told = [text for text in heard if "not enough memory" in text]
-    logged = [r for r in RunDirectory(run).metrics() if "micro_batch_tokens" in r]
-    assert told
-    assert len(told) == len(logged)
-    assert told[-1].endswith(f"micro-batches have {logged[-1]['micro_batch_tokens']} tokens now")
+    run = train(tiny_config("train.batch_size=4"), monitor=monitor).run
+    announced = [text for text in monitor.heard if "not enough memory" in text]
+    logged = records_of(SmallerMicroBatches, run)
+    assert announced
+    assert len(announced) == len(logged)
+    assert announced[-1].endswith(f"micro-batches have {logged[-1].micro_batch_tokens} tokens now")

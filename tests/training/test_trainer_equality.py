@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from offbook.config import Config
-from offbook.monitor import Monitor
-from offbook.runs.directory import RunDirectory
+from offbook.monitor import Monitor, StepMetrics
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule
 from offbook.training.setup import prepare
+from support.runs import records_of
 
 STEPS, BATCH, DEVICE_BATCH = 30, 4, 2
 
@@ -52,8 +52,8 @@ def test_thirty_steps_give_the_losses_and_the_adapter_of_trainer(
         "train.warmup_ratio=0.1",
         "train.learning_rate=1e-3",
     )
-    parts = prepare(config, Monitor())
-    schedule = Schedule.of(parts.training, config.train)
+    loaded = prepare(config, Monitor())
+    schedule = Schedule.of(loaded.inputs.training, config.train)
     order = [int(row) for step in range(STEPS) for row in schedule.rows(step)]
 
     class Rows(Dataset[dict[str, Any]]):
@@ -61,7 +61,7 @@ def test_thirty_steps_give_the_losses_and_the_adapter_of_trainer(
             return len(order)
 
         def __getitem__(self, index: int) -> dict[str, Any]:
-            return {"example": parts.training[index]}
+            return {"example": loaded.inputs.training[index]}
 
     def pad(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         def padded(rows: list[Any], value: int) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_thirty_steps_give_the_losses_and_the_adapter_of_trainer(
             )
 
     trainer = Fed(
-        model=parts.model,
+        model=loaded.model,
         args=TrainingArguments(
             output_dir=str(tmp_path / "trainer"),
             per_device_train_batch_size=DEVICE_BATCH,
@@ -104,9 +104,9 @@ def test_thirty_steps_give_the_losses_and_the_adapter_of_trainer(
         ),
         train_dataset=Rows(),
     )
-    with parts.engine.plain():
+    with loaded.engine.plain():
         trainer.train()
-    theirs = {n: p.detach() for n, p in parts.model.named_parameters() if p.requires_grad}
+    theirs = {n: p.detach() for n, p in loaded.model.named_parameters() if p.requires_grad}
     their_losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
     result = train(config)
@@ -117,7 +117,7 @@ def test_thirty_steps_give_the_losses_and_the_adapter_of_trainer(
     for name, parameter in ours.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(parameter.detach(), theirs[name], rtol=0, atol=1e-5)
-    our_losses = [line["loss"] for line in RunDirectory(result.run).metrics()]
+    our_losses = [record.loss for record in records_of(StepMetrics, result.run)]
     torch.testing.assert_close(
         torch.tensor(our_losses), torch.tensor(their_losses), rtol=0, atol=1e-4
     )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 import unicodedata
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from offbook.monitor import Monitor
+from offbook.monitor import EvalMetrics, Metrics, Monitor, StepMetrics
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)  # progress and notices; stdout is for results
@@ -97,14 +96,13 @@ class ProgressMonitor(Monitor):
             facts = f"loss {loss:.3f}  {examples_per_second:.1f} examples/s"
             self._bar.update(self._task, completed=step, facts=facts)
 
-    def metrics(self, record: dict[str, Any]) -> None:
-        step = record["step"]
-        if "eval_loss" in record:
-            say(f"step {step}: validation loss {record['eval_loss']:.3f}")
-        elif "loss" in record and not err.is_terminal:
-            pace = (time.monotonic() - self._started) / (step - self._first)
-            left = time.strftime("%H:%M:%S", time.gmtime(pace * (self._total - step)))
+    def metrics(self, record: Metrics) -> None:
+        if isinstance(record, EvalMetrics):
+            say(f"step {record.step}: validation loss {record.eval_loss:.3f}")
+        elif isinstance(record, StepMetrics) and not err.is_terminal:
+            pace = (time.monotonic() - self._started) / (record.step - self._first)
+            left = time.strftime("%H:%M:%S", time.gmtime(pace * (self._total - record.step)))
             say(
-                f"step {step}/{self._total}: loss {record['loss']:.3f}, "
-                f"{record['examples_per_second']:.1f} examples/s, left {left}"
+                f"step {record.step}/{self._total}: loss {record.loss:.3f}, "
+                f"{record.examples_per_second:.1f} examples/s, left {left}"
             )

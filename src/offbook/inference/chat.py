@@ -11,17 +11,10 @@ import torch
 from peft import PeftModel
 
 from offbook.data.conversations import Message
-from offbook.errors import CheckpointError, ConfigError
-from offbook.files import storage
+from offbook.errors import ConfigError
 from offbook.inference.generate import Sampling, generate
-from offbook.models.adapter import load_adapter
-from offbook.models.base import resolve_base
-from offbook.models.load import choose_device, choose_precision, load_base
-from offbook.runs import checkpoint
-from offbook.runs.directory import RunDirectory
-from offbook.runs.receipt import describe_base, require_same_base
+from offbook.runs.trained import open_run
 from offbook.tokens.template import ChatTemplate
-from offbook.tokens.tokenizer import load_tokenizer
 
 
 class Chat:
@@ -60,30 +53,13 @@ class Chat:
         sampling: Sampling | None = None,
         announce: Callable[[str], None] = lambda text: None,
     ) -> Chat:
-        """A chat with the adapter of a run directory, finished or not.
+        """A chat with the adapter of a run directory, finished or not; see `open_run`.
 
         Raises:
-            CheckpointError: when there is nothing there to talk to, or its base has changed.
+            CheckpointError: when there is no run or adapter, or its base has changed.
         """
-        run = RunDirectory.open(path)
-        config = run.config()
-        folder = run.adapter if run.adapter.is_dir() else checkpoint.newest(run, announce)
-        if folder is None:
-            raise CheckpointError(
-                "the run has no adapter yet", where=str(path), fix="finish it with --resume"
-            )
-        if folder != run.adapter:
-            announce(f"the run is not finished; this is {folder.name}")
-        elif changed := storage.verify(folder):
-            announce(f"the adapter is not as training left it: {changed}")
-        device = choose_device()
-        base = resolve_base(config.model.base, config.model.revision, announce)
-        template = ChatTemplate(load_tokenizer(base))
-        now = describe_base(base, str(template.tokenizer.chat_template))
-        require_same_base(run.receipt(), now, run.path)
-        dtype = choose_precision(config.model.precision, device)
-        model = load_adapter(load_base(base, dtype, device, config.model.quantization), folder)
-        return cls(model, template, config.data.system, sampling)
+        run = open_run(path, announce)
+        return cls(run.load_model(), run.template, run.config.data.system, sampling)
 
     def ask(self, question: str, base: bool = False) -> str:
         """The whole reply to a question; see `stream`."""

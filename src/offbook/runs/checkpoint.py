@@ -1,7 +1,7 @@
-"""Save and resume: everything a run needs to go on as if it had not stopped.
+"""Checkpoints: what a run needs to continue as if it had not stopped.
 
-Data order and dropout are functions of the seed and the step, so there is no random state to save:
-the adapter, the optimizer's moments and the progress are all there is. Safetensors and JSON only.
+Data order and dropout are functions of the seed and the step, so no random state is saved: the
+adapter, the optimizer's moments and the progress are enough. Safetensors and JSON only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
@@ -30,14 +31,14 @@ UNUSABLE = (CheckpointError, OSError, ValueError, KeyError, TypeError, Safetenso
 
 @dataclass
 class Progress:
-    """How far a run is, and what its next step depends on.
+    """How far a run is, and what its next step depends on; the contents of `state.json`.
 
     Attributes:
-        micro_batch_tokens: most tokens of a micro-batch; less than was planned once memory was
-            not enough.
+        micro_batch_tokens: most tokens of a micro-batch; fewer than planned after memory was not
+            enough.
         step: optimizer steps done.
-        window_loss, window_tokens: loss and supervised tokens summed since the last logged line.
-        recent_losses: of the last steps, oldest first, where loss spikes are to be skipped.
+        window_loss, window_tokens: loss and supervised tokens, summed since the last logged step.
+        recent_losses: of the last steps, oldest first; filled where loss spikes are skipped.
     """
 
     micro_batch_tokens: int
@@ -47,7 +48,7 @@ class Progress:
     recent_losses: list[float] = field(default_factory=list)
 
     def add(self, loss: float, tokens: int) -> None:
-        """Count an optimizer step with a mean loss over that many supervised tokens."""
+        """Count an optimizer step with this mean loss over this number of supervised tokens."""
         self.step += 1
         self.window_loss += loss * tokens
         self.window_tokens += tokens
@@ -66,33 +67,34 @@ def save(
     progress: Progress,
     keep: int,
 ) -> None:
-    """Commit `checkpoints/step-N`; only then remove all but the `keep` newest up to that step.
+    """Commit `checkpoints/step-N`, then remove all but the `keep` newest up to that step.
 
     Raises:
         DiskError: when it cannot be written; the checkpoints before it are intact.
     """
     folder = run.checkpoints / f"step-{progress.step}"
     try:
-        _progress(progress.step, folder)  # it may be there already, when nothing was done since
+        _read_progress(progress.step, folder)  # written before, when no step was taken since
     except UNUSABLE:
         storage.commit(folder, _files(model, optimizer, progress))
-    # One of a later step is damaged: the run has passed it over, and comes to it again.
-    upto = [folder for step, folder in _checkpoints(run) if step <= progress.step]
-    for old in upto[:-keep]:
+    # A checkpoint of a later step is damaged and was skipped on resume. It is replaced when the run
+    # reaches that step.
+    up_to_now = [folder for step, folder in _checkpoints(run) if step <= progress.step]
+    for old in up_to_now[:-keep]:
         storage.discard(old)
 
 
 def newest(run: RunDirectory, announce: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that verifies; None when the run has none at all.
+    """The newest intact checkpoint; None when the run has none at all.
 
     Args:
         run: to look in.
-        announce: told of each that is passed over, and why.
+        announce: receives a line for each checkpoint that is skipped, with the reason.
 
     Raises:
-        CheckpointError: when there are checkpoints, and none of them verifies.
+        CheckpointError: when there are checkpoints, and none of them is intact.
     """
-    usable = _first_usable(run, announce, lambda folder: None)
+    usable = _first_usable(run, announce)
     return usable[0] if usable else None
 
 
@@ -102,13 +104,13 @@ def restore(
     optimizer: torch.optim.Optimizer,
     announce: Callable[[str], None],
 ) -> Progress | None:
-    """Load the newest checkpoint that verifies into a model and optimizer of the same shape.
+    """Load the newest intact checkpoint into a model and optimizer of the same shape.
 
     Args:
         run: to look in.
         model: with a fresh adapter.
         optimizer: of the adapter, not used yet.
-        announce: told of each that is passed over, and why.
+        announce: receives a line for each checkpoint that is skipped, with the reason.
 
     Returns:
         How far the run was; None when it has no checkpoint yet.
@@ -116,63 +118,68 @@ def restore(
     Raises:
         CheckpointError: when there are checkpoints, and none of them can be used.
     """
-    usable = _first_usable(run, announce, lambda folder: _load(folder, model, optimizer))
+
+    def load(folder: Path) -> None:
+        restore_adapter(model, folder)
+        moments = load_file(folder / OPTIMIZER)
+        state = optimizer.state_dict()
+        state["state"] = {
+            index: {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            for index, name in enumerate(_trainable(model))
+        }
+        optimizer.load_state_dict(state)
+
+    usable = _first_usable(run, announce, load)
     return usable[1] if usable else None
 
 
+def step_of(checkpoint: Path) -> int | None:
+    """The step in a checkpoint folder's name; None for other folders."""
+    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None
+
+
 def _first_usable(
-    run: RunDirectory, announce: Callable[[str], None], use: Callable[[Path], None]
+    run: RunDirectory,
+    announce: Callable[[str], None],
+    load: Callable[[Path], None] | None = None,
 ) -> tuple[Path, Progress] | None:
-    """The newest checkpoint that is intact and can be used, and how far the run was."""
+    """The newest checkpoint that is intact and that `load` accepts, and how far the run was."""
     problems = []
     for step, folder in reversed(_checkpoints(run)):
         try:
-            progress = _progress(step, folder)
-            use(folder)
+            progress = _read_progress(step, folder)
+            if load:
+                load(folder)
         except UNUSABLE as error:
             problems.append(f"{folder.name}: {error}")
-            announce(f"passing over {problems[-1]}")
+            announce(f"skipping {problems[-1]}")
         else:
             return folder, progress
     if problems:
         raise CheckpointError(
             f"no checkpoint can be used; {'; '.join(problems)}",
             where=str(run.checkpoints),
-            fix="restore one from a copy, or train anew with --overwrite",
+            fix="restore one from a copy, or start again with --overwrite",
         )
     return None
 
 
-def _progress(step: int, folder: Path) -> Progress:
-    """What an intact checkpoint says of the run's progress; an error tells why it is not intact."""
+def _read_progress(step: int, folder: Path) -> Progress:
+    """The progress in an intact checkpoint; raises one of `UNUSABLE` when it is not intact."""
     problem = storage.verify(folder)
     if problem:
         raise ValueError(problem)
-    progress = Progress(**json.loads((folder / STATE).read_bytes()))
+    progress = TypeAdapter(Progress).validate_python(json.loads((folder / STATE).read_bytes()))
     if progress.step != step:
         raise ValueError(f"its state is that of step {progress.step}")
     return progress
 
 
-def _load(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
-    restore_adapter(model, folder)
-    moments = load_file(folder / OPTIMIZER)
-    state = optimizer.state_dict()
-    state["state"] = {
-        index: {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        for index, name in enumerate(_trainable(model))
-    }
-    optimizer.load_state_dict(state)
-
-
 def _checkpoints(run: RunDirectory) -> list[tuple[int, Path]]:
     """Checkpoints by step, oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in run.checkpoints.glob("step-*")
-        if (match := re.fullmatch(r"step-(\d+)", path.name))
-    ]
-    return sorted(found)
+    folders = run.checkpoints.glob("step-*")
+    return sorted((step, path) for path in folders if (step := step_of(path)) is not None)
 
 
 def _files(

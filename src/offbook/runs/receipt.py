@@ -3,94 +3,156 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import platform
-from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import torch
+from pydantic import TypeAdapter
 
 from offbook.errors import CheckpointError
 from offbook.files.storage import sha256
 from offbook.files.untrusted import read_base_tensors
-from offbook.tokens.examples import Examples
 
 PACKAGES = ("offbook", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-# What of a base's weights is hashed: so many tensors, so many bytes from the middle of each.
+# A base's weights are hashed in part: this many tensors, this many bytes from the middle of each.
 SAMPLED_TENSORS = 64
 SAMPLED_BYTES = 2**14
 
 
-def make_receipt(
-    base: Path,
-    chat_template: str,
-    data: Iterable[Path],
-    training: Examples,
-    validation: Examples,
-    device: torch.device,
-    fused_kernels: bool,
-    micro_batch_tokens: int,
-) -> dict[str, Any]:
-    """The contents of `receipt.json`."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return describe_base(base, chat_template) | {
-        "data": {path.name: sha256(path) for path in data},
-        "rows": {
-            "training": len(training),
-            "validation": len(validation),
-            "cut": list(training.truncated),
-            "dropped": list(training.dropped),
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in PACKAGES},
-        "device": {
-            "name": gpu or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "fused_kernels": fused_kernels,
-        },
-        "micro_batch_tokens": micro_batch_tokens,
-    }
+@dataclass(frozen=True)
+class Rows:
+    """The rows a run was given.
 
-
-def describe_base(base: Path, chat_template: str) -> dict[str, Any]:
-    """What an adapter belongs to, as `receipt.json` holds it."""
-    files = {name: sha256(base / name) for name in ("config.json", "tokenizer.json")}
-    return {
-        "base": files | {"weights": fingerprint(base)},
-        "chat_template": hashlib.sha256(chat_template.encode()).hexdigest(),
-    }
-
-
-def require_same_base(begun: dict[str, Any], now: dict[str, Any], run: Path) -> None:
-    """Refuse a base on which the adapter of a run would answer wrongly.
-
-    Args:
-        begun: the run's receipt; what an older release did not write is not compared.
-        now: the receipt, or `describe_base`, of the base in hand.
-        run: the run's directory.
-
-    Raises:
-        CheckpointError: naming the parts that differ.
+    Attributes:
+        training, validation: how many examples there are.
+        cut: `file:line` of rows whose prompt was truncated.
+        dropped: `file:line` of rows left out because the reply alone is too long.
     """
-    parts = {"chat template": (begun.get("chat_template"), now["chat_template"])}
-    parts |= {part: (begun.get("base", {}).get(part), now["base"][part]) for part in now["base"]}
-    changed = [part for part, (old, new) in parts.items() if old not in (None, new)]
-    if changed:
-        raise CheckpointError(
-            f"the base is not the one the run was begun with: another {', another '.join(changed)}",
-            where=str(run),
-            fix="restore it, set model.revision in the run's config.yaml to the commit it was "
-            "begun with, or train anew with --overwrite",
-        )
+
+    training: int
+    validation: int
+    cut: list[str]
+    dropped: list[str]
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computed a run. Its last bits can depend on each of these.
+
+    Attributes:
+        name: of the GPU, or the architecture of the processor.
+        threads: of PyTorch.
+        fused_kernels: whether our C++ kernels were compiled; None where an older version did not
+            write it.
+    """
+
+    name: str
+    threads: int
+    fused_kernels: bool | None = None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """`receipt.json`. Fields with a default are missing from files of older versions.
+
+    Attributes:
+        base: hashes of the base's config.json and tokenizer.json, and its weights' `fingerprint`.
+        chat_template: hash of the template's text.
+        data: hash of each data file, by file name.
+        rows: the rows that were read from them.
+        versions: of Python and the packages that compute.
+        device: what the run was started on.
+        micro_batch_tokens: most tokens of a micro-batch, as planned at the start.
+    """
+
+    base: dict[str, str] = field(default_factory=dict)
+    chat_template: str | None = None
+    data: dict[str, str] = field(default_factory=dict)
+    rows: Rows | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    device: Device | None = None
+    micro_batch_tokens: int | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> Receipt:
+        """The receipt in a file; keys that this version does not know are ignored.
+
+        Raises:
+            CheckpointError: when the file is damaged.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(json.loads(file.read_bytes()))
+        except ValueError:
+            raise CheckpointError(
+                "the file is damaged", where=str(file), fix="restore it from a copy"
+            ) from None
+
+    def to_json(self) -> bytes:
+        """The contents of the file."""
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        return f"{text}\n".encode()
+
+    def require_base(self, base: dict[str, str], chat_template: str, run: Path) -> None:
+        """Refuse a base on which the run's adapter would answer wrongly.
+
+        Hashes that the receipt does not have, because an older version wrote it, are not compared.
+
+        Args:
+            base: `hash_base` of the base to use.
+            chat_template: `hash_text` of its chat template.
+            run: the run's directory, for the message.
+
+        Raises:
+            CheckpointError: naming the parts that differ.
+        """
+        pairs = {"chat template": (self.chat_template, chat_template)}
+        pairs |= {part: (self.base.get(part), base[part]) for part in base}
+        changed = [part for part, (old, new) in pairs.items() if old not in (None, new)]
+        if changed:
+            raise CheckpointError(
+                f"the base is not the one the run was started with: other {', '.join(changed)}",
+                where=str(run),
+                fix="restore it, set model.revision in the run's config.yaml to the commit the run "
+                "was started with, or start again with --overwrite",
+            )
+
+    def changes_to_last_bits(self, now: Receipt) -> list[str]:
+        """What differs in `now` that can change a resumed run's result in its last bits."""
+        return [
+            name
+            for name, old, new in (
+                ("versions", self.versions, now.versions),
+                ("device", self.device, now.device),
+                ("micro batch tokens", self.micro_batch_tokens, now.micro_batch_tokens),
+            )
+            if old != new
+        ]
+
+
+def hash_base(base: Path) -> dict[str, str]:
+    """Hashes that tell a base from others, as a receipt holds them."""
+    files = {name: sha256(base / name) for name in ("config.json", "tokenizer.json")}
+    return files | {"weights": fingerprint(base)}
+
+
+def hash_text(text: str) -> str:
+    """The SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that compute."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def fingerprint(base: Path) -> str:
     """A hash of a base's weights that tells models apart without reading gigabytes.
 
-    It covers name, type and shape of every tensor, and some bytes of some; not how the tensors are
-    spread over files. It is made against mistakes, not against someone who changes a few numbers.
+    It covers the name, type and shape of every tensor and a sample of the bytes, but not how the
+    tensors are divided into files. It detects mistakes, not a deliberate change of a few numbers.
     """
     tensors = sorted(read_base_tensors(base).items())
     digest = hashlib.sha256()

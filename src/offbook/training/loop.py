@@ -1,31 +1,85 @@
-"""The training loop, readable from top to bottom."""
+"""The training loop, on one screen: `training_steps`. `train` runs it in a run directory."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from offbook.config import Config, TrainSettings
-from offbook.engine.library import library
-from offbook.errors import CheckpointError, ConfigError
+from offbook.errors import ConfigError
 from offbook.files import storage
 from offbook.models.adapter import adapter_files
-from offbook.monitor import Monitor
-from offbook.runs import checkpoint
-from offbook.runs.checkpoint import Progress
+from offbook.monitor import EvalMetrics, Metrics, Monitor, StepMetrics
 from offbook.runs.directory import RunDirectory
-from offbook.runs.receipt import make_receipt, require_same_base
-from offbook.training.schedule import Schedule
-from offbook.training.setup import LoadedRun, gather, load
-from offbook.training.step import Log, Stepper
+from offbook.training.schedule import Schedule, learning_rate_at
+from offbook.training.setup import begin
+from offbook.training.step import Log, Stepper, StepResult, Stopped
 
-FLOAT32 = 4  # bytes of a trained parameter
+
+def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Iterator[StepResult]:
+    """Take the steps that are left, yielding the result of each.
+
+    The checkpoint of a step is saved before its evaluation. A run that is killed in the evaluation
+    resumes from the checkpoint and evaluates there, as `metrics.jsonl` has no result of it yet.
+
+    Raises:
+        Stopped: when asked to stop, within a step or an evaluation; its result is discarded.
+        OffbookError: when the run cannot go on.
+    """
+    progress, settings, inputs = stepper.progress, stepper.settings, stepper.loaded.inputs
+    training, validation = inputs.training, inputs.validation
+    schedule = Schedule.of(training, settings)
+    total = schedule.total_steps(settings)
+    eval_steps = settings.eval_steps or schedule.steps_per_epoch
+    evaluated = {record.step for record in run.metrics() if isinstance(record, EvalMetrics)}
+    saved = progress.step
+    monitor.begin(progress.step, total)
+    if progress.step < total:
+        examples = [training[row] for row in schedule.rows(progress.step)]
+        # Fast and plain path must give the same gradients on these rows, on this device.
+        stepper.loaded.engine.check(examples, inputs.device)
+    while True:
+        step, finished = progress.step, progress.step == total
+        save_due = step != saved and (finished or step % settings.save_steps == 0)
+        evaluation_due = step not in evaluated and (finished or step % eval_steps == 0)
+        if save_due:
+            stepper.save(run)
+            saved = step
+        if evaluation_due and len(validation):
+            stepper.log(EvalMetrics(step, stepper.evaluate(validation)))
+        if finished:
+            return
+
+        started = time.perf_counter()
+        examples = [training[row] for row in schedule.rows(step)]
+        learning_rate = learning_rate_at(step, total, settings)
+        loss, tokens = stepper.forward_backward(examples)
+        grad_norm = stepper.clip_gradients()
+        stepper.require_finite(loss, grad_norm, examples)
+        if not stepper.is_loss_spike(loss):
+            stepper.update(learning_rate)
+        stepper.optimizer.zero_grad(set_to_none=True)
+        progress.add(loss, tokens)
+        seconds = time.perf_counter() - started
+
+        result = StepResult(loss, grad_norm, learning_rate, len(examples), seconds)
+        monitor.step(progress.step, loss, result.examples_per_second)
+        log_due = progress.step == total or progress.step % settings.logging_steps == 0
+        if log_due:
+            stepper.log(
+                StepMetrics(
+                    step=progress.step,
+                    epoch=round(progress.step / schedule.steps_per_epoch, 4),
+                    loss=progress.take_mean(),
+                    grad_norm=grad_norm,
+                    learning_rate=learning_rate,
+                    examples_per_second=round(result.examples_per_second, 3),
+                )
+            )
+        yield result
 
 
 @dataclass(frozen=True)
@@ -36,7 +90,7 @@ class TrainResult:
         run: its directory.
         finished: False when it was stopped; it can be resumed.
         steps: optimizer steps done.
-        eval_loss_before, eval_loss: validation loss of the base and of the result, in nats a
+        eval_loss_before, eval_loss: validation loss of the base and of the result, in nats per
             token; None without validation rows.
         seconds: spent in optimizer steps, by this process.
         examples_per_second: over those seconds.
@@ -59,14 +113,15 @@ def train(
     monitor: Monitor | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """Train an adapter as `config` says, into its `output_dir`.
+    """Train an adapter with the settings in `config`, into its `output_dir`.
 
     Args:
         config: all settings.
-        resume: go on from the newest checkpoint in `output_dir`.
+        resume: continue from the newest checkpoint in `output_dir`.
         overwrite: replace a run that is there.
-        monitor: told of progress.
-        should_stop: asked between micro-batches; when true, the run saves and returns.
+        monitor: receives progress and news.
+        should_stop: called before each micro-batch; when it returns true, the run saves and
+            returns.
 
     Raises:
         OffbookError: of the class that names what is wrong.
@@ -77,45 +132,24 @@ def train(
         run = RunDirectory.open(run.path)
     else:
         run.make()
+    seconds, examples, finished = 0.0, 0, True
     with storage.lock(run.path):
-        return _train(run, config.with_absolute_paths(), resume, overwrite, monitor, should_stop)
-
-
-def _train(
-    run: RunDirectory,
-    config: Config,
-    resume: bool,
-    overwrite: bool,
-    monitor: Monitor,
-    should_stop: Callable[[], bool],
-) -> TrainResult:
-    run.clean()
-    if resume:
-        config = run.settings_to_resume(config)
-    elif not overwrite:
-        run.refuse_to_replace()
-    begun = run.receipt().get("micro_batch_tokens") if resume else None
-    materials = gather(config, monitor, micro_batch_tokens=begun)
-    run.require_space(materials.shape.adapter * FLOAT32, config.train.save_total_limit)
-    parts = load(materials, monitor)
-    receipt = _receipt(parts)
-    optimizer = torch.optim.AdamW(
-        [p for p in parts.model.parameters() if p.requires_grad],
-        lr=config.train.learning_rate,
-        weight_decay=config.train.weight_decay,
-        fused=True,
-    )
-    progress = Progress(parts.plan.micro_batch_tokens)
-    if resume:
-        progress = _resume(run, receipt, parts, optimizer, monitor)
-    else:
-        run.begin(parts.config, receipt)
-    with _log(run, config.train, monitor, progress.step) as log:
-        stepper = Stepper(parts, optimizer, progress, log, monitor.announce, should_stop)
-        finished, seconds, rows = _steps(run, stepper, monitor)
-    if finished and storage.verify(run.adapter) is not None:
-        storage.commit(run.adapter, adapter_files(parts.model))
-    losses = [record["eval_loss"] for record in run.metrics() if "eval_loss" in record]
+        loaded, optimizer, progress = begin(
+            run, config.with_absolute_paths(), monitor, resume=resume, overwrite=overwrite
+        )
+        with _log(run, loaded.inputs.config.train, monitor, progress.step) as log:
+            stepper = Stepper(loaded, optimizer, progress, log, monitor.announce, should_stop)
+            try:
+                for result in training_steps(run, stepper, monitor):
+                    seconds += result.seconds
+                    examples += result.examples
+            except Stopped:
+                finished = False
+                if progress.step > 0:
+                    stepper.save(run)
+        if finished and storage.verify(run.adapter) is not None:
+            storage.commit(run.adapter, adapter_files(loaded.model))
+        losses = [r.eval_loss for r in run.metrics() if isinstance(r, EvalMetrics)]
     return TrainResult(
         run=run.path,
         finished=finished,
@@ -123,76 +157,8 @@ def _train(
         eval_loss_before=losses[0] if losses else None,
         eval_loss=losses[-1] if losses else None,
         seconds=seconds,
-        examples_per_second=rows / seconds if seconds else 0.0,
+        examples_per_second=examples / seconds if seconds else 0.0,
     )
-
-
-def _receipt(parts: LoadedRun) -> dict[str, Any]:
-    return make_receipt(
-        parts.base,
-        str(parts.template.tokenizer.chat_template),
-        parts.data,
-        parts.training,
-        parts.validation,
-        parts.device,
-        library().code is not None,
-        parts.plan.micro_batch_tokens,
-    )
-
-
-def _steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> tuple[bool, float, int]:
-    """Take the steps that are left.
-
-    Returns:
-        Whether all are done; the seconds and the examples they took.
-    """
-    parts, progress, settings = stepper.parts, stepper.progress, stepper.parts.config.train
-    schedule = Schedule.of(parts.training, settings)
-    total = schedule.total_steps(settings)
-    validated = {record["step"] for record in run.metrics() if "eval_loss" in record}
-    seconds, rows, saved = 0.0, 0, progress.step
-    monitor.begin(progress.step, total)
-    if progress.step < total:
-        examples = [parts.training[row] for row in schedule.rows(progress.step)]
-        parts.engine.check(examples, parts.device)
-    while True:
-        step, last = progress.step, progress.step == total
-        if step != saved and (step % settings.save_steps == 0 or last):
-            _save(run, stepper)
-            saved = step
-        due = step % (settings.eval_steps or schedule.steps_per_epoch) == 0 or last
-        if due and step not in validated and not stepper.validate():
-            break
-        if last:
-            return True, seconds, rows
-        started = time.perf_counter()
-        taken = stepper.step()
-        if taken is None:
-            break
-        elapsed = time.perf_counter() - started
-        seconds, rows = seconds + elapsed, rows + taken.examples
-        monitor.step(progress.step, taken.loss, taken.examples / elapsed)
-        if progress.step % settings.logging_steps == 0 or progress.step == total:
-            stepper.log(
-                {
-                    "step": progress.step,
-                    "epoch": round(progress.step / schedule.steps_per_epoch, 4),
-                    "loss": progress.take_mean(),
-                    "grad_norm": taken.grad_norm,
-                    "learning_rate": taken.learning_rate,
-                    "examples_per_second": round(taken.examples / elapsed, 3),
-                }
-            )
-    if progress.step > 0:  # before the first step there is nothing to lose
-        _save(run, stepper)
-    return False, seconds, rows
-
-
-def _save(run: RunDirectory, stepper: Stepper) -> None:
-    """Commit a checkpoint of weights that are numbers."""
-    stepper.check_weights()
-    keep = stepper.parts.config.train.save_total_limit
-    checkpoint.save(run, stepper.parts.model, stepper.optimizer, stepper.progress, keep)
 
 
 @contextmanager
@@ -210,46 +176,17 @@ def _log(run: RunDirectory, settings: TrainSettings, monitor: Monitor, step: int
             ) from None
         board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step or None)
 
-    def log(record: dict[str, Any]) -> None:
+    def log(record: Metrics) -> None:
         run.log(record)
         monitor.metrics(record)
         if board:
-            for name in record.keys() - {"step"}:
-                board.add_scalar(name, record[name], record["step"])
+            values = asdict(record)
+            at_step = values.pop("step")
+            for name, value in values.items():
+                board.add_scalar(name, value, at_step)
 
     try:
         yield log
     finally:
         if board:
             board.close()
-
-
-def _resume(
-    run: RunDirectory,
-    receipt: dict[str, Any],
-    parts: LoadedRun,
-    optimizer: torch.optim.Optimizer,
-    monitor: Monitor,
-) -> Progress:
-    begun = run.receipt()
-    require_same_base(begun, receipt, run.path)
-    if receipt["data"] != begun["data"]:
-        raise CheckpointError(
-            "the data is not the one the run was begun with",
-            where=str(run.path),
-            fix="restore it, or train anew with --overwrite",
-        )
-    exact = ("versions", "device", "micro_batch_tokens")
-    changed = [part.replace("_", " ") for part in exact if receipt[part] != begun.get(part)]
-    if changed:
-        monitor.announce(
-            f"changed since the run was begun: {', '.join(changed)}; "
-            "the result may differ in its last bits"
-        )
-    planned = parts.plan.micro_batch_tokens
-    progress = checkpoint.restore(run, parts.model, optimizer, monitor.announce)
-    progress = progress or Progress(planned)
-    progress.micro_batch_tokens = min(progress.micro_batch_tokens, planned)
-    run.forget_after(progress.step if progress.step else -1)
-    monitor.announce(f"resuming after step {progress.step}")
-    return progress

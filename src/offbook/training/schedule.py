@@ -1,7 +1,7 @@
-"""Which rows an optimizer step sees, and with which learning rate.
+"""Which examples an optimizer step sees, and its learning rate.
 
-Both are functions of the settings and the step alone, so there is no position to save: a resumed
-run asks for the next step and gets what it would have got.
+Both are functions of the settings and the step alone, so no position is saved: a resumed run asks
+for the next step and gets the same examples.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from offbook.tokens.examples import Example
 
 @dataclass(frozen=True)
 class Schedule:
-    """The rows of every optimizer step.
+    """The examples of every optimizer step.
 
     Attributes:
         examples: how many there are.
-        batch_size: examples per step; the last step of an epoch takes what is left.
-        seed: of the order, which is new in each epoch.
+        batch_size: examples per step; the last step of an epoch has fewer where they do not divide.
+        seed: of the order, which differs in each epoch.
     """
 
     examples: int
@@ -48,7 +48,7 @@ class Schedule:
         return max(math.ceil(settings.num_train_epochs * self.steps_per_epoch), 1)
 
     def rows(self, step: int) -> NDArray[np.int64]:
-        """Indices of the examples of the step after `step` completed ones."""
+        """int64 indices of the examples of the next step after `step` completed ones."""
         epoch, index = divmod(step, self.steps_per_epoch)
         start = index * self.batch_size
         return _order(self.examples, self.seed, epoch)[start : start + self.batch_size]
@@ -60,7 +60,7 @@ def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def learning_rate_at(step: int, total: int, settings: TrainSettings) -> float:
-    """The learning rate of the step after `step` of `total`, as transformers' schedules have it."""
+    """The learning rate of the next step after `step` of `total`, as in transformers' schedules."""
     peak, warmup = settings.learning_rate, math.ceil(settings.warmup_ratio * total)
     if step < warmup:
         return peak * step / warmup

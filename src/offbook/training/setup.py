@@ -1,7 +1,8 @@
-"""Everything a run is made of, loaded and checked, cheapest first so that mistakes show early."""
+"""What a run is made of, loaded and checked, cheapest first so that mistakes show early."""
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +14,23 @@ from offbook.data.conversations import ConversationReader, read_conversations
 from offbook.engine.engine import Engine
 from offbook.engine.library import library
 from offbook.engine.memory import keep_freed_memory
+from offbook.errors import CheckpointError
+from offbook.files.storage import sha256
 from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import base_of, choose_device, choose_precision, load_base
 from offbook.monitor import Monitor
+from offbook.runs import checkpoint
+from offbook.runs.checkpoint import Progress
+from offbook.runs.directory import RunDirectory
+from offbook.runs.receipt import Device, Receipt, Rows, hash_base, hash_text, installed_versions
 from offbook.tokens.examples import Examples, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from offbook.training.plan import ModelShape, Plan, make_plan
+
+FLOAT32 = 4  # bytes of a trained parameter
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class RunInputs:
         data: the files the examples come from.
         training, validation: the examples.
         shape: the base's sizes.
-        plan: how steps are cut to the machine.
+        plan: how steps are divided into micro-batches to fit the machine.
         dtype: of the base.
         device: that computes.
     """
@@ -53,16 +62,60 @@ class RunInputs:
 
 
 @dataclass(frozen=True)
-class LoadedRun(RunInputs):
+class LoadedRun:
     """What a run is made of, loaded.
 
     Attributes:
+        inputs: what was known before.
         model: the base with a fresh adapter.
-        engine: that computes its losses and gradients.
+        engine: computes its losses and gradients.
     """
 
+    inputs: RunInputs
     model: PeftModel
     engine: Engine
+
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters of the adapter."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+
+def begin(
+    run: RunDirectory, config: Config, monitor: Monitor, *, resume: bool, overwrite: bool
+) -> tuple[LoadedRun, torch.optim.Optimizer, Progress]:
+    """Start a run, or restore the state of its newest checkpoint.
+
+    Args:
+        run: a directory that no other process writes to.
+        config: all settings, with absolute paths.
+        monitor: receives news of reading and loading.
+        resume: continue the run in the directory.
+        overwrite: replace it.
+
+    Raises:
+        OffbookError: of the class that names what is wrong.
+    """
+    run.clean()
+    planned = None
+    if resume:
+        config = run.settings_to_resume(config)
+        planned = run.receipt().micro_batch_tokens
+    elif not overwrite:
+        run.refuse_to_replace()
+    inputs = gather(config, monitor, micro_batch_tokens=planned)
+    run.require_space(inputs.shape.adapter * FLOAT32, config.train.save_total_limit)
+    loaded = load(inputs, monitor)
+    receipt = make_receipt(inputs)
+    optimizer = torch.optim.AdamW(
+        loaded.trained_parameters(),
+        lr=config.train.learning_rate,
+        weight_decay=config.train.weight_decay,
+        fused=True,
+    )
+    if resume:
+        return loaded, optimizer, _restore(run, receipt, loaded, optimizer, monitor)
+    run.begin(inputs.config, receipt)
+    return loaded, optimizer, Progress(inputs.plan.micro_batch_tokens)
 
 
 def gather(
@@ -76,9 +129,9 @@ def gather(
 
     Args:
         config: of the run.
-        monitor: told what is read.
+        monitor: receives what is read and planned.
         weights: whether the base's weights will be needed.
-        micro_batch_tokens: what a run that is resumed was begun with; kept where it still fits.
+        micro_batch_tokens: what a resumed run was started with; used again where it still fits.
     """
     device = choose_device()
     base = resolve_base(config.model.base, config.model.revision, monitor.announce, weights)
@@ -100,35 +153,60 @@ def gather(
 
 
 def prepare(config: Config, monitor: Monitor) -> LoadedRun:
-    """Gather and load all that `config` names."""
+    """Read the data, plan the run and load the model, without a run directory."""
     return load(gather(config, monitor), monitor)
 
 
-def load(materials: RunInputs, monitor: Monitor) -> LoadedRun:
+def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
     """Load the base, and attach an adapter to it."""
-    config, device = materials.config, materials.device
+    config, device = inputs.config, inputs.device
     keep_freed_memory()
-    base = load_base(materials.base, materials.dtype, device, config.model.quantization)
+    base = load_base(inputs.base, inputs.dtype, device, config.model.quantization)
     model = attach_adapter(base, config.lora, config.train.seed, config.model.base)
     engine = Engine(model, fast=config.train.engine == "fast")
     if engine.plain_layers:
         monitor.announce(f"left to transformers and PEFT: {', '.join(engine.plain_layers)}")
     if engine.packed and device.type == "cpu" and (problem := library().problem):
         monitor.announce(problem)
-    if materials.plan.checkpointing:
+    if inputs.plan.checkpointing:
         with quiet_transformers():  # 5.23 renames it; the old name works in all releases so far
             base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
     monitor.announce(
         f"{config.model.base} in {config.model.precision} on {device}, "
-        f"{materials.shape.adapter:,} parameters to train; "
-        f"{len(materials.training):,} rows to learn, {len(materials.validation):,} held out"
+        f"{inputs.shape.adapter:,} parameters to train; "
+        f"{len(inputs.training):,} rows to learn, {len(inputs.validation):,} held out"
     )
-    return LoadedRun(**vars(materials), model=model, engine=engine)
+    return LoadedRun(inputs, model, engine)
+
+
+def make_receipt(inputs: RunInputs) -> Receipt:
+    """What goes into a run."""
+    device = inputs.device
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return Receipt(
+        base=hash_base(inputs.base),
+        chat_template=hash_text(str(inputs.template.tokenizer.chat_template)),
+        data={path.name: sha256(path) for path in inputs.data},
+        rows=Rows(
+            training=len(inputs.training),
+            validation=len(inputs.validation),
+            cut=list(inputs.training.truncated),
+            dropped=list(inputs.training.dropped),
+        ),
+        versions=installed_versions(),
+        device=Device(
+            name=gpu or platform.machine(),
+            threads=torch.get_num_threads(),
+            fused_kernels=library().code is not None,
+        ),
+        micro_batch_tokens=inputs.plan.micro_batch_tokens,
+    )
 
 
 def _examples(
     config: Config, template: ChatTemplate, reader: ConversationReader, monitor: Monitor
 ) -> tuple[Examples, Examples, tuple[Path, ...]]:
+    """Training and validation examples, and the files they come from."""
     limit, share = config.data.max_length, config.data.validation
     examples = tokenize(reader, template, limit, monitor.reading)
     for notice in examples.notices(limit):
@@ -137,3 +215,34 @@ def _examples(
         return *examples.split(share, config.train.seed), reader.paths
     held_out = read_conversations(share, config.data)
     return examples, tokenize(held_out, template, limit), (*reader.paths, *held_out.paths)
+
+
+def _restore(
+    run: RunDirectory,
+    receipt: Receipt,
+    loaded: LoadedRun,
+    optimizer: torch.optim.Optimizer,
+    monitor: Monitor,
+) -> Progress:
+    """Load the newest checkpoint, where base and data are those the run was started with."""
+    start = run.receipt()
+    start.require_base(receipt.base, str(receipt.chat_template), run.path)
+    if receipt.data != start.data:
+        raise CheckpointError(
+            "the data is not the one the run was started with",
+            where=str(run.path),
+            fix="restore it, or start again with --overwrite",
+        )
+    if changed := start.changes_to_last_bits(receipt):
+        monitor.announce(
+            f"changed since the run was started: {', '.join(changed)}; "
+            "the result may differ in its last bits"
+        )
+    planned = loaded.inputs.plan.micro_batch_tokens
+    progress = checkpoint.restore(run, loaded.model, optimizer, monitor.announce)
+    progress = progress or Progress(planned)
+    progress.micro_batch_tokens = min(progress.micro_batch_tokens, planned)
+    # Before the first checkpoint everything is repeated, the evaluation of the base included.
+    run.forget_after(progress.step if progress.step else -1)
+    monitor.announce(f"resuming after step {progress.step}")
+    return progress

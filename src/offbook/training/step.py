@@ -1,4 +1,7 @@
-"""One optimizer step: gradients as memory allows, the checks before it, and the update."""
+"""The parts of an optimizer step that need care: memory, finite numbers, loss spikes, saving.
+
+`loop.py` puts them together.
+"""
 
 from __future__ import annotations
 
@@ -6,129 +9,125 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, TypeVar
 
 import torch
 
+from offbook.config import TrainSettings
 from offbook.engine.batching import Step
 from offbook.engine.memory import is_out_of_memory
 from offbook.errors import MemoryPlanError, NonFiniteError
+from offbook.monitor import Metrics, SkippedStep, SmallerMicroBatches
+from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
+from offbook.runs.directory import RunDirectory
 from offbook.tokens.examples import Example
-from offbook.training.schedule import Schedule, learning_rate_at
 from offbook.training.setup import LoadedRun
 
-Log = Callable[[dict[str, Any]], None]
-T = TypeVar("T")
+Log = Callable[[Metrics], None]
 
-COMPARED_LOSSES = 20  # a spike is measured against the median of so many
+COMPARED_LOSSES = 20  # a spike is measured against the median of the losses of this many steps
+
+
+class Stopped(Exception):  # noqa: N818  (not an error)
+    """`should_stop` returned true; the state is that after the last complete step."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step was.
+    """A completed optimizer step.
 
     Attributes:
         loss: mean over its supervised tokens, in nats.
-        grad_norm: of its gradients before clipping.
-        learning_rate: it was taken with.
-        examples: it saw.
+        grad_norm: norm of the gradients before clipping.
+        learning_rate: of the update.
+        examples: in its batch.
+        seconds: it took.
     """
 
     loss: float
     grad_norm: float
     learning_rate: float
     examples: int
+    seconds: float
+
+    @property
+    def examples_per_second(self) -> float:
+        return self.examples / self.seconds
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """Takes the steps of a run.
+    """The state of a run in training, and the operations of its steps.
 
     Attributes:
-        parts: of the run.
+        loaded: model, engine and examples.
         optimizer: of the adapter.
-        progress: how far the run is; it moves on with each step.
+        progress: how far the run is.
         log: writes a line of metrics.
-        announce: tells the user.
-        should_stop: asked between micro-batches.
+        announce: receives news for the user.
+        should_stop: called before each micro-batch.
     """
 
-    parts: LoadedRun
+    loaded: LoadedRun
     optimizer: torch.optim.Optimizer
     progress: Progress
     log: Log
     announce: Callable[[str], None]
     should_stop: Callable[[], bool]
 
-    def step(self) -> StepResult | None:
-        """Take the next optimizer step; None when it was told to stop, and nothing has changed.
+    @property
+    def settings(self) -> TrainSettings:
+        return self.loaded.inputs.config.train
+
+    def forward_backward(self, examples: Sequence[Example]) -> tuple[float, int]:
+        """Compute the gradients of the mean loss over the supervised tokens of `examples`.
+
+        Returns:
+            The mean loss in nats per token, and the number of supervised tokens.
 
         Raises:
-            NonFiniteError: when loss, gradients or weights are not finite; nothing has changed.
+            Stopped: when asked to stop; there are no gradients then.
             MemoryPlanError: when memory is not enough for a single row.
         """
-        parts, progress, settings = self.parts, self.progress, self.parts.config.train
-        schedule = Schedule.of(parts.training, settings)
-        examples = [parts.training[row] for row in schedule.rows(progress.step)]
-        rate = learning_rate_at(progress.step, schedule.total_steps(settings), settings)
-        seed = [settings.seed, progress.step]
-        loss, tokens = self._within_memory(
-            examples,
-            lambda step: (parts.engine.accumulate(step, seed, self.should_stop), step.supervised),
-        )
-        if loss is None:
-            return None
-        weights = self._weights()
-        grad_norm = torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm).item()
-        self._check(loss, grad_norm, weights, examples)
-        if not self._is_spike(loss):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        progress.add(loss, tokens)
-        return StepResult(loss, grad_norm, rate, len(examples))
+        engine = self.loaded.engine
+        seed = [self.settings.seed, self.progress.step]
 
-    def validate(self) -> bool:
-        """Log the loss on the validation rows, if there are any; False when told to stop.
+        def accumulate(step: Step) -> float | None:
+            return engine.accumulate(step, seed, self.should_stop)
+
+        loss, step = self._within_memory(examples, accumulate)
+        return loss, step.supervised
+
+    def evaluate(self, examples: Sequence[Example]) -> float:
+        """The mean loss per supervised token, in nats, without dropout.
 
         Raises:
+            Stopped: when asked to stop.
             NonFiniteError: when it is not finite.
             MemoryPlanError: when memory is not enough for a single row.
         """
-        parts, step = self.parts, self.progress.step
-        if not len(parts.validation):
-            return True
-        loss = self._within_memory(
-            parts.validation, lambda step: parts.engine.mean_loss(step, self.should_stop)
-        )
-        if loss is None:
-            return False
-        if not math.isfinite(loss):
-            raise _not_finite(f"the validation loss after step {step} is {loss:g}")
-        self.log({"step": step, "eval_loss": loss})
-        return True
+        engine = self.loaded.engine
 
-    def check_weights(self) -> None:
-        """Make sure that the adapter may be saved.
+        def mean_loss(step: Step) -> float | None:
+            return engine.mean_loss(step, self.should_stop)
+
+        loss, _ = self._within_memory(examples, mean_loss)
+        if not math.isfinite(loss):
+            raise _not_finite(f"the validation loss after step {self.progress.step} is {loss:g}")
+        return loss
+
+    def clip_gradients(self) -> float:
+        """Scale the gradients down to `train.max_grad_norm`; returns their norm before."""
+        limit = self.settings.max_grad_norm
+        return torch.nn.utils.clip_grad_norm_(self._weights(), limit).item()
+
+    def require_finite(self, loss: float, grad_norm: float, examples: Sequence[Example]) -> None:
+        """Refuse an update with numbers that are not finite; the weights stay as they are.
 
         Raises:
-            NonFiniteError: when a weight is not finite.
+            NonFiniteError: naming the rows of the step.
         """
-        norm = _norm(self._weights())
-        if not math.isfinite(norm):
-            raise _not_finite(
-                f"step {self.progress.step} left an adapter with norm {norm:g}; it is not saved"
-            )
-
-    def _weights(self) -> list[torch.Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def _check(
-        self, loss: float, grad_norm: float, weights: list[torch.Tensor], examples: list[Example]
-    ) -> None:
-        weight_norm = _norm(weights)
+        weight_norm = _norm(self._weights())
         if not all(map(math.isfinite, (loss, grad_norm, weight_norm))):
             self.optimizer.zero_grad(set_to_none=True)
             raise _not_finite(
@@ -137,50 +136,90 @@ class Stepper:
                 f"its rows are {', '.join(example.source for example in examples)}"
             )
 
-    def _is_spike(self, loss: float) -> bool:
-        limit = self.parts.config.train.skip_loss_spikes
+    def is_loss_spike(self, loss: float) -> bool:
+        """Whether a loss is more than `train.skip_loss_spikes` times the usual one; logs it then.
+
+        Call it once for each step: it remembers the loss.
+        """
+        limit = self.settings.skip_loss_spikes
         recent, step = self.progress.recent_losses, self.progress.step + 1
         if limit is None:
             return False
         usual = median(recent) if len(recent) == COMPARED_LOSSES else math.inf
-        # A spike counts among the losses after it: if they stay that high, it was none.
+        # A spike is remembered too: when losses stay that high, they are no spikes.
         recent.append(loss)
         del recent[:-COMPARED_LOSSES]
         if loss <= limit * usual:
             return False
-        self.log({"step": step, "skipped_loss": loss, "median_loss": usual})
+        self.log(SkippedStep(step, skipped_loss=loss, median_loss=usual))
         self.announce(f"step {step} skipped: its loss is {loss:.3f}, the usual one {usual:.3f}")
         return True
 
-    def _within_memory(self, examples: Sequence[Example], compute: Callable[[Step], T]) -> T:
-        """`compute` on examples in micro-batches, in smaller ones when memory is not enough."""
-        parts = self.parts
+    def update(self, learning_rate: float) -> None:
+        """Change the weights by the optimizer's rule."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+
+    def save(self, run: RunDirectory) -> None:
+        """Commit a checkpoint, unless it exists.
+
+        Raises:
+            NonFiniteError: when a weight is not finite.
+            DiskError: when it cannot be written.
+        """
+        norm = _norm(self._weights())
+        if not math.isfinite(norm):
+            raise _not_finite(
+                f"step {self.progress.step} left an adapter with norm {norm:g}; it is not saved"
+            )
+        keep = self.settings.save_total_limit
+        checkpoint.save(run, self.loaded.model, self.optimizer, self.progress, keep)
+
+    def _weights(self) -> list[torch.Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _within_memory(
+        self, examples: Sequence[Example], compute: Callable[[Step], float | None]
+    ) -> tuple[float, Step]:
+        """Call `compute` on micro-batches of `examples`, smaller ones when memory is not enough.
+
+        Returns:
+            Its result, and the step it was called on.
+
+        Raises:
+            Stopped: when it returns None.
+        """
+        engine, device = self.loaded.engine, self.loaded.inputs.device
         while True:
-            step = parts.engine.make_step(examples, self.progress.micro_batch_tokens, parts.device)
+            step = engine.make_step(examples, self.progress.micro_batch_tokens, device)
             try:
-                return compute(step)
+                loss = compute(step)
+                if loss is None:
+                    raise Stopped
+                return loss, step
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            # Not in the block above: the error there holds on to the tensors of what failed.
+            # Outside the except block, where the error still holds the tensors of what failed.
             self.optimizer.zero_grad(set_to_none=True)
-            if parts.device.type == "cuda":
+            if device.type == "cuda":
                 torch.cuda.empty_cache()
-            self._halve(step)
+            self._halve_micro_batches(step)
 
-    def _halve(self, tried: Step) -> None:
-        longest = max(len(batch.input_ids) for batch in tried.micro_batches) + len(tried.prefix)
-        if all(len(batch.lengths) == 1 for batch in tried.micro_batches):
+    def _halve_micro_batches(self, failed: Step) -> None:
+        longest = max(len(batch.input_ids) for batch in failed.micro_batches) + len(failed.prefix)
+        if all(len(batch.lengths) == 1 for batch in failed.micro_batches):
             raise MemoryPlanError(
                 f"memory is not enough for a single row of {longest} tokens; "
-                f"planned: {self.parts.plan.describe()}",
+                f"planned: {self.loaded.inputs.plan.describe()}",
                 fix="close other programs, choose a smaller base, or lower data.max_length or "
                 "lora.r",
             )
         tokens = min(self.progress.micro_batch_tokens, longest) // 2
         self.progress.micro_batch_tokens = tokens
         step = self.progress.step + 1
-        self.log({"step": step, "micro_batch_tokens": tokens})
+        self.log(SmallerMicroBatches(step, tokens))
         self.announce(f"step {step}: not enough memory; micro-batches have {tokens} tokens now")
 
 
@@ -191,5 +230,5 @@ def _norm(tensors: list[torch.Tensor]) -> float:
 
 def _not_finite(what: str) -> NonFiniteError:
     return NonFiniteError(
-        what, fix="train anew with --overwrite and a lower train.learning_rate, or mend the rows"
+        what, fix="start again with --overwrite and a lower train.learning_rate, or repair the rows"
     )

@@ -1,0 +1,103 @@
+"""Open a run for use: what chat, evaluation, export and serving need of its directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from offbook.config import Config
+from offbook.errors import CheckpointError
+from offbook.files import storage
+from offbook.models.adapter import load_adapter
+from offbook.models.base import resolve_base
+from offbook.models.load import choose_device, choose_precision, load_base
+from offbook.runs import checkpoint
+from offbook.runs.directory import RunDirectory
+from offbook.runs.receipt import Receipt, hash_base, hash_text
+from offbook.tokens.template import ChatTemplate
+from offbook.tokens.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run with an adapter that fits its base. `open_run` makes it.
+
+    Attributes:
+        path: the run directory.
+        config: its settings.
+        receipt: what went into it.
+        adapter: folder of the adapter; `adapter/`, or a checkpoint of a run that is not finished.
+        checkpoint: optimizer steps of that checkpoint; None for a finished run.
+        base: folder of the base model.
+        template: its tokenizer and chat template.
+        device, dtype: what `load_model` uses.
+    """
+
+    path: Path
+    config: Config
+    receipt: Receipt
+    adapter: Path
+    checkpoint: int | None
+    base: Path
+    template: ChatTemplate
+    device: torch.device
+    dtype: torch.dtype
+
+    def load_model(self) -> PeftModel:
+        """Load the base with the adapter, in evaluation mode; each call loads it again.
+
+        Raises:
+            ModelError: when the base cannot be loaded.
+            CheckpointError: when the adapter does not fit it.
+        """
+        quantization = self.config.model.quantization
+        base = load_base(self.base, self.dtype, self.device, quantization)
+        return load_adapter(base, self.adapter)
+
+
+def open_run(path: str | Path, announce: Callable[[str], None] = lambda text: None) -> TrainedRun:
+    """Open a run directory, finished or not, and check adapter and base; loads no weights.
+
+    Args:
+        path: the run directory.
+        announce: receives a line when the run is not finished, its adapter was changed, or
+            something slow begins.
+
+    Raises:
+        CheckpointError: when there is no run or no adapter yet, or the base is another one than
+            the run was trained on.
+        ModelError: when the base, its tokenizer or its template cannot be used.
+    """
+    run = RunDirectory.open(path)
+    config, receipt = run.config(), run.receipt()
+    finished = run.adapter.is_dir()
+    adapter = run.adapter if finished else checkpoint.newest(run, announce)
+    if adapter is None:
+        raise CheckpointError(
+            "the run has no adapter yet", where=str(path), fix="finish it with --resume"
+        )
+    if not finished:
+        announce(f"the run is not finished; this is {adapter.name}")
+    elif problem := storage.verify(adapter):
+        announce(f"the adapter is not as training left it: {problem}")
+    device = choose_device()
+    base = resolve_base(config.model.base, config.model.revision, announce)
+    template = ChatTemplate(load_tokenizer(base))
+    receipt.require_base(
+        hash_base(base), hash_text(str(template.tokenizer.chat_template)), run.path
+    )
+    return TrainedRun(
+        path=run.path,
+        config=config,
+        receipt=receipt,
+        adapter=adapter,
+        checkpoint=checkpoint.step_of(adapter),
+        base=base,
+        template=template,
+        device=device,
+        dtype=choose_precision(config.model.precision, device),
+    )
