@@ -50,14 +50,15 @@ config = Config.load(
     None,
     [f"model.base={arguments.base}", f"data.train={arguments.rows}", "data.validation=0"],
 )
-loaded = prepare(config, Monitor())
+monitor = Monitor()
+loaded = prepare(config, monitor)
 optimizer = torch.optim.AdamW(loaded.trained_parameters(), fused=True)
 progress = Progress(loaded.inputs.plan.micro_batch_tokens)
-stepper = Stepper(loaded, optimizer, progress, print, print, lambda: False)
+stepper = Stepper(loaded, optimizer, progress, monitor.metrics, print, lambda: False)
 saves: list[float] = []
 with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
     run = RunDirectory(Path(folder))
-    steps = training_steps(run, stepper, Monitor())
+    steps = training_steps(run, stepper, monitor)
     next(steps)  # warms up
     step = median(result.seconds for result in islice(steps, arguments.steps))
     keep = config.train.save_total_limit

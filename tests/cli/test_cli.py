@@ -251,7 +251,7 @@ def test_train_then_chat(cli: Cli, tiny_arguments: list[str]) -> None:
 
     code, _, err = cli("train", *tiny_arguments)
     assert code == 2
-    assert "there is a run here already; go on with --resume" in err
+    assert "there is a run here already; continue it with --resume" in err
     code, out, _ = cli("train", "run", "--resume", "--json")
     result = json.loads(out)
     assert (code, result["run"], result["finished"], result["steps"]) == (0, "run", True, 4)

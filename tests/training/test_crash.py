@@ -32,7 +32,7 @@ MakeConfig = Callable[..., Config]
 SAVES = ("train.max_steps=3", "train.save_steps=1")
 
 
-def go_on(config: Config) -> Path:
+def resume_or_start(config: Config) -> Path:
     """What a user does after a crash: resume the run, or start it if it had not started."""
     run = Path(config.output_dir)
     result = train(config, resume=(run / "config.yaml").exists())
@@ -82,7 +82,7 @@ def test_a_stopped_evaluation_is_repeated(tiny_config: MakeConfig, tmp_path: Pat
         config = tiny_config(*settings)
         stopped = train(config, overwrite=True, should_stop=stop_after(calls))
         assert not stopped.finished
-        assert curve(go_on(config)) == curve(whole.run)
+        assert curve(resume_or_start(config)) == curve(whole.run)
         assert hashes(stopped.run) == hashes(whole.run)
 
 
@@ -146,12 +146,12 @@ def test_a_kill_while_resuming_or_overwriting_needs_no_repair(
     survive(config, again[::every], whole)
     train(tiny_config("train.max_steps=2", "train.seed=1"), overwrite=True)
     again = kill_points(config, tmp_path / "overwritten", overwrite=True)
-    begun = next(k for k, moment in enumerate(again) if not (moment / "config.yaml").exists())
-    survive(config, again[begun::every], whole)
+    removed = next(k for k, moment in enumerate(again) if not (moment / "config.yaml").exists())
+    survive(config, again[removed::every], whole)
 
 
 @pytest.mark.slow
-def test_a_process_killed_at_any_moment_goes_on(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_process_killed_at_any_moment_can_be_resumed(tiny_base: Path, tmp_path: Path) -> None:
     kills = int(os.environ.get("OFFBOOK_TEST_KILLS", "30"))
     (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
     command = [
@@ -161,10 +161,10 @@ def test_a_process_killed_at_any_moment_goes_on(tiny_base: Path, tmp_path: Path)
     ]
 
     def run_for(seconds: float, run: str) -> bool:
-        """Train or go on, whichever a user would; whether it finished before it was killed."""
-        begun = (tmp_path / run / "config.yaml").exists()
-        arguments = [*command, f"output_dir={run}", *(["--resume"] if begun else [])]
-        try:  # which kills (SIGKILL) what takes longer
+        """Start or resume, as a user would; returns whether it finished before it was killed."""
+        started = (tmp_path / run / "config.yaml").exists()
+        arguments = [*command, f"output_dir={run}", *(["--resume"] if started else [])]
+        try:  # a process that takes longer is killed with SIGKILL
             done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             return False
@@ -199,11 +199,11 @@ def test_a_power_cut_loses_no_committed_checkpoint(
     whole = RunDirectory(real / "run")
 
     def done(*operation: str) -> int:
-        """Operations until a rename is on the disk for certain."""
+        """Operations until a rename is certainly on the disk."""
         name = disk.log.index(("rename", *map(Path, operation)))
         return disk.log.index(("sync_folder", Path(operation[1]).parent), name) + 1
 
-    begun = done("run/.config.yaml.partial", "run/config.yaml")
+    started = done("run/.config.yaml.partial", "run/config.yaml")
     saved = [
         done(f"run/checkpoints/.step-{k}.partial", f"run/checkpoints/step-{k}") for k in (1, 2, 3)
     ]
@@ -221,7 +221,7 @@ def test_a_power_cut_loses_no_committed_checkpoint(
                 logged = [record.step for record in run.metrics()]
                 assert max(logged, default=0) >= committed
             else:
-                assert operations < begun
+                assert operations < started
     assert states > 300 / every
 
 
@@ -251,12 +251,12 @@ def test_a_disk_that_fails_at_any_operation(
         assert re.search(r"[\d,]+ bytes needed, [\d,]+ free", str(problem))
         if error == errno.ENOSPC:
             assert not list(run.path.rglob(".*.partial"))
-        assert hashes(go_on(config)) == hashes(whole)
+        assert hashes(resume_or_start(config)) == hashes(whole)
         shutil.rmtree(run.path)
     assert operations > 40
 
 
-def test_a_run_that_has_no_room_does_not_begin(
+def test_a_run_without_room_on_the_disk_does_not_start(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Small(storage.Disk):

@@ -222,7 +222,7 @@ def test_changed_data_is_refused_on_resume(tiny_config: MakeConfig, tmp_path: Pa
     train(tiny_config(), should_stop=stop_after(2))
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"instruction": "new", "output": "row"}\n')
-    with pytest.raises(CheckpointError, match="the data is not the one the run was started with"):
+    with pytest.raises(CheckpointError, match="the data has changed since the run was started"):
         train(tiny_config(), resume=True)
 
 

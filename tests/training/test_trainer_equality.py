@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from offbook.config import Config
+from offbook.models.adapter import restore_adapter
 from offbook.monitor import Monitor, StepMetrics
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule
-from offbook.training.setup import prepare
+from offbook.training.setup import LoadedRun, prepare
 from support.runs import records_of
 
 STEPS, BATCH, DEVICE_BATCH = 30, 4, 2
@@ -30,6 +31,65 @@ class _Order(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def train_with_trainer(run: LoadedRun, folder: Path) -> list[float]:
+    """Train the run's model with transformers' Trainer, on the same rows; the loss of each step."""
+    settings, examples = run.inputs.config.train, run.inputs.training
+    schedule = Schedule.of(examples, settings)
+    order = [int(row) for step in range(STEPS) for row in schedule.rows(step)]
+
+    class Rows(Dataset[dict[str, Any]]):
+        def __len__(self) -> int:
+            return len(order)
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"example": examples[index]}
+
+    def pad(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        def padded(rows: list[Any], value: int) -> torch.Tensor:
+            tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+            return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+        rows = [item["example"] for item in items]
+        return {
+            "input_ids": padded([row.input_ids for row in rows], 0),
+            "labels": padded([row.labels for row in rows], -100),
+            "attention_mask": padded([[1] * len(row) for row in rows], 0),
+        }
+
+    class OrderedTrainer(Trainer):
+        def get_train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(
+                Rows(), batch_size=DEVICE_BATCH, sampler=_Order(order), collate_fn=pad
+            )
+
+    trainer = OrderedTrainer(
+        model=run.model,
+        args=TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=DEVICE_BATCH,
+            gradient_accumulation_steps=BATCH // DEVICE_BATCH,
+            max_steps=STEPS,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=3,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            seed=settings.seed,
+        ),
+        train_dataset=Rows(),
+    )
+    with run.engine.plain():
+        trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
 def test_thirty_steps_give_the_losses_and_the_adapter_of_trainer(
@@ -52,67 +112,12 @@ def test_thirty_steps_give_the_losses_and_the_adapter_of_trainer(
         "train.warmup_ratio=0.1",
         "train.learning_rate=1e-3",
     )
-    loaded = prepare(config, Monitor())
-    schedule = Schedule.of(loaded.inputs.training, config.train)
-    order = [int(row) for step in range(STEPS) for row in schedule.rows(step)]
-
-    class Rows(Dataset[dict[str, Any]]):
-        def __len__(self) -> int:
-            return len(order)
-
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            return {"example": loaded.inputs.training[index]}
-
-    def pad(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        def padded(rows: list[Any], value: int) -> torch.Tensor:
-            tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
-            return pad_sequence(tensors, batch_first=True, padding_value=value)
-
-        rows = [item["example"] for item in items]
-        return {
-            "input_ids": padded([row.input_ids for row in rows], 0),
-            "labels": padded([row.labels for row in rows], -100),
-            "attention_mask": padded([[1] * len(row) for row in rows], 0),
-        }
-
-    class Fed(Trainer):
-        def get_train_dataloader(self) -> DataLoader[Any]:
-            return DataLoader(
-                Rows(), batch_size=DEVICE_BATCH, sampler=_Order(order), collate_fn=pad
-            )
-
-    trainer = Fed(
-        model=loaded.model,
-        args=TrainingArguments(
-            output_dir=str(tmp_path / "trainer"),
-            per_device_train_batch_size=DEVICE_BATCH,
-            gradient_accumulation_steps=BATCH // DEVICE_BATCH,
-            max_steps=STEPS,
-            learning_rate=config.train.learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=3,
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            seed=config.train.seed,
-        ),
-        train_dataset=Rows(),
-    )
-    with loaded.engine.plain():
-        trainer.train()
-    theirs = {n: p.detach() for n, p in loaded.model.named_parameters() if p.requires_grad}
-    their_losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    run = prepare(config, Monitor())
+    their_losses = train_with_trainer(run, tmp_path / "trainer")
+    theirs = {n: p.detach() for n, p in run.model.named_parameters() if p.requires_grad}
 
     result = train(config)
     ours = prepare(config, Monitor()).model
-    from offbook.models.adapter import restore_adapter
-
     restore_adapter(ours, result.run / "adapter")
     for name, parameter in ours.named_parameters():
         if parameter.requires_grad:

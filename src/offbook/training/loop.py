@@ -27,7 +27,7 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
 
     Raises:
         Stopped: when asked to stop, within a step or an evaluation; its result is discarded.
-        OffbookError: when the run cannot go on.
+        OffbookError: when the run cannot continue.
     """
     progress, settings, inputs = stepper.progress, stepper.settings, stepper.loaded.inputs
     training, validation = inputs.training, inputs.validation

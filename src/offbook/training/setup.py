@@ -229,7 +229,7 @@ def _restore(
     start.require_base(receipt.base, str(receipt.chat_template), run.path)
     if receipt.data != start.data:
         raise CheckpointError(
-            "the data is not the one the run was started with",
+            "the data has changed since the run was started",
             where=str(run.path),
             fix="restore it, or start again with --overwrite",
         )
