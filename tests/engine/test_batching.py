@@ -43,7 +43,7 @@ def test_total_steps(settings: dict[str, float], steps: int) -> None:
     assert Schedule(50, 16, 3).total_steps(TrainSettings(**settings)) == steps
 
 
-def test_rows_lie_end_to_end_and_targets_are_the_tokens_that_follow(examples: Examples) -> None:
+def test_sequences_are_packed_and_targets_are_the_tokens_that_follow(examples: Examples) -> None:
     (batch,) = make_step([examples[0], examples[11]], 10**6, CPU).micro_batches
     rows = sorted((examples[0], examples[11]), key=len, reverse=True)
     first, second = (len(row) - 1 for row in rows)  # the last token is a target alone
@@ -113,7 +113,7 @@ def test_the_shared_prefix_predicts_nothing_supervised(
     assert shared_prefix(examples) == len(prefix)
 
 
-def test_a_prefix_is_taken_out_where_it_spares_enough() -> None:
+def test_a_prefix_is_shared_where_that_saves_enough() -> None:
     examples = [row("abcdef", "----xx"), row("abcxyz", "-----x"), row("abcd", "---x")]
     step = make_step(examples, 6, CPU, min_shared_tokens=4)
     assert step.prefix.tolist() == letters("ab")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from offbook.config import Config, TrainSettings
-from offbook.engine.library import library
+from offbook.engine.check import check_gradients
+from offbook.engine.ops.library import library
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files import storage
 from offbook.models.adapter import adapter_files
@@ -154,7 +155,7 @@ def _steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> tuple[bool,
     monitor.begin(progress.step, total)
     if progress.step < total:
         examples = [parts.training[row] for row in schedule.rows(progress.step)]
-        parts.engine.check(examples, parts.device)
+        check_gradients(parts.engine, examples, parts.device)
     while True:
         step, last = progress.step, progress.step == total
         if step != saved and (step % settings.save_steps == 0 or last):
