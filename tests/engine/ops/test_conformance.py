@@ -1,6 +1,6 @@
 """Every backend against a plain reference in float64: each operation, forward and backward.
 
-A new backend is one more line in `BACKENDS`.
+A new backend is tested once it is listed in `BACKENDS`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from offbook.engine.layout import Layout
 from offbook.engine.loss import summed_cross_entropy
 from offbook.engine.ops import BACKENDS, Backend
+from offbook.engine.ops.torch import Torch
 from offbook.engine.projection import Projection
 from support.engines import CPU
 
-Tensors = Sequence[torch.Tensor]
-
-# The relative error of a tensor that rounding explains.
-TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+# The relative error of a tensor that rounding its result explains.
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
+# What is allowed to a backend that rounds intermediate results too.
+FACTORS = {Torch: 1.2}
 
 backends = pytest.mark.parametrize("ops", BACKENDS, ids=lambda ops: type(ops).__name__)
 formats = pytest.mark.parametrize("dtype", TOLERANCES)
@@ -32,13 +33,18 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> to
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def close(ops: Backend, dtype: torch.dtype, got: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether a result computed from inputs of a format is that of float64, to rounding."""
+    tolerance = TOLERANCES[dtype] * FACTORS.get(type(ops), 1)
+    error = float((got.double() - expected).norm() / expected.norm())
+    return got.shape == expected.shape and error <= tolerance
+
+
 def compare(
-    dtype: torch.dtype,
+    ops: Backend,
     compute: Callable[..., torch.Tensor],
     reference: Callable[..., torch.Tensor],
-    inputs: Tensors,
-    *,
-    factor: float = 1.0,
+    inputs: Sequence[torch.Tensor],
 ) -> None:
     """Outputs and gradients of a function of `inputs` are those of the reference in float64."""
     inputs = [x.detach().requires_grad_() for x in inputs]
@@ -48,9 +54,7 @@ def compare(
     gradients = torch.autograd.grad(y, inputs, dy)
     expected_gradients = torch.autograd.grad(expected, wide, dy.double())
     for got, wanted in zip((y, *gradients), (expected, *expected_gradients), strict=True):
-        assert got.shape == wanted.shape
-        error = (got.double() - wanted).norm() / wanted.norm()
-        assert error <= factor * TOLERANCES[dtype]
+        assert close(ops, inputs[0].dtype, got, wanted)
 
 
 def needs(ops: Backend, dtype: torch.dtype, *widths: int) -> None:
@@ -66,7 +70,7 @@ def test_norm(ops: Backend, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     needs(ops, dtype, width)
     weight = random(width, dtype=dtype, seed=1)
     compare(
-        dtype,
+        ops,
         lambda x: ops.norm(x, weight, 1e-5),
         lambda x: F.rms_norm(x, (width,), weight.double(), 1e-5),
         [random(*shape, dtype=dtype)],
@@ -85,9 +89,9 @@ def test_rotation(ops: Backend, dtype: torch.dtype) -> None:
         return x_THC * cos_TC.double()[:, None] + rotated * sin_TC.double()[:, None]
 
     x_THC = random(5, 3, 64, dtype=dtype)
-    compare(dtype, lambda x: ops.rotate(x, cos_TC, sin_TC), reference, [x_THC])
+    compare(ops, lambda x: ops.rotate(x, cos_TC, sin_TC), reference, [x_THC])
     strided = random(3, 5, 64, dtype=dtype).transpose(0, 1)  # not contiguous
-    compare(dtype, lambda x: ops.rotate(x, cos_TC, sin_TC), reference, [strided])
+    compare(ops, lambda x: ops.rotate(x, cos_TC, sin_TC), reference, [strided])
 
 
 def linear_layer(outputs: int, inputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
@@ -131,9 +135,7 @@ def test_projection(ops: Backend, dtype: torch.dtype, gated: bool, rank: int, to
     got = torch.autograd.grad(y, [*x_TI, *parameters], dy)
     wanted = torch.autograd.grad(expected, wide, dy.double())
     for one, other in zip((y, *got), (expected, *wanted), strict=True):
-        assert one.shape == other.shape
-        # The adapter's input and output are rounded in between where PyTorch computes them.
-        assert (one.double() - other).norm() <= 2 * TOLERANCES[dtype] * other.norm()
+        assert close(ops, dtype, one, other)
 
 
 def attention_reference(
@@ -185,11 +187,10 @@ def test_attention(
         return ops.attend(q, k, v, both, layout, scaling, window)
 
     compare(
-        dtype,
+        ops,
         compute,
         lambda *x: attention_reference(lengths, scaling, window, *x),
         inputs,
-        factor=1.5,  # probabilities are rounded
     )
 
 
@@ -204,8 +205,9 @@ def test_cross_entropy(ops: Backend, dtype: torch.dtype) -> None:
     expected = F.cross_entropy(wide, targets, reduction="sum")
     (gradient,) = torch.autograd.grad(expected, wide)
     loss, got = ops.cross_entropy(logits, targets)
-    assert abs(loss.double() - expected) <= TOLERANCES[torch.float32] * expected
-    assert (got.double() - gradient).norm() <= TOLERANCES[dtype] * gradient.norm()
+    assert loss.dtype == torch.float32
+    assert close(ops, torch.float32, loss, expected)
+    assert close(ops, dtype, got, gradient)
 
 
 @backends
@@ -216,7 +218,7 @@ def test_the_loss_of_an_output_head(ops: Backend, dtype: torch.dtype, bias: bool
     torch.manual_seed(0)
     head, targets = linear_layer(128, 64, bias, dtype), torch.arange(30) % 128
     compare(
-        dtype,
+        ops,
         lambda x: summed_cross_entropy(ops, x, head, targets),
         lambda x: F.cross_entropy(
             F.linear(x, head.weight.double(), head.bias.double() if bias else None),
@@ -224,5 +226,4 @@ def test_the_loss_of_an_output_head(ops: Backend, dtype: torch.dtype, bias: bool
             reduction="sum",
         ),
         [random(30, 64, dtype=dtype)],
-        factor=2,  # logits and their gradients are rounded
     )

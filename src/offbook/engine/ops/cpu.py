@@ -146,7 +146,7 @@ class Cpu(Backend):
     """The kernels of `native/`."""
 
     def supports(self, device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> bool:
-        """Whether there are kernels for this device and format, and for rows of these widths."""
+        """As in `Backend`: whether there are kernels for this device, format and widths."""
         return (
             device.type == "cpu"
             and dtype in kernels.SUFFIXES
