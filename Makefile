@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Limits PyTorch to what a CPU without AVX-512 has.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+NATIVE := $(wildcard src/offbook/engine/ops/native/*)
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
 .PHONY: help demo test lint notebook bench clean
@@ -28,6 +29,7 @@ endif
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -24,7 +24,7 @@ from offbook.engine.memory import keep_freed_memory
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import load_base
 from offbook.monitor import Monitor
-from offbook.training.plan import plan_for
+from offbook.training.plan import Memory, plan_for
 from offbook.training.schedule import Schedule
 from offbook.training.setup import gather
 
@@ -62,6 +62,7 @@ plan = plan_for(
     int(run.training.lengths.max()),
     run.dtype,
     run.device,
+    Memory.of(run.device),
     max(len(step.prefix) + len(batch.input_ids) for step in steps for batch in step.micro_batches),
     checkpointing=run.config.train.gradient_checkpointing is True,
 )

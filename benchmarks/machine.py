@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from offbook.engine import library
+from offbook.engine.ops import library
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PACKAGES = ("torch", "transformers", "peft", "trl")

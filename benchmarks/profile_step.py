@@ -22,21 +22,21 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from train_speed import build_rows, count_flops
 
 from offbook.config import LoraSettings
-from offbook.engine import kernels
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
+from offbook.engine.ops import kernels
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import choose_precision, load_base
 from offbook.tokens.examples import Example
 from offbook.training.plan import MOST_TOKENS
 
-# Parts of a step, and the autograd functions that compute them, with the fused kernels or without.
+# Parts of a step, and the autograd functions that compute them.
 PARTS = {
-    "linear layers, adapters and the gate": ("_FusedProject", "_Project", "_Gate"),
-    "attention": ("_Fused", "_Blockwise"),
+    "linear layers, adapters and the gate": ("_Project", "_Gate"),
+    "attention": ("_Attend", "AttendInBlocks"),
     "output head and loss": ("_SummedCrossEntropy",),
-    "norms": ("_FusedRMSNorm", "_RMSNorm"),
+    "norms": ("_Norm",),
     "rotary positions": ("_Rotate",),
 }
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from offbook.config import Config
-from offbook.engine import library
+from offbook.engine.ops import library
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from support.shared import DEEPSEEK

@@ -1,4 +1,4 @@
-"""Order and micro-batches."""
+"""Micro-batches of a step."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from offbook.config import TrainSettings
 from offbook.engine.batching import make_step, shared_prefix
 from offbook.tokens.examples import IGNORED, Example, Examples, tokenize
 from offbook.tokens.template import ChatTemplate
-from offbook.training.schedule import Schedule
 from support.templates import numbered
 
 CPU = torch.device("cpu")
@@ -21,29 +19,7 @@ def examples(template: ChatTemplate) -> Examples:
     return tokenize(numbered(20, 20), template)
 
 
-def test_an_epoch_sees_every_row_once() -> None:
-    schedule = Schedule(examples=50, batch_size=16, seed=3)
-    steps = [schedule.rows(step) for step in range(schedule.steps_per_epoch)]
-    assert [len(rows) for rows in steps] == [16, 16, 16, 2]
-    assert sorted(np.concatenate(steps)) == list(range(50))
-
-
-def test_the_order_is_new_each_epoch_and_the_same_each_time() -> None:
-    schedule = Schedule(50, 16, 3)
-    assert schedule.rows(0).tolist() != schedule.rows(4).tolist()
-    assert schedule.rows(5).tolist() == Schedule(50, 16, 3).rows(5).tolist()
-    assert schedule.rows(0).tolist() != Schedule(50, 16, 4).rows(0).tolist()
-
-
-@pytest.mark.parametrize(
-    ("settings", "steps"),
-    [({"num_train_epochs": 3}, 12), ({"num_train_epochs": 0.5}, 2), ({"max_steps": 7}, 7)],
-)
-def test_total_steps(settings: dict[str, float], steps: int) -> None:
-    assert Schedule(50, 16, 3).total_steps(TrainSettings(**settings)) == steps
-
-
-def test_rows_lie_end_to_end_and_targets_are_the_tokens_that_follow(examples: Examples) -> None:
+def test_sequences_are_packed_and_targets_are_the_tokens_that_follow(examples: Examples) -> None:
     (batch,) = make_step([examples[0], examples[11]], 10**6, CPU).micro_batches
     rows = sorted((examples[0], examples[11]), key=len, reverse=True)
     first, second = (len(row) - 1 for row in rows)  # the last token is a target alone
@@ -113,7 +89,7 @@ def test_the_shared_prefix_predicts_nothing_supervised(
     assert shared_prefix(examples) == len(prefix)
 
 
-def test_a_prefix_is_taken_out_where_it_spares_enough() -> None:
+def test_a_prefix_is_shared_where_that_saves_enough() -> None:
     examples = [row("abcdef", "----xx"), row("abcxyz", "-----x"), row("abcd", "---x")]
     step = make_step(examples, 6, CPU, min_shared_tokens=4)
     assert step.prefix.tolist() == letters("ab")

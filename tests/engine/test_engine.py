@@ -12,12 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, LlamaConfig
 
 from offbook.config import LoraSettings
-from offbook.engine import attention, packing
+from offbook.engine import attention, layout
 from offbook.engine import engine as engine_module
-from offbook.engine.batching import make_step
+from offbook.engine.check import check_gradients
 from offbook.engine.engine import Engine
+from offbook.engine.ops import torch as torch_ops
+from offbook.engine.ops import torch_attention
 from offbook.engine.prefix import KeysAndValues, Prefix
-from offbook.errors import EngineError
 from offbook.libraries import quiet_transformers
 from offbook.models.load import load_base
 from offbook.tokens.examples import Example
@@ -36,9 +37,9 @@ ANY = 10**6  # tokens: one micro-batch, which holds the prefix
 FEW = 60  # several, and the prefix comes first
 
 
-@pytest.fixture(autouse=True)
-def share_any_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(make_step.__kwdefaults__, "min_shared_tokens", 1)
+def fast_engine(model: torch.nn.Module) -> Engine:
+    """One that shares any prefix."""
+    return Engine(model, min_shared_tokens=1)
 
 
 def gradients(engine: Engine, examples: list[Example], budget: int = ANY) -> Gradients:
@@ -69,7 +70,7 @@ def overall(got: Gradients, expected: Gradients) -> float:
 def test_gradients_are_those_of_the_plain_path(family: str, prefix: int) -> None:
     model = make_model(FAMILIES[family], torch.float64)
     plain = Engine(with_exact_norms(model), fast=False)
-    fast = Engine(model)
+    fast = fast_engine(model)
     assert fast.packed
     assert fast.plain_layers == ()
     examples = some_examples(prefix)
@@ -84,16 +85,16 @@ def test_gradients_are_those_of_the_plain_path(family: str, prefix: int) -> None
         assert difference(gradients(fast, examples, budget), expected) < 1e-10
 
 
-@pytest.mark.parametrize("kept", [0, 10**9])
+@pytest.mark.parametrize("saved", [0, 10**9])
 @pytest.mark.parametrize("family", ["llama-gqa", "mistral-window"])
 def test_long_rows_in_blocks_of_queries(
-    family: str, kept: int, monkeypatch: pytest.MonkeyPatch
+    family: str, saved: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "BLOCK_QUERIES", 5)
-    monkeypatch.setattr(packing, "BLOCK_SCORES", 200)
-    monkeypatch.setattr(attention, "KEPT_SCORES", kept)
+    monkeypatch.setattr(torch_attention, "BLOCK_QUERIES", 5)
+    monkeypatch.setattr(layout, "BLOCK_SCORES", 200)
+    monkeypatch.setattr(torch_attention, "SAVED_SCORES", saved)
     model = make_model(FAMILIES[family], torch.float64)
-    plain, fast = Engine(with_exact_norms(model), fast=False), Engine(model)
+    plain, fast = Engine(with_exact_norms(model), fast=False), fast_engine(model)
     for prefix, budget in ((0, ANY), (9, ANY), (9, FEW)):
         examples = some_examples(prefix)
         assert difference(gradients(fast, examples, budget), gradients(plain, examples)) < 1e-10
@@ -101,11 +102,11 @@ def test_long_rows_in_blocks_of_queries(
 
 def test_the_attention_of_gpus_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        attention._Blockwise, "apply", staticmethod(lambda *facts: attention._by_group(*facts))
+        torch_ops.AttendInBlocks, "apply", staticmethod(torch_attention.attend_by_group)
     )
     for family in ("llama-mha", "llama-gqa", "mistral-window"):
         model = make_model(FAMILIES[family], torch.float64)
-        plain, fast = Engine(with_exact_norms(model), fast=False), Engine(model)
+        plain, fast = Engine(with_exact_norms(model), fast=False), fast_engine(model)
         for prefix, budget in ((0, ANY), (9, ANY), (9, FEW)):
             examples = some_examples(prefix)
             got, expected = gradients(fast, examples, budget), gradients(plain, examples)
@@ -116,7 +117,7 @@ def test_some_projections_without_an_adapter() -> None:
     for targets in (("v_proj",), ("q_proj", "down_proj"), ("gate_proj",)):
         lora = LoraSettings(r=4, lora_dropout=0.0, target_modules=targets)
         model = make_model(FAMILIES["llama-gqa"], torch.float64, lora)
-        plain, fast = Engine(with_exact_norms(model), fast=False), Engine(model)
+        plain, fast = Engine(with_exact_norms(model), fast=False), fast_engine(model)
         examples = some_examples(5)
         assert difference(gradients(fast, examples), gradients(plain, examples)) < 1e-10
 
@@ -126,7 +127,7 @@ def test_checkpointing_changes_nothing(
     prefix: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lora = LoraSettings(r=4, lora_dropout=0.3)
-    fast = Engine(make_model(FAMILIES["llama-gqa"], torch.float64, lora))
+    fast = fast_engine(make_model(FAMILIES["llama-gqa"], torch.float64, lora))
     examples = some_examples(prefix)
     expected = gradients(fast, examples, budget)
     with quiet_transformers():
@@ -147,7 +148,7 @@ def test_checkpointing_changes_nothing(
 def test_a_prefix_is_forgotten_after_its_step(
     checkpointing: bool, stop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float64))
+    engine = fast_engine(make_model(FAMILIES["llama-gqa"], torch.float64))
     if checkpointing:
         with quiet_transformers():
             engine.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
@@ -179,7 +180,9 @@ def test_bfloat16_rounds_no_worse_than_the_plain_path(prefix: int) -> None:
         model = make_model(config, torch.bfloat16)
         exact = gradients(Engine(with_exact_norms(model), fast=False), examples)
         for fast in (True, False):
-            rounded = gradients(Engine(copy.deepcopy(model), fast=fast), examples)
+            rounded = gradients(
+                Engine(copy.deepcopy(model), fast=fast, min_shared_tokens=1), examples
+            )
             errors[fast] += overall(rounded, exact)
     assert 0 < errors[True] <= 1.5 * errors[False]
 
@@ -187,7 +190,9 @@ def test_bfloat16_rounds_no_worse_than_the_plain_path(prefix: int) -> None:
 def test_fifty_clipped_steps_end_in_the_same_adapter() -> None:
     ends = []
     for fast in (True, False):
-        engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32), fast=fast)
+        engine = Engine(
+            make_model(FAMILIES["llama-gqa"], torch.float32), fast=fast, min_shared_tokens=1
+        )
         for name, p in engine.model.named_parameters():
             if "lora_B" in name:  # as training begins; from a large B, rounding alone diverges
                 p.data.zero_()
@@ -208,11 +213,11 @@ def test_fifty_clipped_steps_end_in_the_same_adapter() -> None:
     assert (ends[0] - ends[1]).abs().max() < 1e-5
 
 
-# Rows do not see each other.
+# Sequences do not see each other.
 
 
 def test_an_example_does_not_touch_the_others() -> None:
-    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float64))
+    engine = fast_engine(make_model(FAMILIES["llama-gqa"], torch.float64))
     rows = [example(n, [range(3, n)], n) for n in (12, 11, 10)]
 
     def summed(examples: list[Example]) -> float:
@@ -228,7 +233,7 @@ def test_an_example_does_not_touch_the_others() -> None:
 
 
 def test_the_mean_is_over_tokens_not_batches() -> None:
-    engine = Engine(make_model(FAMILIES["llama-mha"], torch.float64))
+    engine = fast_engine(make_model(FAMILIES["llama-mha"], torch.float64))
     means = [engine.mean_loss(engine.make_step(some_examples(), b, CPU)) for b in (1, 30, ANY)]
     assert means[0] == pytest.approx(means[1], rel=1e-12)
     assert means[0] == pytest.approx(means[2], rel=1e-12)
@@ -237,7 +242,7 @@ def test_the_mean_is_over_tokens_not_batches() -> None:
 
 def test_the_mean_is_taken_without_dropout() -> None:
     lora = LoraSettings(r=4, lora_dropout=0.5)
-    engine = Engine(make_model(FAMILIES["llama-mha"], torch.float64, lora))
+    engine = fast_engine(make_model(FAMILIES["llama-mha"], torch.float64, lora))
     engine.model.train()
     step = engine.make_step(some_examples(), ANY, CPU)
     assert engine.mean_loss(step) == engine.mean_loss(step)
@@ -253,7 +258,7 @@ def test_the_work_is_what_the_formula_says(prefix: int) -> None:
         **{**SIZES, "num_hidden_layers": 16, "hidden_size": 64, "intermediate_size": 160},
         num_key_value_heads=4,
     )
-    engine = Engine(make_model(config, torch.float64))  # the kernels' work is not counted
+    engine = fast_engine(make_model(config, torch.float64))  # the kernels' work is not counted
     examples = [
         example(prefix + n, [range(prefix + n // 2, prefix + n)], n, range(prefix))
         for n in range(20, 36)
@@ -288,37 +293,14 @@ def _addmm_flop(out: tuple[int, int], a: tuple[int, int], b: object, **unused: o
     return 2 * out[0] * out[1] * a[1]
 
 
-# The guard, and what is not recognized.
-
-
-def test_the_guard_passes_and_leaves_everything_as_it_was() -> None:
-    model = make_model(FAMILIES["llama-gqa"], torch.float32)
-    for name, p in model.named_parameters():
-        if "lora_B" in name:
-            p.data.zero_()
-    before = copy.deepcopy(model.state_dict())
-    assert Engine(model).check(some_examples(40), CPU) < 1e-4
-    after = model.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_the_guard_stops_a_fast_path_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention.attend
-    monkeypatch.setattr(
-        "offbook.engine.layers.attend",
-        lambda q, k, v, rows, layer, scaling, window: right(q, k, v, rows, layer, scaling * 1.1),
-    )
-    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32))
-    with pytest.raises(EngineError, match=r"differ from those .* train with train.engine=plain"):
-        engine.check(some_examples(), CPU)
+# What is not recognized.
 
 
 def test_a_model_that_is_not_recognized_goes_the_plain_path() -> None:
     sizes = {name: value for name, value in SIZES.items() if value is not None}
     lora = LoraSettings(r=4, lora_dropout=0.0, target_modules="all-linear")
     model = make_model(GPTNeoXConfig(**sizes), torch.float64, lora)
-    engine = Engine(model)
+    engine = fast_engine(model)
     assert not engine.packed
     assert engine.plain_layers == ("GPTNeoXAttention", "GPTNeoXMLP")
     plain = Engine(copy.deepcopy(model), fast=False)
@@ -328,10 +310,10 @@ def test_a_model_that_is_not_recognized_goes_the_plain_path() -> None:
 
 def test_dora_is_left_to_peft() -> None:
     lora = LoraSettings(r=4, lora_dropout=0.0, use_dora=True)
-    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32, lora))
+    engine = fast_engine(make_model(FAMILIES["llama-gqa"], torch.float32, lora))
     assert not engine.packed
     assert engine.plain_layers == ("LlamaAttention", "LlamaMLP")
-    assert engine.check(some_examples(), CPU) < 1e-3
+    assert check_gradients(engine, some_examples(), CPU) < 1e-3
 
 
 def test_the_plain_loss_is_the_models_own(tiny_base: Path) -> None:

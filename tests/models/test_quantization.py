@@ -11,6 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from offbook.config import Config
+from offbook.engine.check import check_gradients
 from offbook.engine.projection import Projection
 from offbook.errors import ConfigError
 from offbook.inference.chat import Chat
@@ -47,7 +48,7 @@ def test_the_fast_path_supports_4_bit_layers(tiny_config: MakeConfig) -> None:
     run = prepare(tiny_config(*NF4, exact, "lora.lora_dropout=0"), Monitor())
     assert run.engine.packed
     assert run.engine.plain_layers == ()
-    assert 0 < run.engine.check(list(run.inputs.training), CPU) < 1e-4
+    assert 0 < check_gradients(run.engine, list(run.inputs.training), CPU) < 1e-4
 
 
 def test_a_4_bit_run_is_trained_and_loaded_again(tiny_config: MakeConfig) -> None:

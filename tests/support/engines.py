@@ -100,7 +100,7 @@ def example(
 
 
 def some_examples(prefix: int = 0) -> list[Example]:
-    """Rows of many lengths: several turns, a single token after the prefix, nothing supervised."""
+    """Of many lengths: several turns, a single token after the prefix, nothing supervised."""
     shared = np.random.default_rng(99).integers(0, 97, prefix)
     p = prefix
     return [

@@ -14,14 +14,18 @@ import pytest
 import torch
 
 from offbook.config import Config
-from offbook.engine import kernels
+from offbook.engine.layers import saved_per_token
+from offbook.engine.ops import choose
+from offbook.engine.ops.cpu import Cpu
+from offbook.engine.ops.library import library
+from offbook.engine.ops.torch import Torch
 from offbook.errors import MemoryPlanError
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import base_of, head, load_base
 from offbook.monitor import Monitor
 from offbook.training import plan as planner
 from offbook.training.forecast import forecast
-from offbook.training.plan import ModelShape, make_plan
+from offbook.training.plan import Memory, ModelShape, make_plan
 
 CPU = torch.device("cpu")
 MakeConfig = Callable[..., Config]
@@ -42,14 +46,21 @@ SMALL = {
 
 
 @pytest.fixture
-def shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelShape:
-    monkeypatch.setattr(kernels, "take", lambda *facts: True)  # also where no compiler is found
+def shape(tmp_path: Path) -> ModelShape:
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     return ModelShape.of(tmp_path, Config().lora)
 
 
-def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(planner, "_memory", lambda device: (size, GB // 2))
+def free(size: float) -> Memory:
+    """So many bytes may be used, and the process uses half a gigabyte already."""
+    return Memory(int(size), GB // 2)
+
+
+# Without kernels, PyTorch needs so much more.
+MORE = 0 if library().code else planner.BUFFERS
+needs_kernels = pytest.mark.skipif(
+    library().code is None, reason=f"no kernels: {library().problem}"
+)
 
 
 def test_the_shape_is_that_of_the_loaded_model(tiny_base: Path) -> None:
@@ -72,13 +83,13 @@ def test_shapes_are_known_without_weights(shape: ModelShape) -> None:
 
 
 def test_less_memory_means_smaller_micro_batches_then_checkpointing(
-    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+    shape: ModelShape,
 ) -> None:
     chosen = []
-    for size in (30 * GB, int(1.5 * GB), int(1.2 * GB), GB):
-        free(monkeypatch, size)
-        plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU)
-        assert plan.peak <= size
+    for size in (30 * GB, 1.5 * GB, 1.2 * GB, GB):
+        memory = free(size + MORE)
+        plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU, memory)
+        assert plan.peak <= memory.available
         chosen.append((plan.checkpointing, plan.micro_batch_tokens))
     assert chosen[0] == (False, 2048)
     assert chosen == sorted(chosen, key=lambda choice: (choice[0], -choice[1]))
@@ -86,40 +97,34 @@ def test_less_memory_means_smaller_micro_batches_then_checkpointing(
     assert len(set(chosen)) == 4
 
 
-def test_what_does_not_fit_is_refused_with_numbers(
-    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free(monkeypatch, int(0.8 * GB))
+@needs_kernels
+def test_what_does_not_fit_is_refused_with_numbers(shape: ModelShape) -> None:
     with pytest.raises(
         MemoryPlanError,
         match=r"needs 0\.9 GB at the least: 0\.3 GB of weights, .* 0\.8 GB are free",
     ) as caught:
-        make_plan(Config(), shape, 200, torch.bfloat16, CPU)
+        make_plan(Config(), shape, 200, torch.bfloat16, CPU, free(0.8 * GB))
     assert caught.value.exit_code == 7
 
 
-def test_a_long_row_is_never_cut(shape: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
-    free(monkeypatch, 30 * GB)
-    assert make_plan(Config(), shape, 3000, torch.bfloat16, CPU).micro_batch_tokens == 3000
+def test_a_long_example_is_never_cut(shape: ModelShape) -> None:
+    plan = make_plan(Config(), shape, 3000, torch.bfloat16, CPU, free(30 * GB))
+    assert plan.micro_batch_tokens == 3000
 
 
 @pytest.mark.parametrize("setting", [True, False])
-def test_checkpointing_can_be_set(
-    shape: ModelShape, monkeypatch: pytest.MonkeyPatch, setting: bool
-) -> None:
-    free(monkeypatch, 30 * GB)
+def test_checkpointing_can_be_set(shape: ModelShape, setting: bool) -> None:
     config = Config().override(f"train.gradient_checkpointing={str(setting).lower()}")
-    assert make_plan(config, shape, 200, torch.bfloat16, CPU).checkpointing is setting
+    plan = make_plan(config, shape, 200, torch.bfloat16, CPU, free(30 * GB))
+    assert plan.checkpointing is setting
 
 
-def test_a_resumed_run_keeps_its_micro_batches_where_they_fit(
-    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free(monkeypatch, 30 * GB)
-    plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU, preferred=300)
+def test_a_resumed_run_keeps_its_micro_batches_where_they_fit(shape: ModelShape) -> None:
+    facts = Config(), shape, 200, torch.bfloat16, CPU
+    plan = make_plan(*facts, free(30 * GB), preferred=300)
     assert plan.micro_batch_tokens == 300
-    free(monkeypatch, int(1.3 * GB))  # too little without checkpointing, or with larger ones
-    plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU, preferred=1024)
+    # Too little memory without checkpointing, or with larger ones.
+    plan = make_plan(*facts, free(1.3 * GB + MORE), preferred=1024)
     assert (plan.micro_batch_tokens, plan.checkpointing) == (1024, True)
 
 
@@ -129,21 +134,27 @@ def test_every_size_down_to_the_longest_row_is_tried() -> None:
     assert planner._sizes(1024, 5000) == [5000]
 
 
-def test_longer_rows_never_need_less(shape: ModelShape) -> None:
-    facts = torch.bfloat16, CPU
-    needs = [shape.activation_bytes(*facts, n, True)[0] for n in (50, 400, 500, 1025, 2000)]
+def test_longer_sequences_never_need_less(shape: ModelShape) -> None:
+    needs = [
+        saved_per_token(Torch(), shape.config, n, dropout=True) for n in (50, 400, 500, 1025, 2000)
+    ]
     assert needs == sorted(needs)
 
 
-def test_kernels_spare_masks_probabilities_and_gated_inputs(
-    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fused = shape.activation_bytes(torch.bfloat16, CPU, 200, True)[0]
-    assert fused == shape.activation_bytes(torch.bfloat16, CPU, 200, False)[0]
-    monkeypatch.setattr(kernels, "take", lambda *facts: False)
-    without = shape.activation_bytes(torch.bfloat16, CPU, 200, False)[0]
-    assert without == fused + 2 * (9 * 200 + 1536)
-    assert shape.activation_bytes(torch.bfloat16, CPU, 200, True)[0] > without
+def test_the_backend_is_that_of_the_layers(shape: ModelShape) -> None:
+    for dtype in (torch.bfloat16, torch.float64):
+        assert shape.backend(dtype, CPU) is choose(CPU, dtype, [576, 64, 1536])
+
+
+def test_kernels_save_no_masks_probabilities_or_gated_inputs(shape: ModelShape) -> None:
+    fused, plain = (
+        {d: saved_per_token(ops, shape.config, 200, dropout=d) for d in (False, True)}
+        for ops in (Cpu(), Torch())
+    )
+    assert fused[True] == fused[False]
+    assert plain[False] == fused[False] + 9 * 200 + 1536
+    # Masks for the inputs of q, k, v, gate and up, of o, and of down.
+    assert plain[True] == plain[False] + 5 * 576 + 576 + 1536
 
 
 def test_a_forecast_counts_the_steps_of_the_run(tiny_config: MakeConfig) -> None:

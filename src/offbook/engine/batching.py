@@ -1,8 +1,4 @@
-"""Which examples an optimizer step sees, and how they are cut into micro-batches.
-
-The order is a pure function of the seed and the step, so there is no position to save: a resumed
-run asks for the next step and gets the rows it would have got.
-"""
+"""How the examples of an optimizer step become packed micro-batches."""
 
 from __future__ import annotations
 
@@ -14,21 +10,23 @@ import torch
 
 from offbook.tokens.examples import IGNORED, Example
 
-# A prefix is shared when that spares at least this many tokens of a step.
+# A prefix is shared when that saves at least this many tokens of a step.
 MIN_SHARED_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows laid end to end, longest first, without padding; each up to what its last supervised
-    token is predicted from. The prefix that they share may come before them.
+    """Sequences packed end to end, longest first, without padding.
+
+    A sequence ends with the token that predicts its last supervised token. The prefix that the
+    sequences share may come before them.
 
     Attributes:
-        input_ids: int64 [tokens].
-        targets: int64 [tokens]; the id that follows each token in its row where that is
-            supervised, -100 elsewhere.
-        lengths: tokens of each row.
-        offset: position of each row's first token, which is the length of the prefix it shares.
+        input_ids: int64 [T].
+        targets: int64 [T]; the id that follows each token in its sequence if that is supervised,
+            else -100.
+        lengths: tokens of each sequence.
+        offset: position of each sequence's first token: the length of the shared prefix.
         supervised: tokens that are predicted and trained on.
     """
 
@@ -40,23 +38,23 @@ class MicroBatch:
 
     @property
     def holds_prefix(self) -> bool:
-        """Whether the tokens of the prefix come before those of the rows."""
+        """Whether the tokens of the prefix come before those of the sequences."""
         return len(self.input_ids) > sum(self.lengths)
 
-    def padded(self, packed: torch.Tensor, value: int) -> torch.Tensor:
-        """A packed tensor [tokens] as rows padded on the right [rows, longest]."""
+    def padded(self, x_T: torch.Tensor, value: int) -> torch.Tensor:
+        """A packed tensor [T] as sequences padded on the right [B, T]."""
         return torch.nn.utils.rnn.pad_sequence(
-            list(packed.split(self.lengths)), batch_first=True, padding_value=value
+            list(x_T.split(self.lengths)), batch_first=True, padding_value=value
         )
 
 
 @dataclass(frozen=True)
 class Step:
-    """Examples cut into micro-batches, and the tokens they all begin with.
+    """Examples as micro-batches, and the tokens that all of them begin with.
 
     Attributes:
-        prefix: int64 [tokens], to be computed before the micro-batches. It is empty where there is
-            none, and where a single micro-batch holds it. Nothing in it is supervised.
+        prefix: int64 [P], to be computed before the micro-batches. It is empty if there is none, or
+            if a single micro-batch holds it. Nothing in it is supervised.
         micro_batches: what follows the prefix in each example.
     """
 
@@ -69,7 +67,7 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are computed, the prefix once."""
+        """Tokens that are computed; the prefix counts once."""
         return len(self.prefix) + sum(len(batch.input_ids) for batch in self.micro_batches)
 
 
@@ -81,16 +79,16 @@ def make_step(
     packed: bool = True,
     min_shared_tokens: int = MIN_SHARED_TOKENS,
 ) -> Step:
-    """Cut examples into micro-batches, the longest rows first, each into the first with room.
+    """Pack examples into micro-batches: longest first, each into the first that has room.
 
     Args:
         examples: those with nothing supervised are left out.
-        max_tokens: most tokens of a micro-batch; a longer row stands alone.
-        device: where the tensors go.
-        packed: whether rows go without padding; else tokens are counted as if rows were padded
-            to the longest, and no prefix is shared.
-        min_shared_tokens: take out the tokens that all examples begin with, where that spares at
-            least so many.
+        max_tokens: most tokens of a micro-batch; a longer sequence gets one of its own.
+        device: of the tensors.
+        packed: whether sequences are computed without padding; if not, tokens are counted as if
+            sequences were padded to the longest, and no prefix is shared.
+        min_shared_tokens: share the tokens that all examples begin with if that saves at least
+            this many tokens.
     """
     examples = [_needed(e) for e in examples if (e.labels[1:] != IGNORED).any()]
     start = shared_prefix(examples) if packed and examples else 0
@@ -101,7 +99,7 @@ def make_step(
     sizes: list[int] = []
     for example in sorted(examples, key=len, reverse=True):
         length = len(example) - 1 - start
-        # Padded, a row is as long as the first of its group.
+        # Padded, a sequence is as long as the first of its group.
         grown = [
             size + (length if packed else len(group[0]) - 1)
             for size, group in zip(sizes, groups, strict=True)
@@ -122,7 +120,7 @@ def make_step(
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:
-    """How many tokens all examples begin with, short of the first that predicts a supervised one.
+    """How many tokens all examples begin with, up to the first that predicts a supervised token.
 
     Every example keeps at least one token of its own.
     """
@@ -132,22 +130,23 @@ def shared_prefix(examples: Sequence[Example]) -> int:
     for example in examples:
         differs = np.flatnonzero(example.input_ids[:common] != first[:common])
         common = int(differs[0]) if len(differs) else common
-        # Token s is predicted at s - 1, which must stay in the row.
+        # Token s is predicted at s - 1, which must not be in the prefix.
         supervised = np.flatnonzero(example.labels[: common + 1] != IGNORED)
         common = min(common, max(int(supervised[0]) - 1, 0)) if len(supervised) else common
     return common
 
 
 def _needed(example: Example) -> Example:
-    """An example up to its last supervised token: nothing that follows has a part in the loss."""
+    """An example up to its last supervised token: the loss does not depend on what follows."""
     stop = int(np.flatnonzero(example.labels != IGNORED)[-1]) + 1
     return replace(example, input_ids=example.input_ids[:stop], labels=example.labels[:stop])
 
 
 def _pack(examples: Sequence[Example], start: int, held: int, device: torch.device) -> MicroBatch:
-    """The inputs and targets of needed examples: the last token is a target alone.
+    """Examples as a micro-batch; the last token of each is only a target.
 
-    Of the `start` tokens that they share, `held` come before the rows.
+    They share their first `start` tokens. The first `held` of these come before the sequences: all
+    or none.
     """
     prefix = examples[0].input_ids[:held]
     input_ids = np.concatenate([prefix, *(e.input_ids[start:-1] for e in examples)])

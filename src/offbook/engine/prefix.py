@@ -1,23 +1,47 @@
 """A prefix that all micro-batches of a step share, computed once.
 
-Its keys and values are made with a gradient, then cut off from their history: micro-batches attend
-to them as leaves and add up gradients there. One backward pass through the prefix, when all
-micro-batches are done, spends the sum.
+The layers compute its keys and values with a gradient. Then they are detached: micro-batches attend
+to them as leaves, where their gradients add up. After the last micro-batch, one backward pass
+through the prefix carries the sums on to the adapters.
 """
 
 from __future__ import annotations
 
 import torch
 
+# For every layer, keys and values [P, K, C].
 KeysAndValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+
+class Recorder:
+    """Collects the keys and values of every layer while a prefix is computed.
+
+    Checkpointed layers keep their arguments, this object among them, and run once more in the
+    backward pass. So it ends with `take`: from then on it holds no tensors of the graph that holds
+    it, and records nothing.
+    """
+
+    def __init__(self) -> None:
+        self._computed: KeysAndValues | None = {}
+
+    def record(self, layer: int, k_PKC: torch.Tensor, v_PKC: torch.Tensor) -> None:
+        """Keep the keys and values of a layer."""
+        if self._computed is not None:
+            self._computed[layer] = (k_PKC, v_PKC)
+
+    def take(self) -> KeysAndValues:
+        """What was recorded; ends the recording."""
+        assert self._computed is not None
+        computed, self._computed = self._computed, None
+        return computed
 
 
 class Prefix:
     """The keys and values of a prefix.
 
     Attributes:
-        leaves: for every layer, keys and values [tokens, key heads, head width], whose `grad`
-            collects what micro-batches send.
+        leaves: for every layer, keys and values [P, K, C], whose `grad` collects the gradients of
+            micro-batches.
     """
 
     def __init__(self, computed: KeysAndValues) -> None:

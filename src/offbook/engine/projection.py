@@ -1,4 +1,4 @@
-"""A linear layer of PEFT's taken apart, so that the engine can compute it."""
+"""The parts of a linear layer with a PEFT adapter, so that the engine can compute it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from peft.tuners import lora as peft_lora
 from torch import nn
 
-QUANTIZED = "Linear4bit"  # bitsandbytes' layer, and PEFT's over it
+from offbook.engine.dropout import drop_probability
 
-
+QUANTIZED = "Linear4bit"  # bitsandbytes' layer, and PEFT's layer for it
 ADAPTED = ("Linear", QUANTIZED)
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear layer taken apart: `x W' + bias + scaling * dropout(x) A' B'`.
+    """The parts of a linear layer: `x W' + bias + scaling * dropout(x) A' B'`.
 
     Attributes:
         base: the frozen linear layer.
-        lora_A, lora_B: the adapter's matrices [r, in] and [out, r]; None without an adapter.
+        lora_A, lora_B: the adapter's matrices [R, I] and [O, R]; None without an adapter.
         scaling: PEFT's, of the adapter's part.
-        dropout: the probability in force now: 0 in evaluation mode.
+        dropout: the current probability: 0 in evaluation mode.
     """
 
     base: nn.Module
@@ -33,7 +33,7 @@ class Projection:
 
     @classmethod
     def of(cls, layer: nn.Module) -> Projection | None:
-        """The parts of a layer; None when it is more than a linear layer with plain LoRA."""
+        """The parts of a layer; None if it is anything but a linear layer with plain LoRA."""
         if _is_linear(layer):
             return cls(layer)
         if not isinstance(layer, peft_lora.LoraLayer) or not _is_linear(layer.base_layer):
@@ -52,12 +52,17 @@ class Projection:
         return cls(layer.base_layer, a, b, layer.scaling["default"], rate)
 
     @property
+    def scale(self) -> float:
+        """The factor of the adapter's part: `scaling`, over the share that dropout keeps."""
+        return self.scaling / (1 - drop_probability(self.dropout))
+
+    @property
     def weight_shape(self) -> tuple[int, int]:
-        """`(out, in)`, also where the weight is kept in 4 bits."""
+        """`(O, I)`, also of a weight in 4 bits."""
         return self.base.out_features, self.base.in_features  # type: ignore[return-value]
 
     def weight(self) -> torch.Tensor:
-        """The base's weight [out, in], dequantized where it is kept in 4 bits."""
+        """The base's weight [O, I]; one in 4 bits is dequantized."""
         weight = self.base.weight
         assert isinstance(weight, torch.Tensor)
         state = getattr(weight, "quant_state", None)

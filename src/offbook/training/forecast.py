@@ -1,4 +1,4 @@
-"""How long a run will take, and what it will need, without the base's weights."""
+"""How long a run will take and how much memory it will need, without the base's weights."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from offbook.training.plan import ModelShape, Plan
 from offbook.training.schedule import Schedule
 from offbook.training.setup import gather
 
-LOOKED_AT = 50  # steps whose tokens are counted
+COUNTED_STEPS = 50  # whose tokens are counted
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is predicted of a run.
+    """The predicted time and memory of a run.
 
     Attributes:
-        parameters, trained: of the base, and of the adapter.
-        plan: the memory, and how steps are cut.
+        parameters: of the base.
+        trained: parameters of the adapter.
+        plan: the memory, and the size of micro-batches.
         steps: optimizer steps in all.
-        step_tokens, step_flops: of an average step, a shared prefix counted once.
+        step_tokens: of an average step; a shared prefix counts once.
+        step_flops: of an average step.
         flops_per_second: measured on one layer of the model's widths.
         step_seconds: of an average step.
     """
@@ -47,7 +49,7 @@ class Forecast:
 
 
 def forecast(config: Config, monitor: Monitor) -> Forecast:
-    """Read the data and the base's configuration, and take one measured micro-step."""
+    """Read the data and the base's configuration, and measure the speed of a step."""
     run = gather(config, monitor, weights=False)
     settings, shape = run.config.train, run.shape
     packed = shape.packed and settings.engine == "fast"
@@ -59,7 +61,7 @@ def forecast(config: Config, monitor: Monitor) -> Forecast:
             run.device,
             packed=packed,
         )
-        for k in range(min(LOOKED_AT, schedule.steps_per_epoch))
+        for k in range(min(COUNTED_STEPS, schedule.steps_per_epoch))
     ]
     flops = sum(shape.flops(step.tokens, step.supervised) for step in steps) / len(steps)
     tokens = sum(step.tokens for step in steps) / len(steps)
@@ -79,10 +81,10 @@ def forecast(config: Config, monitor: Monitor) -> Forecast:
 
 
 def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> float:
-    """FLOP a second that a micro-step reaches on this device.
+    """FLOP per second of a step on this device.
 
-    The step is that of a single layer of the model's own widths, so that the measurement is quick
-    and needs no weights.
+    It is measured on a model with one layer of the same widths, which is quick and needs no
+    weights.
     """
     device = choose_device()
     small = type(shape.config).from_dict(
@@ -96,7 +98,7 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     for tensor in (*base.parameters(), *base.buffers()):
         torch.nn.init.constant_(tensor, 0.01)
     lora = config.lora
-    if isinstance(lora.target_modules, str):  # a pattern may name layers that this one is not
+    if isinstance(lora.target_modules, str):  # a pattern may match other layers only
         lora = lora.model_copy(update={"target_modules": ALL_LINEAR})
     keep_freed_memory()
     model = attach_adapter(base, lora, 0, "")
@@ -104,13 +106,14 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
     linear = shape.linear // shape.config.num_hidden_layers
     layer = ModelShape(small, 0, linear, 8192 * small.hidden_size, adapter, shape.packed)
-    rows, length = 8, min(128, config.data.max_length)
-    ids = torch.arange(rows * length, device=device) % 8192
-    step = Step(ids[:0], [MicroBatch(ids, ids, (length,) * rows, 0, rows * length)])
+    sequences, length = 8, min(128, config.data.max_length)
+    tokens = sequences * length
+    ids = torch.arange(tokens, device=device) % 8192
+    step = Step(ids[:0], [MicroBatch(ids, ids, (length,) * sequences, 0, tokens)])
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
         engine.accumulate(step, [0])
         model.zero_grad()
         seconds.append(time.perf_counter() - start)
-    return layer.flops(rows * length, rows * length) / min(seconds)
+    return layer.flops(tokens, tokens) / min(seconds)

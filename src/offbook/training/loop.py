@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from offbook.config import Config, TrainSettings
+from offbook.engine.check import check_gradients
 from offbook.errors import ConfigError
 from offbook.files import storage
 from offbook.models.adapter import adapter_files
@@ -40,7 +41,7 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
     if progress.step < total:
         examples = [training[row] for row in schedule.rows(progress.step)]
         # Fast and plain path must give the same gradients on these rows, on this device.
-        stepper.loaded.engine.check(examples, inputs.device)
+        check_gradients(stepper.loaded.engine, examples, inputs.device)
     while True:
         step, finished = progress.step, progress.step == total
         save_due = step != saved and (finished or step % settings.save_steps == 0)

@@ -1,37 +1,58 @@
-"""What a run will need, before it begins: bytes by arithmetic, seconds by a measured micro-step."""
+"""How much memory a run will need, by arithmetic, and the micro-batches that fit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from offbook.config import Config, LoraSettings
-from offbook.engine import kernels
-from offbook.engine.attention import KEPT_SCORES
+from offbook.engine import layers, loss
 from offbook.engine.engine import Engine
-from offbook.engine.loss import CHUNK_BYTES
+from offbook.engine.ops import Backend, choose
+from offbook.engine.ops.torch import Torch
 from offbook.errors import MemoryPlanError
 from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import read_config
 from offbook.models.load import backbone, head
 
-# Tokens of a micro-batch: more make products more efficient, up to a point. The result of a step
-# does not depend on it. On a processor, one of these holds a step of 16 short rows.
+# Most tokens of a micro-batch: up to a point, more tokens make matrix products more efficient. The
+# result of a step does not depend on it. On a processor, this holds a step of 16 short examples.
 MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
 FEWEST_TOKENS = 256
-# Measured beyond the arithmetic: bytes of PyTorch's buffers where there are no fused kernels, and
-# what the allocator cannot use again, as a share of the activations.
+# Measured, beyond the arithmetic: bytes of PyTorch's buffers where it computes the layers, and what
+# the allocator cannot use again, as a share of the activations.
 BUFFERS = 200_000_000
 FRAGMENTS = 0.15
-# Memory to leave alone, as a share of what is free.
+# Share of the free memory that is not used.
 RESERVE = 0.05
 GB = 1e9
+
+
+class Memory(NamedTuple):
+    """The memory of a device.
+
+    Attributes:
+        available: bytes that this process may use in all.
+        used: bytes that it uses already.
+    """
+
+    available: int
+    used: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> Memory:
+        """What the device has now."""
+        if device.type == "cuda":
+            return cls(torch.cuda.mem_get_info(device)[0], 0)
+        own = psutil.Process().memory_info().rss
+        return cls(psutil.virtual_memory().available + own, own)
 
 
 @dataclass(frozen=True)
@@ -41,10 +62,10 @@ class ModelShape:
     Attributes:
         config: the base's configuration.
         parameters: of the base, in all.
-        linear: of the linear layers below the head (N in the FLOP count).
-        head: of the output head (H).
-        adapter: trained parameters (p).
-        packed: whether the engine knows the model's attention, and rows go without padding.
+        linear: parameters of the linear layers below the head.
+        head: parameters of the output head.
+        adapter: trained parameters.
+        packed: whether the engine computes sequences without padding.
     """
 
     config: PreTrainedConfig
@@ -73,61 +94,36 @@ class ModelShape:
         return cls(config, parameters, linear, outputs, adapter, Engine(model).packed)
 
     def flops(self, tokens: int, supervised: int) -> float:
-        """Multiplications and additions of a training step, attention's scores left out.
+        """Multiplications and additions of a training step, without attention's scores.
 
-        The frozen base costs a forward pass and the gradient of its inputs, 4 a weight; the adapter
-        that of its weights too, 6; the head is reached by supervised tokens alone.
+        For each token, a frozen weight takes 4: 2 forward, and 2 for the gradient of its input. A
+        weight of the adapter takes 6, for it has a gradient itself. Only supervised tokens reach
+        the head.
         """
         return tokens * (4 * self.linear + 6 * self.adapter) + supervised * 4 * self.head
 
-    def fused(self, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether the fused kernels compute the model's layers."""
-        c = self.config
-        head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        return self.packed and kernels.take(
-            device, dtype, c.hidden_size, head_dim, c.intermediate_size
-        )
-
-    def activation_bytes(
-        self, dtype: torch.dtype, device: torch.device, longest: int, dropout: bool
-    ) -> tuple[int, int]:
-        """Bytes that a token keeps in one layer until the backward pass, and uses in passing.
-
-        The fused kernels keep no masks, no gated inputs and no probabilities of attention.
-
-        Args:
-            dtype: of the base.
-            device: that computes.
-            longest: tokens of the longest row.
-            dropout: whether there is any.
-        """
-        c, fused = self.config, self.fused(dtype, device)
-        head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        queries = c.num_attention_heads * head_dim
-        keys = (getattr(c, "num_key_value_heads", None) or c.num_attention_heads) * head_dim
-        mask = int(dropout and not fused)
-        scores = 0 if fused else c.num_attention_heads * longest
-        kept = (
-            c.hidden_size * (4 + 5 * mask)  # inputs of the norms and of the projections
-            + queries * (2 + mask)
-            + 2 * keys
-            + c.intermediate_size * (2 if fused else 3 + mask)
-            + min(scores, KEPT_SCORES)
-        )
-        passing = 4 * c.intermediate_size + 6 * c.hidden_size
-        return kept * dtype.itemsize, passing * dtype.itemsize
+    def backend(self, dtype: torch.dtype, device: torch.device) -> Backend:
+        """The backend that computes the model's layers."""
+        if not self.packed:
+            return Torch()
+        channels = layers.head_shape(self.config)[2]
+        widths = self.config.hidden_size, channels, self.config.intermediate_size
+        return choose(device, dtype, widths)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is cut to the machine, and what it will need.
+    """The size of micro-batches, and the memory that they need.
 
     Attributes:
         micro_batch_tokens: most tokens of a micro-batch.
-        checkpointing: whether activations are recomputed in the backward pass.
-        weights, adapter, activations, loss, process: bytes of the base; of adapters, gradients and
-            moments; of a micro-batch; of a chunk of logits; of Python and its libraries.
-        available: bytes that could be used when the plan was made.
+        checkpointing: whether activations are computed again in the backward pass.
+        weights: bytes of the base.
+        adapter: bytes of adapters, their gradients and the optimizer's moments.
+        activations: bytes of a micro-batch.
+        loss: bytes of a chunk of logits.
+        process: bytes of Python and its libraries.
+        available: bytes that the process could use in all when the plan was made.
     """
 
     micro_batch_tokens: int
@@ -141,11 +137,11 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes at the most."""
+        """Most bytes in use at a time."""
         return self.weights + self.adapter + self.activations + self.loss + self.process
 
     def describe(self) -> str:
-        """The plan in a line."""
+        """The plan, in one line."""
         how = "with" if self.checkpointing else "without"
         return (
             f"micro-batches of up to {self.micro_batch_tokens:,} tokens {how} gradient "
@@ -159,9 +155,10 @@ def make_plan(
     longest: int,
     dtype: torch.dtype,
     device: torch.device,
+    memory: Memory,
     preferred: int | None = None,
 ) -> Plan:
-    """The fastest way to take steps that fits in memory.
+    """The plan with the fastest steps that fits in memory.
 
     Args:
         config: of the run.
@@ -169,17 +166,18 @@ def make_plan(
         longest: tokens of the longest example, which is never cut.
         dtype: of the base.
         device: that computes.
-        preferred: tokens of a micro-batch to try before all others.
+        memory: of the device.
+        preferred: tokens of a micro-batch to try first.
 
     Raises:
         MemoryPlanError: when nothing fits, with the numbers.
     """
     setting = config.train.gradient_checkpointing
     choices = (False, True) if setting == "auto" else (setting,)
-    of_a_step = longest * config.train.batch_size
-    sizes = _sizes(min(MOST_TOKENS[device.type], of_a_step), longest)
+    whole_step = longest * config.train.batch_size
+    sizes = _sizes(min(MOST_TOKENS[device.type], whole_step), longest)
     plans = [
-        plan_for(config, shape, longest, dtype, device, tokens, checkpointing=checkpointing)
+        plan_for(config, shape, longest, dtype, device, memory, tokens, checkpointing=checkpointing)
         for tokens, checkpointing in (
             *product([preferred] if preferred else [], choices),
             *((tokens, checkpointing) for checkpointing in choices for tokens in sizes),
@@ -204,39 +202,39 @@ def plan_for(
     longest: int,
     dtype: torch.dtype,
     device: torch.device,
+    memory: Memory,
     tokens: int,
     *,
     checkpointing: bool,
 ) -> Plan:
     """What micro-batches of `tokens` tokens need, whether it fits or not; see `make_plan`."""
-    available, process = _memory(device)
-    layers, dropout = shape.config.num_hidden_layers, config.lora.lora_dropout > 0
-    kept, passing = shape.activation_bytes(dtype, device, longest, dropout)
-    # A checkpointed layer keeps its input alone, which lies where the next layer's widest tensor
-    # then finds no place; one layer at a time is computed again.
-    pinned = (shape.config.hidden_size + shape.config.intermediate_size) * dtype.itemsize
-    per_token = (layers * pinned + kept if checkpointing else layers * kept) + passing
-    wide = torch.promote_types(dtype, torch.float32).itemsize
-    loss = CHUNK_BYTES
-    if shape.fused(dtype, device):  # each thread lays out some columns of the head
-        columns = torch.get_num_threads() * kernels.PANEL
-        loss += columns * shape.config.vocab_size * dtype.itemsize
+    ops, dropout = shape.backend(dtype, device), config.lora.lora_dropout > 0
+    hidden, inner = shape.config.hidden_size, shape.config.intermediate_size
+    vocabulary, depth = shape.config.vocab_size, shape.config.num_hidden_layers
+    saved = layers.saved_per_token(ops, shape.config, longest, dropout=dropout)
+    if checkpointing:
+        # A checkpointed layer saves only its input. But this lies where the next layer's widest
+        # tensor then does not fit, so both are counted. One layer at a time is computed again.
+        per_token = (depth * (hidden + inner) + saved) * dtype.itemsize
     else:
-        process += BUFFERS
-    if not shape.packed or config.train.engine == "plain":
-        # transformers and PEFT keep float32 copies of what adapters see, and all logits at once.
-        inputs = 6 * shape.config.hidden_size + shape.config.intermediate_size
-        per_token += layers * inputs * wide * (1 + dropout)
-        loss = tokens * shape.config.vocab_size * (2 * dtype.itemsize + 2 * wide)
+        per_token = depth * saved * dtype.itemsize
+    per_token += layers.workspace_per_token(shape.config) * dtype.itemsize
+    if shape.packed and config.train.engine == "fast":
+        loss_bytes = loss.workspace_bytes(ops, vocabulary, dtype)
+    else:
+        # transformers and PEFT keep float32 copies of the adapters' inputs, and all logits at once.
+        wide = torch.promote_types(dtype, torch.float32).itemsize
+        per_token += depth * (6 * hidden + inner) * wide * (1 + dropout)
+        loss_bytes = tokens * vocabulary * (2 * dtype.itemsize + 2 * wide)
     return Plan(
         micro_batch_tokens=tokens,
         checkpointing=checkpointing,
         weights=_weight_bytes(config, shape, dtype),
         adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
         activations=int(per_token * tokens * (1 + FRAGMENTS)),
-        loss=loss,
-        process=process,
-        available=available,
+        loss=loss_bytes,
+        process=memory.used + (BUFFERS if isinstance(ops, Torch) else 0),
+        available=memory.available,
     )
 
 
@@ -244,24 +242,16 @@ def _weight_bytes(config: Config, shape: ModelShape, dtype: torch.dtype) -> int:
     if config.model.quantization == "none":
         return shape.parameters * dtype.itemsize
     rest = shape.parameters - shape.linear
-    # 4 bits a weight and, with double quantization, 0.127 for the scales (arXiv:2305.14314); one
-    # layer's weight at a time is dequantized.
+    # 4 bits per weight and, with double quantization, 0.127 for the scales (arXiv:2305.14314). One
+    # weight matrix at a time is dequantized.
     widest: int = shape.config.hidden_size * shape.config.intermediate_size
     return int(shape.linear * 4.127 / 8) + (rest + 2 * widest) * dtype.itemsize
 
 
 def _sizes(most: int, longest: int) -> list[int]:
-    """Micro-batch sizes to try, largest first: halves, down to a row."""
+    """Micro-batch sizes to try, each half of the one before, down to the longest example."""
     least = max(FEWEST_TOKENS, longest)
     sizes = [max(most, least)]
     while sizes[-1] > least:
         sizes.append(max(sizes[-1] // 2, least))
     return sizes
-
-
-def _memory(device: torch.device) -> tuple[int, int]:
-    """Bytes this process may use in all, and those it uses already."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0], 0
-    own = psutil.Process().memory_info().rss
-    return psutil.virtual_memory().available + own, own

@@ -12,8 +12,8 @@ from peft import PeftModel
 from offbook.config import Config
 from offbook.data.conversations import ConversationReader, read_conversations
 from offbook.engine.engine import Engine
-from offbook.engine.library import library
 from offbook.engine.memory import keep_freed_memory
+from offbook.engine.ops.library import library
 from offbook.errors import CheckpointError
 from offbook.files.storage import sha256
 from offbook.libraries import quiet_transformers
@@ -28,7 +28,7 @@ from offbook.runs.receipt import Device, Receipt, Rows, hash_base, hash_text, in
 from offbook.tokens.examples import Examples, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
-from offbook.training.plan import ModelShape, Plan, make_plan
+from offbook.training.plan import Memory, ModelShape, Plan, make_plan
 
 FLOAT32 = 4  # bytes of a trained parameter
 
@@ -145,7 +145,8 @@ def gather(
     config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
     shape = ModelShape.of(base, config.lora)
     longest = int(max(training.lengths.max(), validation.lengths.max(initial=0)))
-    plan = make_plan(config, shape, longest, dtype, device, micro_batch_tokens)
+    memory = Memory.of(device)
+    plan = make_plan(config, shape, longest, dtype, device, memory, micro_batch_tokens)
     monitor.announce(plan.describe())
     return RunInputs(
         config, base, template, files, training, validation, shape, plan, dtype, device

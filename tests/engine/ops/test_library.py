@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from offbook.engine import library as module
-from offbook.engine.library import Library, library
+from offbook.engine.ops import library as module
+from offbook.engine.ops.library import Library, library
 
 needs_kernels = pytest.mark.skipif(
     library().code is None, reason=f"no kernels: {library().problem}"
@@ -66,4 +66,4 @@ def test_what_is_compiled_is_kept(
     kept.unlink()  # its pages are in use
     kept.write_bytes(b"half a file")
     monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
-    assert fresh().code is not None, "compiled anew"
+    assert fresh().code is not None, "compiled again"

@@ -1,4 +1,4 @@
-// What lies between the linear layers: norms, gates, rotary positions and the loss.
+// The operations between the linear layers: norms, gates, rotary positions and the loss.
 
 #pragma once
 
@@ -6,6 +6,7 @@
 
 namespace {
 
+// y = x / rms(x) * weight, and scale = 1 / rms(x), where rms is the root mean square of a row.
 template <class E>
 void rms_norm(const E* x, const E* weight, E* y, float* scale, int64_t rows, int64_t width,
               float eps) {
@@ -22,6 +23,7 @@ void rms_norm(const E* x, const E* weight, E* y, float* scale, int64_t rows, int
   }
 }
 
+// The gradient of x.
 template <class E>
 void rms_norm_backward(const E* dy, const E* x, const E* weight, const float* scale, E* dx,
                        int64_t rows, int64_t width) {
@@ -38,6 +40,7 @@ void rms_norm_backward(const E* dy, const E* x, const E* weight, const float* sc
   }
 }
 
+// y = silu(gate) up
 template <class E>
 void swiglu(const E* gate, const E* up, E* y, int64_t count) {
 #pragma omp parallel for schedule(static)
@@ -47,6 +50,7 @@ void swiglu(const E* gate, const E* up, E* y, int64_t count) {
   }
 }
 
+// The gradients of gate and up.
 template <class E>
 void swiglu_backward(const E* dy, const E* gate, const E* up, E* dgate, E* dup, int64_t count) {
 #pragma omp parallel for schedule(static)
@@ -57,7 +61,8 @@ void swiglu_backward(const E* dy, const E* gate, const E* up, E* dgate, E* dup, 
   }
 }
 
-// The halves of every head are turned, by an angle of the token's; `sign` is -1 to turn them back.
+// Rotary positions: rotates the two halves of every head by the token's angles; `sign` is 1, or -1
+// for the backward pass.
 template <class E>
 void rotate(const E* x, const E* cosines, const E* sines, E* y, int64_t tokens, int64_t heads,
             int64_t width, float sign) {
@@ -74,7 +79,8 @@ void rotate(const E* x, const E* cosines, const E* sines, E* y, int64_t tokens, 
       }
 }
 
-// The logits become the gradient: probabilities, less one at the target.
+// The cross-entropy of every row. The gradient, probabilities minus one at the target, overwrites
+// the logits.
 template <class E>
 void cross_entropy(E* logits, const int64_t* targets, float* loss, int64_t rows, int64_t width) {
 #pragma omp parallel for schedule(static)

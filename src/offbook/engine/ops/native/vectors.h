@@ -1,4 +1,5 @@
-// Vectors as wide as the processor's, and functions on them. The types are GCC's own.
+// Vectors as wide as the processor's registers, and functions on them. The types are GCC's
+// extensions.
 
 #pragma once
 
@@ -19,14 +20,18 @@ constexpr int64_t BYTES = 32;
 constexpr int64_t BYTES = 16;
 #endif
 
-// Of vectors; a product keeps 6 rows of so many of them in registers.
+// Vectors in a row of a tile: a product keeps the sums of ROWS (6) such rows in registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int COLUMNS = 4;  // of 32 registers
+constexpr int COLUMNS = 4;  // there are 32 registers
 #else
-constexpr int COLUMNS = 2;  // of 16
+constexpr int COLUMNS = 2;  // there are 16
 #endif
 
 constexpr int64_t LANES = BYTES / 4;
+
+// Every width (features, channels of a head, vocabulary) must be a multiple of this.
+constexpr int64_t WIDTH_MULTIPLE = 32;
+static_assert(WIDTH_MULTIPLE % (2 * LANES) == 0, "loops take two vectors at a time");
 
 typedef float Floats __attribute__((vector_size(BYTES)));
 typedef int32_t Ints __attribute__((vector_size(BYTES)));
@@ -51,7 +56,7 @@ inline Floats load(const bfloat16* p) {
 
 inline void store(float* p, Floats x) { memcpy(p, &x, sizeof x); }
 
-// To the nearest, ties to even. What overflows becomes infinite, and no number stays none.
+// Rounds to the nearest, ties to even. Overflow gives infinity, and NaN stays NaN.
 inline void store(bfloat16* p, Floats x) {
 #ifdef __AVX512BF16__
   __m256bh h = _mm512_cvtneps_pbh((__m512)x);
@@ -74,7 +79,7 @@ inline Ints places() {
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
-// Folds the lanes of a vector in halves.
+// Reduces the lanes of a vector to one number, half of them at a time.
 template <class Join>
 inline float fold(Floats x, Join join) {
 #pragma GCC unroll 4
@@ -88,11 +93,11 @@ inline float sum(Floats x) {
 
 inline float largest(Floats x) { return fold(x, larger); }
 
-// 2^n f, f being a Taylor polynomial on [-ln 2 / 2, ln 2 / 2]: off by 2e-7 at most. Below -87 it
-// is 0, and above 88 it grows no more.
+// 2^n f, where f is a Taylor polynomial on [-ln 2 / 2, ln 2 / 2]; the relative error is at most
+// 2e-7. Below -87 the result is 0; above 88 it is exp(88).
 inline Floats exp(Floats x) {
   constexpr float terms[] = {1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1, 1};
-  constexpr float round = 12582912;  // 1.5 * 2^23: what is added to it loses its fraction
+  constexpr float round = 12582912;  // 1.5 * 2^23: adding it rounds to a whole number
   Floats inside = x < 88.0f ? x : Floats{} + 88.0f;
   Floats rounded = inside * 1.44269504f + round, n = rounded - round;
   Floats f = inside - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
@@ -105,12 +110,12 @@ inline Floats exp(Floats x) {
 
 inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(-x)); }
 
-// Exchanges the rows and columns of a square of LANES words.
+// Transposes a matrix of LANES x LANES words.
 inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
   Floats rows[LANES];
   for (int i = 0; i < LANES; i++) rows[i] = load(from + i * from_row);
 #pragma GCC unroll 4
-  for (int bit = 1; bit < LANES; bit *= 2) {  // of a row's number and a lane's: they change places
+  for (int bit = 1; bit < LANES; bit *= 2) {  // swap this bit of the row and of the lane
     Ints set = (places() & bit) != 0, other = places() ^ bit;
     Ints low = set ? other + (int)LANES : places(), high = set ? places() + (int)LANES : other;
 #pragma GCC unroll 16
@@ -124,7 +129,7 @@ inline void transpose(const float* from, int64_t from_row, float* to, int64_t to
   for (int i = 0; i < LANES; i++) store(to + i * to_row, rows[i]);
 }
 
-inline int64_t up_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -1,32 +1,50 @@
-// Linear layers with their adapters: products with frozen weights, in one pass.
+// Linear layers with LoRA: products with frozen weights, and what is added to them, in one pass.
 
 #pragma once
 
 #include <omp.h>
 
-#include "adapters.h"
+#include "lora.h"
 #include "products.h"
 
 namespace {
 
-// A term of a sum, with its adapter: x w + drop(h a), or x w' + drop(h a).
+// A term of a sum: x w + drop(h b), or x w' + drop(h b). ops/library.py has the same struct.
 template <class E>
 struct Term {
   const E *x, *w;
-  int64_t inner, transposed;
-  const float *h, *a;
-  int64_t rank;
+  int64_t inner, transposed;  // width of x; whether w is to be transposed
+  const float *h, *b;
+  int64_t rank;  // 0 without LoRA
   Dropout drop;
 };
 
-constexpr int64_t PANEL = 64;    // columns of weights that are laid out together
+constexpr int64_t PANEL = 64;    // columns of the result that are computed together
 constexpr int64_t CHUNK = 96;    // rows of a task
-constexpr int64_t WORDS = 2048;  // of a column; with so many, a panel stays in the second cache
+constexpr int64_t WORDS = 2048;  // of a column: with so many, a panel's weights fit the L2 cache
 
-// Columns of the weights, [inner / PAIR, columns] words.
+// y = the sum of terms, and the bias where there is one. ops/library.py has the same struct.
 template <class E>
-void lay_out_weights(const Term<E>& term, int64_t width, int64_t first, int64_t columns,
-                     typename Layout<E>::Word* to) {
+struct Linear {
+  E* y;
+  const Term<E>* terms;
+  int64_t count;
+  const E* bias;
+  int64_t rows, width;
+  float* workspace;
+  int64_t threads;
+};
+
+// Bytes of the workspace that a thread uses: the weights of a panel, for terms whose widths add up
+// to `inputs`.
+inline int64_t linear_workspace(int64_t inputs, int64_t itemsize) {
+  return PANEL * inputs * itemsize;
+}
+
+// Copies some columns of the weights to `to`, as words [inner / PAIR, columns].
+template <class E>
+void pack_weights(const Term<E>& term, int64_t width, int64_t first, int64_t columns,
+                  typename Layout<E>::Word* to) {
   constexpr int64_t PAIR = Layout<E>::PAIR;
   int64_t words = term.inner / PAIR;
   const float* columns_of_w = (const float*)(term.w + first * term.inner);
@@ -44,7 +62,7 @@ void lay_out_weights(const Term<E>& term, int64_t width, int64_t first, int64_t 
     }
 }
 
-// The sum of products, for some rows of a panel; c [rows, columns].
+// c = the sum of products, for some rows of a panel; c is [rows, columns].
 template <class E>
 void multiply(const Term<E>* terms, int64_t count, const typename Layout<E>::Word* weights,
               float* c, int64_t row, int64_t rows, int64_t columns) {
@@ -64,7 +82,7 @@ void multiply(const Term<E>* terms, int64_t count, const typename Layout<E>::Wor
   }
 }
 
-// Adds bias and adapters to M rows of a panel, and rounds.
+// Adds the bias and LoRA's products to M rows of a panel, then rounds and stores them.
 template <int M, class E>
 inline void finish(const Term<E>* terms, int64_t count, const E* bias, const float* c, E* y,
                    int64_t width, int64_t row, int64_t first, int64_t columns) {
@@ -77,8 +95,8 @@ inline void finish(const Term<E>* terms, int64_t count, const E* bias, const flo
     }
     for (int64_t i = 0; i < count; i++)
       if (terms[i].rank)
-        add_adapter<M>(low, high, terms[i].h, terms[i].a, width, terms[i].rank, row, column,
-                       terms[i].drop);
+        add_lora_b<M>(low, high, terms[i].h, terms[i].b, width, terms[i].rank, row, column,
+                      terms[i].drop);
     for (int m = 0; m < M; m++) {
       store(y + (row + m) * width + column, low[m]);
       store(y + (row + m) * width + column + LANES, high[m]);
@@ -86,57 +104,64 @@ inline void finish(const Term<E>* terms, int64_t count, const E* bias, const flo
   }
 }
 
-// Tasks, a share of neighbours for each thread. One that has done its own helps with the others', for
-// cores are not equally fast, nor equally free.
+// Divides tasks among threads, a range for each. A thread that has finished its own range takes
+// tasks of other ranges, because cores are not equally fast or equally free.
 struct Shares {
   static constexpr int64_t MOST = 256;
   int64_t tasks, count, taken[MOST] = {};
 
   Shares(int64_t tasks, int64_t threads) : tasks(tasks), count(smaller(threads, MOST)) {}
 
-  // Whether there was another task in a share.
+  // Takes the next task of a range; returns whether there was one.
   bool take(int64_t share, int64_t& task) {
     task = share * tasks / count + __atomic_fetch_add(taken + share, 1, __ATOMIC_RELAXED);
     return task < (share + 1) * tasks / count;
   }
 };
 
-// y = the sum of terms, and the bias if there is one. A task is a chunk of rows and a panel; tasks
-// are in the order of the panels, and each thread lays out the panels that it meets.
+// A task is a chunk of rows and a panel of columns. Tasks are in the order of the panels, and a
+// thread packs the weights of a panel when it takes its first task there.
 template <class E>
-void linear(E* y, const Term<E>* terms, int64_t count, const E* bias, int64_t rows, int64_t width,
-            float* scratch, int64_t scratch_size, int64_t threads) {
+void linear(const Linear<E>& call) {
   typedef typename Layout<E>::Word Word;
   constexpr int64_t PAIR = Layout<E>::PAIR;
-  int64_t chunks = (rows + CHUNK - 1) / CHUNK, panels = (width + PANEL - 1) / PANEL, words = 0;
-  for (int64_t i = 0; i < count; i++) words += terms[i].inner / PAIR;
-  // A panel that stays in a cache is gone through for every few rows, which then are still at hand.
-  int64_t together = words <= WORDS ? ROWS : CHUNK;
+  E* y = call.y;
+  const Term<E>* terms = call.terms;
+  const E* bias = call.bias;
+  int64_t count = call.count, rows = call.rows, width = call.width, threads = call.threads;
+  int64_t chunks = (rows + CHUNK - 1) / CHUNK, panels = (width + PANEL - 1) / PANEL, inputs = 0;
+  for (int64_t i = 0; i < count; i++) inputs += terms[i].inner;
+  int64_t workspace_size = linear_workspace(inputs, sizeof(E)) / (int64_t)sizeof(float);
+  float* workspace = call.workspace;
+  // Where a panel's weights fit the cache, few rows go through it at a time: their sums are still
+  // in the cache when LoRA's part is added.
+  int64_t together = inputs / PAIR <= WORDS ? ROWS : CHUNK;
   Shares shares(panels * chunks, threads);
 #pragma omp parallel num_threads(threads)
   {
-    int64_t thread = omp_get_thread_num(), laid_out = -1;
-    Word* weights = (Word*)(scratch + thread * scratch_size);
+    int64_t thread = omp_get_thread_num(), packed = -1;
+    Word* weights = (Word*)(workspace + thread * workspace_size);
     auto run = [&](int64_t task) {
       int64_t panel = task / chunks, first = panel * PANEL, columns = smaller(width - first, PANEL);
       int64_t start = task % chunks * CHUNK, stop = smaller(start + CHUNK, rows);
-      if (panel != laid_out) {
+      if (panel != packed) {
         Word* to = weights;
         for (int64_t i = 0; i < count; i++) {
-          lay_out_weights(terms[i], width, first, columns, to);
+          pack_weights(terms[i], width, first, columns, to);
           to += terms[i].inner / PAIR * columns;
         }
-        laid_out = panel;
+        packed = panel;
       }
       alignas(64) float c[CHUNK * PANEL];
       for (int64_t row = start; row < stop; row += together) {
         int64_t end = smaller(row + together, stop), m = row;
-        for (int64_t i = row; i < end; i++)  // what will be written is fetched meanwhile
+        for (int64_t i = row; i < end; i++)  // fetch what will be written
           for (int64_t n = 0; n < columns; n += 64 / (int64_t)sizeof(E))
             __builtin_prefetch(y + i * width + first + n, 1);
         multiply(terms, count, weights, c, row, end - row, columns);
         for (; m + ROWS / 2 <= end; m += ROWS / 2)
-          finish<ROWS / 2>(terms, count, bias, c + (m - row) * columns, y, width, m, first, columns);
+          finish<ROWS / 2>(terms, count, bias, c + (m - row) * columns, y, width, m, first,
+                           columns);
         for (; m < end; m++)
           finish<1>(terms, count, bias, c + (m - row) * columns, y, width, m, first, columns);
       }

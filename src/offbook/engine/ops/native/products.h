@@ -1,6 +1,6 @@
-// Products of matrices. Scalars are multiplied with vectors of neighbours; in bfloat16 a scalar is a
-// word of two numbers, which follow each other along the dimension that is summed over, so that one
-// instruction multiplies and adds both.
+// Matrix products. The inner loop multiplies one word of a with a vector of neighbouring words of
+// b. In float32 a word is a number. In bfloat16 it is a pair of numbers that follow each other
+// along the dimension that is summed over, so that one instruction multiplies and adds both.
 
 #pragma once
 
@@ -8,9 +8,9 @@
 
 namespace {
 
-constexpr int ROWS = 6;  // of a product, that are summed up in registers
+constexpr int ROWS = 6;  // of a tile, whose sums are kept in registers
 
-// How numbers of a format are laid out as words of a product.
+// How the numbers of a format are laid out as words.
 template <class E>
 struct Layout;
 
@@ -42,10 +42,10 @@ struct Layout<bfloat16> {
 #endif
   }
 
-  // Neighbours in a row share a word.
+  // Packs neighbours in a row into one word each.
   static inline void store_row(Word* to, Floats x) { store((bfloat16*)to, x); }
 
-  // The same places of two rows share a word.
+  // Packs the numbers at the same place of two rows into one word each.
   static inline void store_pair(Word* to, Floats x, Floats y) {
     bfloat16 low[LANES], high[LANES];
     store(low, x);
@@ -62,7 +62,7 @@ struct Layout<bfloat16> {
   }
 };
 
-// A matrix of words, or of what they are multiplied to.
+// A matrix of words (factors) or of float32 numbers (a result).
 template <class T>
 struct Matrix {
   T* at;
@@ -75,6 +75,7 @@ struct Matrix {
 template <class E>
 using In = Matrix<const typename Layout<E>::Word>;
 
+// One tile of the result: M rows of N vectors.
 template <class E, int M, int N, bool ADD>
 inline void tile(In<E> a, In<E> b, Matrix<float> c, int64_t words) {
   Floats total[M][N];
@@ -91,10 +92,9 @@ inline void tile(In<E> a, In<E> b, Matrix<float> c, int64_t words) {
     for (int n = 0; n < N; n++) store(c.at + m * c.row + n * LANES, total[m][n]);
 }
 
-// Tiles of M rows and N vectors, then of fewer, until `rows` and `columns` are done.
+// Covers `rows` and `columns` with tiles of M rows and N vectors, and the rest with smaller ones.
 template <class E, bool ADD, int M = ROWS, int N = COLUMNS>
-inline void tiles(In<E> a, In<E> b, Matrix<float> c, int64_t rows, int64_t columns,
-                  int64_t words) {
+inline void tiles(In<E> a, In<E> b, Matrix<float> c, int64_t rows, int64_t columns, int64_t words) {
   int64_t whole = rows / M * M, wide = columns / (N * LANES) * N * LANES;
   for (int64_t n = 0; n < wide; n += N * LANES)
     for (int64_t m = 0; m < whole; m += M)
@@ -108,8 +108,8 @@ inline void tiles(In<E> a, In<E> b, Matrix<float> c, int64_t rows, int64_t colum
                                      words);
 }
 
-// c = a b, or c += a b, of a [rows, inner], b [inner, columns] and c [rows, columns]; columns are a
-// multiple of LANES.
+// c = a b, or c += a b, where a is [rows, inner], b [inner, columns] and c [rows, columns];
+// `columns` is a multiple of LANES.
 template <class E, bool ADD>
 inline void product(In<E> a, In<E> b, Matrix<float> c, int64_t rows, int64_t columns,
                     int64_t inner) {

@@ -1,4 +1,4 @@
-"""The fused kernels, against the formulas in float64."""
+"""What the C++ kernels do that is not in the interface of a backend."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from offbook.config import LoraSettings
-from offbook.engine import attention, kernels
-from offbook.engine.batching import make_step
 from offbook.engine.dropout import drop_probability
 from offbook.engine.engine import Engine
-from offbook.engine.kernels import NONE, Dropout, Product
-from offbook.engine.library import SIGNATURES, library
-from offbook.engine.packing import Rows
+from offbook.engine.ops import kernels
+from offbook.engine.ops.cpu import Cpu
+from offbook.engine.ops.kernels import NONE, Dropout, Product
+from offbook.engine.ops.library import KERNELS, library
 from support.engines import CPU, FAMILIES, make_model, some_examples, with_exact_norms
 
 FORMATS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
@@ -39,7 +37,7 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) 
 def mask_of(dropout: Dropout, rows: int, width: int) -> torch.Tensor:
     """What is kept, as ones and zeros."""
     y = torch.zeros(rows, width)
-    kernels.add_up(y, torch.ones(rows, 8), torch.full((8, width), 1 / 8), dropout)
+    kernels.lora_b_(y, torch.ones(rows, 8), torch.full((8, width), 1 / 8), dropout)
     return y
 
 
@@ -53,13 +51,13 @@ def test_narrow_products(dtype: torch.dtype, rank: int, rows: int, dropout: Drop
     y = random(rows, 96, dtype=dtype, seed=3)
     mask = mask_of(dropout, rows, 96).double()
     wide, seen = y.double(), x.double() * mask
-    assert_close(kernels.down(x, a, dropout), seen @ a.double().t(), torch.float32)
+    assert_close(kernels.lora_a(x, a, dropout), seen @ a.double().t(), torch.float32)
     dy, b = random(rows, 64, dtype=dtype, seed=4), random(rank, 64, seed=5)
-    dh, da, db = kernels.adapter_backward(x, dy, b, h, dropout)
+    dh, da, db = kernels.lora_backward(x, dy, b, h, dropout)
     assert_close(dh, dy.double() @ b.double().t(), torch.float32)
     assert_close(da, dh.double().t() @ seen, torch.float32)
     assert_close(db, h.double().t() @ dy.double(), torch.float32)
-    kernels.add_up(y, h, a, dropout)
+    kernels.lora_b_(y, h, a, dropout)
     assert_close(y, wide + mask * (h.double() @ a.double()), dtype)
 
 
@@ -75,7 +73,7 @@ def test_wide_products(
     widths: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also of more rows, columns and terms of a sum than are taken at a time."""
+    """Also of more rows, columns and terms of a sum than are computed at a time."""
     there = replace(library(), multiplies_bf16=native)
     monkeypatch.setattr(kernels, "library", lambda: there)
     products, outputs = [], 160
@@ -101,7 +99,7 @@ def test_wide_products(
 @needs_kernels
 @formats
 @pytest.mark.parametrize("rows", [1, 500])
-def test_a_product_does_not_depend_on_who_computes_what(dtype: torch.dtype, rows: int) -> None:
+def test_a_product_does_not_depend_on_the_number_of_threads(dtype: torch.dtype, rows: int) -> None:
     x, w = random(rows, 64, dtype=dtype), random(192, 64, dtype=dtype, seed=1)
     before, results = torch.get_num_threads(), []
     try:
@@ -173,100 +171,20 @@ def test_the_seed_fixes_the_masks() -> None:
 
 @needs_kernels
 @formats
-def test_rms_norm(dtype: torch.dtype) -> None:
-    x, dy = random(5, 64, dtype=dtype), random(5, 64, dtype=dtype, seed=1)
-    weight = random(64, dtype=dtype, seed=2)
-    wide = x.double().requires_grad_()
-    expected = F.rms_norm(wide, (64,), weight.double(), 1e-5)
-    (gradient,) = torch.autograd.grad(expected, wide, dy.double())
-    y, scale = kernels.rms_norm(x, weight, 1e-5)
-    assert_close(y, expected, dtype)
-    assert_close(kernels.rms_norm_backward(dy, x, weight, scale), gradient, dtype)
-
-
-@needs_kernels
-@formats
-def test_swiglu(dtype: torch.dtype) -> None:
-    gate, up, dy = (random(5, 64, dtype=dtype, seed=k) * 4 for k in range(3))
-    wide = [x.double().requires_grad_() for x in (gate, up)]
-    expected = F.silu(wide[0]) * wide[1]
-    gradients = torch.autograd.grad(expected, wide, dy.double())
-    assert_close(kernels.swiglu(gate, up), expected, dtype)
-    for got, gradient in zip(kernels.swiglu_backward(dy, gate, up), gradients, strict=True):
-        assert_close(got, gradient, dtype)
-
-
-@needs_kernels
-@formats
-def test_rotation(dtype: torch.dtype) -> None:
-    x, cos, sin = (
-        random(5, 3, 64, dtype=dtype),
-        *(random(5, 64, dtype=dtype, seed=k) for k in (1, 2)),
-    )
-    wide, c, s = x.double().requires_grad_(), cos.double()[:, None], sin.double()[:, None]
-    expected = wide * c + torch.cat([-wide[..., 32:], wide[..., :32]], -1) * s
-    assert_close(kernels.rotate(x, cos, sin), expected, dtype)
-    turned = torch.cat([x[..., 32:], -x[..., :32]], -1).double()
-    assert_close(kernels.rotate(x, cos, sin, back=True), x.double() * c + turned * s, dtype)
-
-
-@needs_kernels
-@formats
-def test_cross_entropy(dtype: torch.dtype) -> None:
-    logits, targets = random(6, 96, dtype=dtype) * 5, torch.tensor([0, 95, 17, 31, 32, 50])
-    logits[0, 40] = -torch.inf
-    logits[1] += 300  # exp alone would overflow
-    wide = logits.double().requires_grad_()
-    expected = F.cross_entropy(wide, targets, reduction="none")
-    (gradient,) = torch.autograd.grad(expected.sum(), wide)
-    assert_close(kernels.cross_entropy_(logits, targets), expected, torch.float32)
-    assert_close(logits, gradient, dtype)
-
-
-@needs_kernels
-@formats
-def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
-    """A step that met one is found out by its loss or gradient."""
+def test_nan_and_infinity_are_not_hidden(dtype: torch.dtype) -> None:
+    """So that a step with one is noticed in its loss or gradient."""
     for bad in (torch.nan, torch.inf):
         x = random(4, 64, dtype=dtype)
         x[2, 5] = bad
         assert not kernels.cross_entropy_(x.clone(), torch.zeros(4).long())[2].isfinite()
         assert not kernels.swiglu(x, x)[2, 5].isfinite()
         assert kernels.rms_norm(x, random(64, dtype=dtype), 1e-5)[0][2].isnan().any()
-        assert not kernels.down(x, random(8, 64))[2].isfinite().any()
-        assert kernels.down(x, random(8, 64))[3].isfinite().all()
+        assert not kernels.lora_a(x, random(8, 64))[2].isfinite().any()
+        assert kernels.lora_a(x, random(8, 64))[3].isfinite().all()
         q = x.view(4, 2, 32)
         o = kernels.attend(q, q, q, (None, None), [2, 2], 1.0, None)
         assert o[2:].isnan().any()
         assert o[:2].isfinite().all()
-
-
-@needs_kernels
-@formats
-@pytest.mark.parametrize(("heads", "keys", "width"), [(4, 4, 32), (9, 3, 64), (2, 1, 96)])
-@pytest.mark.parametrize("prefix", [0, 1, 37])
-@pytest.mark.parametrize("window", [None, 9])
-def test_attention(
-    dtype: torch.dtype, heads: int, keys: int, width: int, prefix: int, window: int | None
-) -> None:
-    lengths = [61, 49, 48, 25, 24, 5, 1]
-    q, do = (random(sum(lengths), heads, width, dtype=dtype, seed=k) for k in (0, 1))
-    k, v = (random(sum(lengths), keys, width, dtype=dtype, seed=k) for k in (2, 3))
-    past = [random(prefix, keys, width, dtype=dtype, seed=k) for k in (4, 5)]
-    inputs = [x.double().requires_grad_() for x in (q, k, v, *past[: 2 * bool(prefix)])]
-    expected = attention._Blockwise.apply(
-        *inputs,
-        *[None] * (5 - len(inputs)),
-        Rows(lengths, prefix, torch.arange(sum(lengths))),
-        width**-0.5,
-        window,
-    )
-    gradients = torch.autograd.grad(expected, inputs, do.double())
-    facts = ((past[0], past[1]) if prefix else (None, None), lengths, width**-0.5, window)
-    assert_close(kernels.attend(q, k, v, *facts), expected, dtype)
-    got = [x for x in kernels.attend_backward(do, q, k, v, *facts) if x is not None]
-    for one, gradient in zip(got, gradients, strict=True):
-        assert_close(one, gradient, dtype)
 
 
 @needs_kernels
@@ -275,7 +193,6 @@ def test_attention(
 def test_gradients_through_the_kernels(
     family: str, prefix: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(make_step.__kwdefaults__, "min_shared_tokens", 1)
     sizes = {"hidden_size": 128, "intermediate_size": 96, "vocab_size": 128, "head_dim": 32}
     facts = FAMILIES[family].to_dict() | sizes | {"initializer_range": 0.05}
     # Small enough for rounding not to grow from layer to layer.
@@ -290,7 +207,7 @@ def test_gradients_through_the_kernels(
     for engine in (
         Engine(with_exact_norms(model), fast=False),
         Engine(copy.deepcopy(model), fast=False),
-        Engine(model),
+        Engine(model, min_shared_tokens=1),
     ):
         assert (
             engine.accumulate(engine.make_step(some_examples(prefix), budget, CPU), [0]) is not None
@@ -298,13 +215,34 @@ def test_gradients_through_the_kernels(
         trained = [p.grad for p in engine.model.parameters() if p.grad is not None]
         gradients.append(torch.cat([g.double().flatten() for g in trained]))
     exact, plain, fused = gradients
-    assert used == set(SIGNATURES) - {"up"}  # which is for bfloat16 in PyTorch's products
+    assert used & set(KERNELS) == set(KERNELS) - {
+        "lora_b"
+    }  # that one is for bfloat16 in PyTorch's products
     assert (fused - exact).norm() <= 1.5 * (plain - exact).norm()
     assert (fused - exact).norm() < 1e-5 * exact.norm()
 
 
-def test_other_formats_are_left_to_pytorch() -> None:
-    assert not kernels.fit(torch.ones(2, 64, dtype=torch.float64))
-    assert not kernels.fit(torch.ones(2, 64), torch.ones(2, 48))
-    assert not kernels.fit(torch.ones(2, 64), torch.ones(64, dtype=torch.bfloat16))
-    assert not kernels.take(torch.device("cuda"), torch.bfloat16, 64)
+def test_other_formats_widths_and_devices_are_left_to_pytorch() -> None:
+    cpu = Cpu()
+    assert not cpu.supports(CPU, torch.float64, [64])
+    assert not cpu.supports(CPU, torch.float32, [64, 48])
+    assert not cpu.supports(torch.device("cuda"), torch.bfloat16, [64])
+    assert cpu.supports(CPU, torch.bfloat16, [64]) == (library().code is not None)
+
+
+@needs_kernels
+def test_each_layer_of_a_model_is_decided_on_its_own() -> None:
+    """Hidden size 32, MLP 48, heads of 8 channels."""
+    model = make_model(FAMILIES["llama-mha"], torch.float32)
+    Engine(model)
+    layer = model.get_base_model().model.layers[0]
+    chosen = {
+        "norm": layer.input_layernorm.ops,
+        "q, k, v": layer.self_attn.ops_in,
+        "heads": layer.self_attn.ops,
+        "o": layer.self_attn.ops_out,
+        "gate, up": layer.mlp.ops_in,
+        "down": layer.mlp.ops_out,
+    }
+    fused = {name for name, ops in chosen.items() if isinstance(ops, Cpu)}
+    assert fused == {"norm", "q, k, v", "o"}

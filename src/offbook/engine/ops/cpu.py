@@ -1,0 +1,213 @@
+"""The operations in fused C++ kernels, for bfloat16 and float32 on a processor.
+
+A fused operation goes over memory once, and saves less for backward: a gated input is computed
+again there, and dropout masks are made from their seeds wherever they are applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from offbook.engine.layout import Layout
+from offbook.engine.ops import kernels
+from offbook.engine.ops.backend import Backend
+from offbook.engine.ops.library import library
+from offbook.engine.projection import Projection
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        x_TI = x.contiguous().view(-1, x.shape[-1])
+        y_TI, scale_T = kernels.rms_norm(x_TI, weight, eps)
+        ctx.save_for_backward(x_TI, weight, scale_T)
+        return y_TI.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_TI, weight, scale_T = ctx.saved_tensors
+        dy_TI = grads[0].contiguous().view(x_TI.shape)
+        dx_TI = kernels.rms_norm_backward(dy_TI, x_TI, weight, scale_T)
+        return dx_TI.view(grads[0].shape), None, None
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_THC: torch.Tensor, cos_TC: torch.Tensor, sin_TC: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(cos_TC, sin_TC)
+        return kernels.rotate(*(x.contiguous() for x in (x_THC, cos_TC, sin_TC)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        tensors = (x.contiguous() for x in (grads[0], *ctx.saved_tensors))
+        return kernels.rotate(*tensors, back=True), None, None
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TI: torch.Tensor,
+        gate_TI: torch.Tensor | None,
+        projections: Sequence[Projection],
+        *adapters: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        outputs: list[torch.Tensor] = []
+        saved: list[torch.Tensor | None] = [x_TI, gate_TI]
+        if gate_TI is not None:
+            x_TI = kernels.swiglu(gate_TI, x_TI)
+        ctx.projections, ctx.dropouts = projections, []
+        for p in projections:
+            h_TR = a_RI = b_RO = None
+            dropout = kernels.NONE
+            if p.lora_A is not None:
+                a_RI, b_RO = _adapter(p)
+                dropout = kernels.Dropout.draw(p.dropout)
+                h_TR = kernels.lora_a(x_TI, a_RI, dropout)
+            product = kernels.Product(x_TI, p.weight().contiguous(), h_TR, b_RO)
+            outputs.append(kernels.multiply([product], p.bias))
+            ctx.dropouts.append(dropout)
+            saved += h_TR, a_RI, b_RO
+        ctx.save_for_backward(*saved)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_TI, gate_TI, *saved = ctx.saved_tensors
+        up_TI, dgate_TI = x_TI, None
+        if gate_TI is not None:
+            x_TI = kernels.swiglu(gate_TI, up_TI)
+        products: list[kernels.Product] = []
+        adapters: list[torch.Tensor | None] = []
+        for p, dy_TO, h_TR, a_RI, b_RO, dropout in zip(
+            ctx.projections, grads, saved[::3], saved[1::3], saved[2::3], ctx.dropouts, strict=True
+        ):
+            dy_TO, dh_TR = dy_TO.contiguous(), None
+            if p.lora_A is None:
+                adapters += None, None
+            else:
+                dh_TR, da_RI, db_RO = kernels.lora_backward(x_TI, dy_TO, b_RO, h_TR, dropout)
+                rank = len(p.lora_A)
+                # Contiguous as B is, or autograd would copy it.
+                adapters += da_RI[:rank], db_RO[:rank].t().contiguous().mul_(p.scale)
+            weight_IO = p.weight().contiguous().t()
+            products.append(kernels.Product(dy_TO, weight_IO, dh_TR, a_RI, dropout))
+        dx_TI = kernels.multiply(products) if any(ctx.needs_input_grad[:2]) else None
+        if dx_TI is not None and gate_TI is not None:
+            dgate_TI, dx_TI = kernels.swiglu_backward(dx_TI, gate_TI, up_TI)
+        return dx_TI, dgate_TI, None, *adapters
+
+
+def _adapter(p: Projection) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [R, I], and B transposed and scaled [R, O], in float32; the rank is padded with zeros."""
+    assert p.lora_A is not None
+    assert p.lora_B is not None
+    a_RI = p.lora_A.float().contiguous()
+    if missing := -len(a_RI) % library().rank_multiple:
+        a_RI = F.pad(a_RI, (0, 0, 0, missing))
+    b_RO = a_RI.new_zeros(len(a_RI), len(p.lora_B))
+    torch.mul(p.lora_B.t(), p.scale, out=b_RO[: p.lora_B.shape[1]])
+    return a_RI, b_RO
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_THC: torch.Tensor,
+        k_TKC: torch.Tensor,
+        v_TKC: torch.Tensor,
+        past_k: torch.Tensor | None,
+        past_v: torch.Tensor | None,
+        *facts: Any,
+    ) -> torch.Tensor:
+        q_THC, k_TKC, v_TKC = (x.contiguous() for x in (q_THC, k_TKC, v_TKC))
+        if past_k is not None and past_v is not None:
+            past_k, past_v = past_k.contiguous(), past_v.contiguous()
+        ctx.facts = facts
+        ctx.save_for_backward(q_THC, k_TKC, v_TKC, past_k, past_v)
+        return kernels.attend(q_THC, k_TKC, v_TKC, (past_k, past_v), *facts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q_THC, k_TKC, v_TKC, *past = ctx.saved_tensors
+        do_THC = grads[0].contiguous()
+        gradients = kernels.attend_backward(do_THC, q_THC, k_TKC, v_TKC, tuple(past), *ctx.facts)
+        return *gradients, None, None, None
+
+
+class Cpu(Backend):
+    """The kernels of `native/`."""
+
+    def supports(self, device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> bool:
+        """As in `Backend`: whether there are kernels for this device, format and widths."""
+        return (
+            device.type == "cpu"
+            and dtype in kernels.SUFFIXES
+            and library().code is not None
+            and all(width % library().width_multiple == 0 for width in widths)
+        )
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        y: torch.Tensor = _Norm.apply(x, weight, eps)
+        return y
+
+    def rotate(
+        self, x_THC: torch.Tensor, cos_TC: torch.Tensor, sin_TC: torch.Tensor
+    ) -> torch.Tensor:
+        y_THC: torch.Tensor = _Rotate.apply(x_THC, cos_TC, sin_TC)
+        return y_THC
+
+    def project(
+        self, x_TI: torch.Tensor, gate_TI: torch.Tensor | None, projections: Sequence[Projection]
+    ) -> tuple[torch.Tensor, ...]:
+        adapters = [t for p in projections for t in (p.lora_A, p.lora_B)]
+        outputs: tuple[torch.Tensor, ...] = _Project.apply(x_TI, gate_TI, projections, *adapters)
+        return outputs
+
+    def attend(
+        self,
+        q_THC: torch.Tensor,
+        k_TKC: torch.Tensor,
+        v_TKC: torch.Tensor,
+        past: tuple[torch.Tensor, torch.Tensor] | None,
+        layout: Layout,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        facts = layout.lengths, scaling, window
+        o_THC: torch.Tensor = _Attend.apply(q_THC, k_TKC, v_TKC, *(past or (None, None)), *facts)
+        return o_THC
+
+    def linear(
+        self, x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return kernels.linear(x_TI, weight_OI, bias_O)
+
+    def cross_entropy(
+        self, logits_NV: torch.Tensor, targets_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As in `Backend`: the gradient overwrites the logits."""
+        return kernels.cross_entropy_(logits_NV, targets_N).sum(), logits_NV
+
+    def saved_by_projection(
+        self, width: int, projections: int, *, gated: bool, dropout: bool
+    ) -> int:
+        """As in `Backend`: the input, and the gate."""
+        return width * (1 + gated)
+
+    def saved_by_attention(self, heads: int, key_heads: int, channels: int, longest: int) -> int:
+        """As in `Backend`: queries, keys and values; probabilities are computed again."""
+        return (heads + 2 * key_heads) * channels
+
+    def bytes_per_logit(self, dtype: torch.dtype) -> int:
+        return dtype.itemsize
+
+    def linear_workspace_bytes(self, width: int, dtype: torch.dtype) -> int:
+        return kernels.linear_workspace_bytes(width, dtype)

@@ -1,0 +1,196 @@
+"""The kernels of `native/`, compiled once for this processor by the user's own g++."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from offbook.files.cache import cache_folder
+
+NATIVE = Path(__file__).with_name("native")
+SOURCE = NATIVE / "kernels.cpp"
+COMPILE = (
+    *("g++", "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"),
+    *("-fopenmp", "-fPIC", "-Wno-psabi", "-c"),
+)
+# The processor to compile for, as `g++ -march` names it. Tests and benchmarks set another one, or
+# None for no kernels, before the library is first used.
+TARGET: str | None = "native"
+# Not linked with an OpenMP runtime: PyTorch has loaded one, and two would compete for the cores.
+LINK = ("g++", "-shared", "-nodefaultlibs")
+
+_TENSOR, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_DROPOUT = (("seed", ctypes.c_uint64), ("threshold", ctypes.c_uint32))
+
+
+class Facts(ctypes.Structure):
+    """What the compiled code says of itself; `Facts` in `kernels.cpp`."""
+
+    _fields_ = tuple(
+        (name, _INT) for name in ("width_multiple", "rank_multiple", "multiplies_bf16")
+    )
+
+
+class Term(ctypes.Structure):
+    """A term of a sum of products; `Term` in `linear.h`."""
+
+    _fields_ = (
+        *(("x", _TENSOR), ("weight", _TENSOR), ("inner", _INT), ("transposed", _INT)),
+        *(("h", _TENSOR), ("b", _TENSOR), ("rank", _INT), *_DROPOUT),
+    )
+
+
+class Linear(ctypes.Structure):
+    """A sum of products; `Linear` in `linear.h`."""
+
+    _fields_ = (
+        *(("y", _TENSOR), ("terms", ctypes.POINTER(Term)), ("count", _INT), ("bias", _TENSOR)),
+        *(("rows", _INT), ("width", _INT), ("workspace", _TENSOR), ("threads", _INT)),
+    )
+
+
+class LoraBackward(ctypes.Structure):
+    """Gradients of an adapter; `LoraBackward` in `lora.h`."""
+
+    _fields_ = (
+        *((name, _TENSOR) for name in ("x", "dy", "b", "h", "dh", "da", "db")),
+        *((name, _INT) for name in ("rows", "inputs", "outputs", "rank")),
+        *(*_DROPOUT, ("workspace", _TENSOR), ("threads", _INT)),
+    )
+
+
+class Heads(ctypes.Structure):
+    """Shapes of the heads, and what a query sees; `Heads` in `attention.h`."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("queries", "keys", "channels", "prefix", "window")),
+        ("scaling", _FLOAT),
+    )
+
+
+class Attention(ctypes.Structure):
+    """Attention, forward or backward; `Attention` in `attention.h`."""
+
+    _fields_ = (
+        *((name, _TENSOR) for name in ("q", "k", "v", "past_k", "past_v", "o", "grad")),
+        *((name, _TENSOR) for name in ("dq", "dk", "dv", "dpast_k", "dpast_v", "starts")),
+        *(("sequences", _INT), ("heads", Heads), ("workspace", _TENSOR), ("threads", _INT)),
+    )
+
+
+_LORA = (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *(kind for _, kind in _DROPOUT))
+# The kernels, of which there is one for each format.
+KERNELS = {
+    "lora_a": _LORA,
+    "lora_b": _LORA,
+    "lora_backward": (ctypes.POINTER(LoraBackward),),
+    "linear": (ctypes.POINTER(Linear),),
+    "rms_norm": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _FLOAT),
+    "rms_norm_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT),
+    "swiglu": (_TENSOR, _TENSOR, _TENSOR, _INT),
+    "swiglu_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT),
+    "rotate": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, _FLOAT),
+    "cross_entropy": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT),
+    "attend": (ctypes.POINTER(Attention),),
+    "attend_backward": (ctypes.POINTER(Attention),),
+}
+# Bytes of workspace that a call needs for each thread.
+WORKSPACES = {
+    "lora_workspace_bytes": (ctypes.POINTER(LoraBackward),),
+    "attention_workspace_bytes": (ctypes.POINTER(Attention),),
+}
+FORMATS = ("bf16", "f32")
+
+
+@dataclass(frozen=True)
+class Library:
+    """The compiled kernels, or why there are none.
+
+    Attributes:
+        code: the loaded library.
+        problem: what the user can do something about; empty when all is well.
+        width_multiple: widths of tensors must be multiples of this.
+        rank_multiple: ranks of adapters must be multiples of this.
+        multiplies_bf16: whether its bfloat16 products are faster than oneDNN's.
+    """
+
+    code: ctypes.CDLL | None
+    problem: str = ""
+    width_multiple: int = 1
+    rank_multiple: int = 1
+    multiplies_bf16: bool = False
+
+
+@lru_cache(maxsize=1)
+def library() -> Library:
+    """The kernels; compiled, which takes seconds, unless the cache has them."""
+    if TARGET is None:
+        return Library(None, "the fused kernels are turned off")
+    if sys.platform != "linux":
+        return Library(None, "fused kernels are for Linux so far")
+    if shutil.which(COMPILE[0]) is None:
+        return Library(None, "no g++ here; with it (Debian: apt install g++) training is faster")
+    file = cache_folder() / "kernels" / f"{_fingerprint()}.so"
+    try:
+        code = _load(file)
+        if code is None:
+            _compile(file)
+            code = ctypes.CDLL(str(file))
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or [str(error)]
+        return Library(None, f"g++ could not compile the fused kernels: {lines[0]}")
+    except OSError as error:
+        return Library(None, f"the fused kernels could not be kept or loaded: {error}")
+    for signatures, result in ((KERNELS, None), (WORKSPACES, _INT)):
+        for name, signature in signatures.items():
+            for suffix in FORMATS:
+                function = getattr(code, f"{name}_{suffix}")
+                function.argtypes, function.restype = signature, result
+    code.linear_workspace_bytes.argtypes = (_INT, _INT)
+    code.linear_workspace_bytes.restype = _INT
+    code.facts.restype = Facts
+    facts = code.facts()
+    return Library(code, "", facts.width_multiple, facts.rank_multiple, bool(facts.multiplies_bf16))
+
+
+def _load(file: Path) -> ctypes.CDLL | None:
+    """The library that an earlier process compiled, if it is there and whole."""
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError:
+        return None
+
+
+def _fingerprint() -> str:
+    """A hash of what the compiled code depends on: sources, commands and processor."""
+    info = Path("/proc/cpuinfo")
+    processor = info.read_text(encoding="utf-8").split("\n\n")[0] if info.exists() else ""
+    # The clock speed changes from one reading to the next.
+    kept = [line for line in processor.splitlines() if "MHz" not in line]
+    sources = [file.read_text(encoding="utf-8") for file in sorted(NATIVE.iterdir())]
+    facts = [*sources, *COMPILE, str(TARGET), *LINK, platform.machine(), *kept]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+def _compile(file: Path) -> None:
+    """Compile in a temporary folder, so that no other process sees half a file."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        parts, whole = Path(folder, "kernels.o"), Path(folder, file.name)
+        for command in (
+            [*COMPILE, f"-march={TARGET}", str(SOURCE), "-o", str(parts)],
+            [*LINK, str(parts), "-o", str(whole)],
+        ):
+            subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+        with whole.open("rb") as written:
+            os.fsync(written.fileno())
+        whole.replace(file)

@@ -1,0 +1,187 @@
+// The products with the matrices A and B of a LoRA adapter, and the dropout of its input. In
+// float32, with B transposed and scaled.
+
+#pragma once
+
+#include <omp.h>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t RANK_MULTIPLE = 8;  // ranks whose sums are kept in registers at a time,
+constexpr int64_t ROWS_AT_A_TIME = COLUMNS / 2;  // for this many rows
+
+// Which elements of a matrix are dropped: a function of the seed and the element's index alone, so
+// that no mask is stored. Each 32-bit counter is hashed as in Wellons's lowbias32 (2018) and gives
+// two random 16-bit numbers. The two halves of the seed are mixed in before the two
+// multiplications.
+struct Dropout {
+  uint64_t seed;
+  uint32_t threshold;  // the probability times 65536
+
+  // Applies to two neighbouring vectors; `at` is the index of their first element.
+  inline void operator()(Floats& low, Floats& high, int64_t at) const {
+    if (!threshold) return;
+    Words w = ((Words)places() + (uint32_t)(at / 2)) ^ (uint32_t)seed;
+    w ^= w >> 16;
+    w *= 0x7feb352du;
+    w ^= (w >> 15) ^ (uint32_t)(seed >> 32);
+    w *= 0x846ca68bu;
+    w ^= w >> 16;
+    low = (Floats)((Words)low & (Words)((w & 0xffff) >= threshold));
+    high = (Floats)((Words)high & (Words)((w >> 16) >= threshold));
+  }
+};
+
+// h = drop(x) a' for M rows.
+template <int M, class E>
+inline void lora_a_rows(const E* x, const float* a, float* h, int64_t width, int64_t rank,
+                        int64_t row, Dropout drop) {
+  for (int64_t first = 0; first < rank; first += RANK_MULTIPLE) {
+    Floats total[M][RANK_MULTIPLE] = {};
+    for (int64_t i = 0; i < width; i += 2 * LANES) {
+      Floats low[M], high[M];
+      for (int m = 0; m < M; m++) {
+        low[m] = load(x + (row + m) * width + i);
+        high[m] = load(x + (row + m) * width + i + LANES);
+        drop(low[m], high[m], (row + m) * width + i);
+      }
+      for (int r = 0; r < RANK_MULTIPLE; r++) {
+        const float* of_rank = a + (first + r) * width + i;
+        Floats a_low = load(of_rank), a_high = load(of_rank + LANES);
+        for (int m = 0; m < M; m++) total[m][r] += low[m] * a_low + high[m] * a_high;
+      }
+    }
+    for (int m = 0; m < M; m++)
+      for (int r = 0; r < RANK_MULTIPLE; r++) h[(row + m) * rank + first + r] = sum(total[m][r]);
+  }
+}
+
+// h = drop(x) a'
+template <class E>
+void lora_a(const E* x, const float* a, float* h, int64_t rows, int64_t width, int64_t rank,
+            Dropout drop) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; row += ROWS_AT_A_TIME) {
+    if (row + ROWS_AT_A_TIME <= rows)
+      lora_a_rows<ROWS_AT_A_TIME>(x, a, h, width, rank, row, drop);
+    else
+      lora_a_rows<1>(x, a, h, width, rank, row, drop);
+  }
+}
+
+// Adds drop(h b) to two vectors of M rows, at columns i and i + LANES.
+template <int M>
+inline void add_lora_b(Floats* low, Floats* high, const float* h, const float* b, int64_t width,
+                       int64_t rank, int64_t row, int64_t i, Dropout drop) {
+  Floats more_low[M] = {}, more_high[M] = {};
+  for (int64_t r = 0; r < rank; r++) {
+    Floats b_low = load(b + r * width + i), b_high = load(b + r * width + i + LANES);
+    for (int m = 0; m < M; m++) {
+      more_low[m] += h[(row + m) * rank + r] * b_low;
+      more_high[m] += h[(row + m) * rank + r] * b_high;
+    }
+  }
+  for (int m = 0; m < M; m++) {
+    drop(more_low[m], more_high[m], (row + m) * width + i);
+    low[m] += more_low[m];
+    high[m] += more_high[m];
+  }
+}
+
+// y += drop(h b)
+template <class E>
+void lora_b(E* y, const float* h, const float* b, int64_t rows, int64_t width, int64_t rank,
+            Dropout drop) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t i = 0; i < width; i += 2 * LANES) {
+      E* at = y + row * width + i;
+      Floats low = load(at), high = load(at + LANES);
+      add_lora_b<1>(&low, &high, h, b, width, rank, row, i, drop);
+      store(at, low);
+      store(at + LANES, high);
+    }
+}
+
+// d += h' drop(x) for M rows.
+template <int M, class E>
+inline void outer_rows(const E* x, const float* h, float* d, int64_t width, int64_t rank,
+                       int64_t row, Dropout drop) {
+  for (int64_t i = 0; i < width; i += 2 * LANES) {
+    Floats low[M], high[M];
+    for (int m = 0; m < M; m++) {
+      low[m] = load(x + (row + m) * width + i);
+      high[m] = load(x + (row + m) * width + i + LANES);
+      drop(low[m], high[m], (row + m) * width + i);
+    }
+    for (int64_t r = 0; r < rank; r++) {
+      float* of_rank = d + r * width + i;
+      Floats d_low = load(of_rank), d_high = load(of_rank + LANES);
+      for (int m = 0; m < M; m++) {
+        d_low += h[(row + m) * rank + r] * low[m];
+        d_high += h[(row + m) * rank + r] * high[m];
+      }
+      store(of_rank, d_low);
+      store(of_rank + LANES, d_high);
+    }
+  }
+}
+
+// What `lora_backward` reads and writes; ops/library.py has the same struct.
+template <class E>
+struct LoraBackward {
+  const E *x, *dy;     // [rows, inputs], [rows, outputs]
+  const float *b, *h;  // [rank, outputs], [rows, rank]
+  float *dh, *da, *db;
+  int64_t rows, inputs, outputs, rank;
+  Dropout drop;
+  float* workspace;
+  int64_t threads;
+
+  // Numbers of the workspace that a thread uses.
+  int64_t workspace_size() const { return rank * (inputs + outputs); }
+};
+
+// The gradients of h, dh = dy b', of a, da = dh' drop(x), and of b, db = h' dy. Each thread adds up
+// da and db of its own rows in its part of the workspace; then the parts are summed.
+template <class E>
+void lora_backward(const LoraBackward<E>& call) {
+  const E *x = call.x, *dy = call.dy;
+  const float *b = call.b, *h = call.h;
+  float *dh = call.dh, *da = call.da, *db = call.db, *workspace = call.workspace;
+  int64_t rows = call.rows, inputs = call.inputs, outputs = call.outputs, rank = call.rank;
+  int64_t threads = call.threads, of_a = rank * inputs, size = call.workspace_size();
+  Dropout drop = call.drop;
+  constexpr int64_t block = 2 * COLUMNS;
+#pragma omp parallel num_threads(threads)
+  {
+    float *own_da = workspace + omp_get_thread_num() * size, *own_db = own_da + of_a;
+    memset(own_da, 0, size * sizeof(float));
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row += block) {
+      if (row + block <= rows) {
+        for (int64_t m = row; m < row + block; m += ROWS_AT_A_TIME)
+          lora_a_rows<ROWS_AT_A_TIME>(dy, b, dh, outputs, rank, m, Dropout{});
+        outer_rows<block>(dy, h, own_db, outputs, rank, row, Dropout{});
+        outer_rows<block>(x, dh, own_da, inputs, rank, row, drop);
+      } else {
+        for (int64_t m = row; m < rows; m++) {
+          lora_a_rows<1>(dy, b, dh, outputs, rank, m, Dropout{});
+          outer_rows<1>(dy, h, own_db, outputs, rank, m, Dropout{});
+          outer_rows<1>(x, dh, own_da, inputs, rank, m, drop);
+        }
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < size; i += LANES) {
+      Floats total = {};
+      for (int64_t thread = 0; thread < threads; thread++)
+        total += load(workspace + thread * size + i);
+      store(i < of_a ? da + i : db + (i - of_a), total);
+    }
+  }
+}
+
+}  // namespace

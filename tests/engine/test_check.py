@@ -1,0 +1,37 @@
+"""The check of gradients passes when they are right, and stops a run when they are wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from offbook.engine import attention
+from offbook.engine.check import check_gradients
+from offbook.engine.engine import Engine
+from offbook.errors import EngineError
+from support.engines import CPU, FAMILIES, make_model, some_examples
+
+
+def test_the_check_passes_and_leaves_everything_as_it_was() -> None:
+    model = make_model(FAMILIES["llama-gqa"], torch.float32)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data.zero_()
+    before = copy.deepcopy(model.state_dict())
+    assert check_gradients(Engine(model), some_examples(40), CPU) < 1e-4
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_check_stops_a_fast_path_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.attend
+    monkeypatch.setattr(
+        "offbook.engine.layers.attend",
+        lambda *facts: right(*facts[:-2], facts[-2] * 1.1, facts[-1]),  # a wrong scaling
+    )
+    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32))
+    with pytest.raises(EngineError, match=r"differ from those .* train with train.engine=plain"):
+        check_gradients(engine, some_examples(), CPU)
