@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule, learning_rate_at
-from offbook.training.setup import LoadedRun, prepare
+from offbook.training.setup import LoadedRun, gather, load, prepare
 from support.stepping import flat, make_stepper
 
 MakeConfig = Callable[..., Config]
@@ -47,7 +48,8 @@ def gradients(parts: LoadedRun, budget: int) -> dict[str, torch.Tensor]:
 
 
 def test_how_a_step_is_cut_does_not_matter(tiny_config: MakeConfig) -> None:
-    parts = prepare(tiny_config("lora.lora_dropout=0", "data.validation=0"), Monitor())
+    inputs = gather(tiny_config("lora.lora_dropout=0", "data.validation=0"), Monitor())
+    parts = load(replace(inputs, dtype=torch.float64), Monitor())
     with torch.no_grad():
         for name, p in parts.model.named_parameters():
             if "lora_B" in name:
