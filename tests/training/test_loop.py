@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from offbook.monitor import EvalMetrics, Monitor, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule, learning_rate_at
-from offbook.training.setup import LoadedRun, gather, prepare
+from offbook.training.setup import LoadedRun, gather, load, prepare
 from support.runs import Listener, records_of, stop_after
 from support.stepping import flat, make_stepper, steps_of
 
@@ -41,12 +42,12 @@ def gradients(run: LoadedRun, max_tokens: int) -> dict[str, torch.Tensor]:
 
 
 def test_gradients_do_not_depend_on_the_micro_batches(tiny_config: MakeConfig) -> None:
-    run = prepare(tiny_config("lora.lora_dropout=0", "data.validation=0"), Monitor())
+    inputs = gather(tiny_config("lora.lora_dropout=0", "data.validation=0"), Monitor())
+    run = load(replace(inputs, dtype=torch.float64), Monitor())
     with torch.no_grad():
         for name, p in run.model.named_parameters():
             if "lora_B" in name:
                 p.normal_()
-    run.model.double()
     whole = gradients(run, 10**6)
     assert len(whole) == 2 * 7 * 2
     for max_tokens in (1, 60, 100):
