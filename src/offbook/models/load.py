@@ -171,11 +171,16 @@ def _bfloat16_is_faster(device: torch.device) -> bool:
     # is measured. The shape is that of a small model's projection of a few hundred tokens.
     x, w = torch.ones(256, 512), torch.ones(512, 512)
     x16, w16 = x.bfloat16(), w.bfloat16()
-    # Alternately, so that other programs slow down both. Emulation can be 100 times slower.
     times: list[tuple[float, float]] = []
-    end = time.perf_counter() + 0.1
-    while len(times) < 3 or (len(times) < 30 and time.perf_counter() < end):
-        times.append((_seconds(lambda: x @ w), _seconds(lambda: x16 @ w16)))
+    end = time.perf_counter() + 0.1  # emulation can be 100 times slower
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other where other programs run
+    try:
+        # Alternately, so that other programs slow down both.
+        while len(times) < 3 or (len(times) < 30 and time.perf_counter() < end):
+            times.append((_seconds(lambda: x @ w), _seconds(lambda: x16 @ w16)))
+    finally:
+        torch.set_num_threads(threads)
     return min(t16 for _, t16 in times) < min(t for t, _ in times)
 
 

@@ -6,15 +6,14 @@ import time
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from offbook.config import Config
 from offbook.engine.batching import MicroBatch, Step, make_step
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
-from offbook.libraries import quiet_transformers
 from offbook.models.adapter import ALL_LINEAR, attach_adapter
 from offbook.models.load import choose_device
+from offbook.models.skeleton import make_skeleton
 from offbook.monitor import Monitor
 from offbook.training.plan import ModelShape, Plan
 from offbook.training.schedule import Schedule
@@ -92,8 +91,7 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
         | {"num_hidden_layers": 1, "vocab_size": 8192, "layer_types": None}
         | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     )
-    with torch.device("meta"), quiet_transformers():
-        base = AutoModelForCausalLM.from_config(small, dtype=dtype, trust_remote_code=False)
+    base = make_skeleton(small, dtype)
     base.to_empty(device=device).requires_grad_(False)
     for tensor in (*base.parameters(), *base.buffers()):
         torch.nn.init.constant_(tensor, 0.01)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from offbook.config import Config, LoraSettings
 from offbook.engine import layers, loss
@@ -17,10 +17,10 @@ from offbook.engine.engine import Engine
 from offbook.engine.ops import Backend, choose
 from offbook.engine.ops.torch import Torch
 from offbook.errors import MemoryPlanError
-from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import read_config
 from offbook.models.load import backbone, head
+from offbook.models.skeleton import make_skeleton
 
 # Most tokens of a micro-batch: up to a point, more tokens make matrix products more efficient. The
 # result of a step does not depend on it. On a processor, this holds a step of 16 short examples.
@@ -79,16 +79,15 @@ class ModelShape:
     def of(cls, folder: Path, lora: LoraSettings) -> ModelShape:
         """The sizes of the base in `folder`, read from its `config.json` alone."""
         config = read_config(folder)
-        with torch.device("meta"), quiet_transformers():
-            base = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-            base.requires_grad_(False)
-            parameters = sum(p.numel() for p in base.parameters())
-            linear = sum(
-                module.weight.numel()
-                for module in backbone(base).modules()
-                if isinstance(module, torch.nn.Linear)
-            )
-            outputs = sum(p.numel() for p in head(base).parameters())
+        base = make_skeleton(config).requires_grad_(False)
+        parameters = sum(p.numel() for p in base.parameters())
+        linear = sum(
+            module.weight.numel()
+            for module in backbone(base).modules()
+            if isinstance(module, torch.nn.Linear)
+        )
+        outputs = sum(p.numel() for p in head(base).parameters())
+        with torch.device("meta"):
             model = attach_adapter(base, lora, 0, str(folder))
         adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return cls(config, parameters, linear, outputs, adapter, Engine(model).packed)
