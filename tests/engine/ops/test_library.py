@@ -22,6 +22,7 @@ needs_kernels = pytest.mark.skipif(
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Library]:
     """Compiles into an empty cache."""
     monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(module, "TARGET", module.TARGET or "native")
     return library.__wrapped__
 
 
