@@ -1,4 +1,4 @@
-"""What training reports while it works: metrics, and a monitor that receives them and other news.
+"""What training reports while it works: metrics and messages, to a monitor that receives them.
 
 Only the command line prints, so training calls a `Monitor` and does not know what it does.
 """

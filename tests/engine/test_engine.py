@@ -91,7 +91,7 @@ def test_long_rows_in_blocks_of_queries(
     family: str, saved: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_attention, "BLOCK_QUERIES", 5)
-    monkeypatch.setattr(layout, "BLOCK_SCORES", 200)
+    monkeypatch.setattr(layout, "GROUP_SCORES", 200)
     monkeypatch.setattr(torch_attention, "SAVED_SCORES", saved)
     model = make_model(FAMILIES[family], torch.float64)
     plain, fast = Engine(with_exact_norms(model), fast=False), fast_engine(model)

@@ -1,7 +1,7 @@
-"""Proof at the start of every run that the fast path computes what transformers and PEFT compute.
+"""At the start of every run, compares the fast path with transformers and PEFT.
 
 The engine replaces the layers of a model by its own, packs sequences, shares prefixes and has
-backward passes written by hand. Tests prove all of that for tiny models in float64. They cannot
+backward passes written by hand. Tests check all of that for tiny models in float64. They cannot
 know the user's model, library versions, processor and compiler. So before its first step, a run
 computes the loss and the gradient of every adapter matrix twice on its own data: with the engine,
 and with the original layers on padded sequences. Training starts only if the two agree.
@@ -20,13 +20,13 @@ comparison would be between zeros. Matrices that are zero are filled with small 
 during the check, and set to zero again afterwards.
 
 **The tolerance is that of the number format.** Two correct computations round differently, and the
-difference grows from layer to layer: in bfloat16, healthy models differ by about 0.07 of the
+difference grows from layer to layer: in bfloat16, correct computations differ by about 0.07 of the
 gradient's norm, and by up to 0.22 in a single matrix. The limits below are a few times that. In a
 matrix whose gradient is close to zero rounding weighs more, so a single matrix may differ by four
 times the limit for all of them.
 
 **What it cannot see.** Errors smaller than rounding: in bfloat16 that hides a scale that is wrong
-by some percent, which the tests in float64 would find. Dropout, which is off: two different random
+by a few percent, which the tests in float64 would find. Dropout, which is off: two different random
 masks cannot be compared, so tests check its distribution instead. Effects of length, such as a
 sliding window that is longer than the sequences. Mistakes that the plain path shares, such as a
 wrong label.
@@ -61,9 +61,9 @@ def check_gradients(engine: Engine, examples: Sequence[Example], device: torch.d
     The model is as before afterwards, without gradients.
 
     Args:
-        engine: that is checked.
+        engine: the engine to check.
         examples: a few short parts of them are used.
-        device: of the model.
+        device: that the model is on.
 
     Returns:
         The relative difference of the gradients, over all adapter matrices.
@@ -103,7 +103,7 @@ def _gradients(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The mean loss of a step and its gradients, in the mode that the model is in."""
     engine.model.zero_grad(set_to_none=True)
-    loss = engine.backward(step)
+    loss = engine.forward_backward(step)
     gradients = {
         name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained.items()
     }
@@ -128,7 +128,7 @@ def _nonzero_adapter(model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
 
 
 def _few(examples: Sequence[Example]) -> list[Example]:
-    """The shortest examples, at least two, cut so that all stay below `CHECKED_TOKENS`."""
+    """The shortest examples, two or more if there are, cut to at most `CHECKED_TOKENS` together."""
     few: list[Example] = []
     for example in sorted(examples, key=len):
         part = _part(example, CHECKED_TOKENS // 2)

@@ -1,8 +1,8 @@
 """Losses and gradients of a model with an adapter: the fast path and the plain one.
 
 The fast path computes what transformers and PEFT compute, on packed sequences, with the layers of
-`layers.py`; `check.py` compares the two. A model whose attention it does not recognize takes the
-plain path, on padded sequences.
+`layers.py`; `check.py` compares the two. If a model's attention is not recognized, sequences are
+padded and transformers computes attention; other recognized layers are still replaced.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ class Engine:
         if fast:
             for parent in list(backbone(model).modules()):
                 for name, plain in list(parent.named_children()):
-                    quick = replacement(plain, weight.device, weight.dtype)
-                    if quick is not None:
-                        self._swaps.append((parent, name, plain, quick))
+                    replaced = replacement(plain, weight.device, weight.dtype)
+                    if replaced is not None:
+                        self._swaps.append((parent, name, plain, replaced))
                     elif is_replaceable(plain):
                         unrecognized[type(plain).__name__] = None
         self.plain_layers = tuple(unrecognized)
-        self.packed = any(isinstance(quick, Attention) for *_, quick in self._swaps) and not any(
-            name.endswith("Attention") for name in unrecognized
-        )
+        self.packed = any(
+            isinstance(replaced, Attention) for *_, replaced in self._swaps
+        ) and not any(name.endswith("Attention") for name in unrecognized)
         if not self.packed:
             self._swaps = [swap for swap in self._swaps if not isinstance(swap[3], Attention)]
         self._install()
@@ -100,16 +100,18 @@ class Engine:
         """Add up the gradients of one optimizer step over its micro-batches, in training mode.
 
         The gradient is that of the mean over the supervised tokens of the whole step, whatever the
-        micro-batches are. Dropout depends on `seed` alone.
+        micro-batches are. Dropout depends on `seed` and on the micro-batches.
 
         Returns:
             The mean loss in nats per token; None, and no gradients, if `should_stop` was true.
         """
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         self.model.train()
-        return self.backward(step, should_stop)
+        return self.forward_backward(step, should_stop)
 
-    def backward(self, step: Step, should_stop: Callable[[], bool] = lambda: False) -> float | None:
+    def forward_backward(
+        self, step: Step, should_stop: Callable[[], bool] = lambda: False
+    ) -> float | None:
         """As `accumulate`, in the mode that the model is in."""
         prefix, total = self._prefix(step), 0.0
         for batch in step.micro_batches:
@@ -146,7 +148,7 @@ class Engine:
         not depend on the micro-batches.
         """
         if not self.packed:
-            return plain_loss(self.model, batch)
+            return padded_loss(self.model, batch)
         padding = -len(batch.input_ids) % TOKEN_MULTIPLE
         lengths = (*batch.lengths, padding) if padding else batch.lengths
         wanted = (batch.targets != IGNORED).nonzero()[:, 0]
@@ -197,12 +199,12 @@ class Engine:
         return hidden
 
     def _install(self) -> None:
-        for parent, name, _, quick in self._swaps:
-            setattr(parent, name, quick)
+        for parent, name, _, replaced in self._swaps:
+            setattr(parent, name, replaced)
 
 
-def plain_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
-    """The loss as transformers computes it, on sequences padded on the right.
+def padded_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+    """The loss on sequences padded on the right, as transformers computes it.
 
     Attention is causal, so no real token sees padding and no mask is needed. Tokens that are not
     supervised skip the output head, which is by far the widest layer of a large vocabulary.

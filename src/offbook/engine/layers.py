@@ -1,4 +1,4 @@
-"""The layers that replace those of transformers, and which can be replaced.
+"""Our replacements for layers of transformers, and which layers get one.
 
 An instance in the model is replaced by one that holds the same projections under the same names;
 classes are never patched. What is not recognized stays as it is.
@@ -20,7 +20,7 @@ from offbook.engine.ops import Backend, choose
 from offbook.engine.prefix import KeysAndValues, Recorder
 from offbook.engine.projection import Projection
 
-# transformers' classes that compute just what the modules below do.
+# transformers' classes that compute exactly what the modules below do.
 ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
@@ -58,7 +58,7 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Self-attention with rotary positions (Su et al., 2021, arXiv:2104.09864) of packed sequences.
 
-    The model's forward passes `layout`, `prefix` and `recorder` on to it.
+    transformers' `forward` hands it `layout`, `prefix` and `recorder` as keyword arguments.
     """
 
     def __init__(self, plain: Any, device: torch.device, dtype: torch.dtype) -> None:
@@ -104,7 +104,7 @@ class Attention(nn.Module):
             layout: where the sequences lie.
             prefix: keys and values of a prefix that was computed before, for every layer.
             recorder: gets the layer's own keys and values.
-            unused: what transformers passes besides.
+            unused: other arguments from transformers, ignored.
         """
         q_THC, k_TKC, v_TKC = (
             y.view(y.shape[1], -1, self.channels)
@@ -125,7 +125,7 @@ class Attention(nn.Module):
 
 
 class LastLayer(nn.Module):
-    """The last decoder layer: after keys and values, it computes only the wanted tokens."""
+    """The last decoder layer: after attention, it computes only the wanted tokens."""
 
     def __init__(self, plain: Any) -> None:
         super().__init__()
@@ -180,8 +180,8 @@ def saved_per_token(ops: Backend, config: PreTrainedConfig, longest: int, *, dro
     """Values that a layer saves for backward, per token.
 
     Args:
-        ops: the backend that computes it.
-        config: of the model.
+        ops: the backend of the layer.
+        config: the model's configuration.
         longest: tokens of the longest sequence.
         dropout: whether there is any.
     """

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-# Elements of one block's scores over all heads: about what fits the caches of two cores.
-BLOCK_SCORES = 1_200_000
-# Sequences of a group are at least this share of its longest.
+# Scores of a group of several sequences over all heads, at most: what fits the caches of two cores.
+GROUP_SCORES = 1_200_000
+# A sequence joins a group if it has at least this share of its longest sequence's tokens.
 SIMILAR_LENGTH = 0.85
 
 
@@ -100,7 +100,7 @@ class Layout:
             while (
                 last < len(self.lengths)
                 and SIMILAR_LENGTH * length <= self.lengths[last] <= length
-                and (last + 1 - first) * area <= BLOCK_SCORES
+                and (last + 1 - first) * area <= GROUP_SCORES
             ):
                 last += 1
             groups.append(self._group(first, last))

@@ -1,6 +1,6 @@
-"""The only place a run directory is written through: a file or folder appears whole or not at all.
+"""Writes the files of a run directory: each file or folder appears whole or not at all.
 
-A reader must never take half a file for a file. But a process can be killed between any two system
+A reader must never see half a file. But a process can be killed between any two system
 calls, and a power cut also loses what the system had not yet sent to the disk. So nothing is
 written under the name that readers look for:
 
@@ -13,19 +13,19 @@ written under the name that readers look for:
 The rename is the commit: before it, NAME is absent or old; after it, NAME is new and complete. A
 folder is removed in reverse: it is renamed to `.NAME.partial` and then deleted. So whatever a crash
 leaves unfinished is called `.NAME.partial`, and `clean` removes it at the next start. A rename
-cannot replace a folder; so a caller that must always have one commits `step-200` before it
+cannot replace a folder; so a caller that always needs a complete one commits `step-200` before it
 discards `step-100`.
 
 Assumed of the file system: a rename within a folder is atomic, and what fsync has confirmed is
 still there after a power cut. Not assumed: that changes reach the disk in the order in which they
 were made, that close writes to the disk, or that an append is atomic.
 
-The proof is in the tests. Every change goes through the six operations of `Disk`, and
+The proof is in the tests. Every change goes through six operations of `Disk`, and
 `tests/support/disks.py` replaces them. One replacement copies the folder before, in and after every
 operation, as a kill would leave it; another fails from the n-th operation on, as a full or broken
-disk: from each such state, a resumed run must end in the same bits. A third cuts the power at any
-operation, and loses none, one, all but one, or all of the changes that fsync had not confirmed:
-every committed checkpoint must still be there.
+disk: from each such state, a resumed run must end in the same result, bit for bit. A third
+simulates a power cut at any operation, and loses none, one, all but one, or all of the changes that
+fsync had not confirmed: every committed checkpoint must still be there.
 
 Not covered: a disk that confirms a write and loses it. On macOS, fsync does not empty the drive's
 own cache; F_FULLFSYNC would, slowly. The manifest is the defence here: `verify` compares the
@@ -53,7 +53,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Disk:
-    """The primitive operations. Each is complete when it returns, or raises OSError.
+    """The primitive operations. Each is visible when it returns, or raises OSError.
+
+    What `write` and `append` wrote is on the disk then; a name is only after `sync_folder`.
 
     Tests replace `disk` with a subclass, to record what a run does and to make it fail.
     """

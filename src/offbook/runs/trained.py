@@ -1,4 +1,4 @@
-"""Open a run for use: what chat, evaluation, export and serving need of its directory."""
+"""Open a run for use: its adapter, its base, and whether they fit together."""
 
 from __future__ import annotations
 

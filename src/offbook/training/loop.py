@@ -1,4 +1,4 @@
-"""The training loop, on one screen: `training_steps`. `train` runs it in a run directory."""
+"""The training loop is `training_steps`; `train` runs it in a run directory."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
         # Fast and plain path must give the same gradients on these rows, on this device.
         check_gradients(stepper.loaded.engine, examples, inputs.device)
     while True:
+        # What is due after `step` steps: save, evaluate, or end. Then the next step.
         step, finished = progress.step, progress.step == total
         save_due = step != saved and (finished or step % settings.save_steps == 0)
         evaluation_due = step not in evaluated and (finished or step % eval_steps == 0)
@@ -120,12 +121,12 @@ def train(
         config: all settings.
         resume: continue from the newest checkpoint in `output_dir`.
         overwrite: replace a run that is there.
-        monitor: receives progress and news.
+        monitor: receives progress and messages.
         should_stop: called before each micro-batch; when it returns true, the run saves and
             returns.
 
     Raises:
-        OffbookError: of the class that names what is wrong.
+        OffbookError: its class says what kind of thing is wrong.
     """
     monitor = monitor or Monitor()
     run = RunDirectory(Path(config.output_dir))

@@ -88,7 +88,7 @@ def begin(
     Args:
         run: a directory that no other process writes to.
         config: all settings, with absolute paths.
-        monitor: receives news of reading and loading.
+        monitor: receives messages of reading and loading.
         resume: continue the run in the directory.
         overwrite: replace it.
 

@@ -64,7 +64,7 @@ class Stepper:
         optimizer: of the adapter.
         progress: how far the run is.
         log: writes a line of metrics.
-        announce: receives news for the user.
+        announce: receives messages for the user.
         should_stop: called before each micro-batch.
     """
 

@@ -16,7 +16,13 @@ class Backend(ABC):
 
     @abstractmethod
     def supports(self, device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> bool:
-        """Whether it computes layers of these widths: features, channels, vocabulary."""
+        """Whether it computes layers whose tensors have these widths.
+
+        Args:
+            device: that the layer is on.
+            dtype: of its hidden states.
+            widths: the features, channels or vocabulary sizes of its tensors.
+        """
 
     @abstractmethod
     def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -26,7 +32,7 @@ class Backend(ABC):
     def rotate(
         self, x_THC: torch.Tensor, cos_TC: torch.Tensor, sin_TC: torch.Tensor
     ) -> torch.Tensor:
-        """Rotary positions, the two halves of a head paired."""
+        """Rotary positions: channel i of a head is rotated with channel i + C/2."""
 
     @abstractmethod
     def project(
@@ -50,7 +56,7 @@ class Backend(ABC):
     ) -> torch.Tensor:
         """Causal attention within each sequence, and to keys and values [P, K, C] of a prefix.
 
-        A query sees `window` keys, its own included, or all up to its own if that is None.
+        A query sees `window` keys, its own included, or all up to its own if `window` is None.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The operations in fused C++ kernels, for bfloat16 and float32 on a processor.
+"""The operations as fused C++ kernels, for bfloat16 and float32 on a CPU.
 
 A fused operation goes over memory once, and saves less for backward: a gated input is computed
 again there, and dropout masks are made from their seeds wherever they are applied.

@@ -33,7 +33,7 @@ _DROPOUT = (("seed", ctypes.c_uint64), ("threshold", ctypes.c_uint32))
 
 
 class Facts(ctypes.Structure):
-    """What the compiled code says of itself; `Facts` in `kernels.cpp`."""
+    """Constants of the compiled code; `Facts` in `kernels.cpp`."""
 
     _fields_ = tuple(
         (name, _INT) for name in ("width_multiple", "rank_multiple", "multiplies_bf16")
@@ -117,7 +117,7 @@ class Library:
 
     Attributes:
         code: the loaded library.
-        problem: what the user can do something about; empty when all is well.
+        problem: why there are no kernels; empty if there are.
         width_multiple: widths of tensors must be multiples of this.
         rank_multiple: ranks of adapters must be multiples of this.
         multiplies_bf16: whether its bfloat16 products are faster than oneDNN's.

@@ -1,4 +1,4 @@
-"""The operations in PyTorch's own, for any device and format."""
+"""The operations, computed by PyTorch, for any device and format."""
 
 from __future__ import annotations
 

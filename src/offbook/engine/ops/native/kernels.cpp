@@ -19,7 +19,7 @@ extern "C" Facts facts() {
 #if defined(__x86_64__) && !defined(__AMX_BF16__)
   return {WIDTH_MULTIPLE, RANK_MULTIPLE, 1};
 #else
-  return {WIDTH_MULTIPLE, RANK_MULTIPLE, 0};  // oneDNN uses AMX, the matrix units
+  return {WIDTH_MULTIPLE, RANK_MULTIPLE, 0};  // AMX, or not x86: oneDNN's product is used
 #endif
 }
 

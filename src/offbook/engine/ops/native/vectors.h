@@ -93,8 +93,9 @@ inline float sum(Floats x) {
 
 inline float largest(Floats x) { return fold(x, larger); }
 
-// 2^n f, where f is a Taylor polynomial on [-ln 2 / 2, ln 2 / 2]; the relative error is at most
-// 2e-7. Below -87 the result is 0; above 88 it is exp(88).
+// exp(x) = 2^n p(f), where f = x - n ln 2 is in [-ln 2 / 2, ln 2 / 2] and p is the Taylor
+// polynomial of degree 6; the relative error is at most 2e-7. Below -87 the result is 0; above 88,
+// exp(88).
 inline Floats exp(Floats x) {
   constexpr float terms[] = {1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1, 1};
   constexpr float round = 12582912;  // 1.5 * 2^23: adding it rounds to a whole number
