@@ -96,13 +96,13 @@ def begin(
         OffbookError: of the class that names what is wrong.
     """
     run.clean()
-    planned = None
+    start = Receipt()
     if resume:
         config = run.settings_to_resume(config)
-        planned = run.receipt().micro_batch_tokens
+        start = run.receipt()
     elif not overwrite:
         run.refuse_to_replace()
-    inputs = gather(config, monitor, micro_batch_tokens=planned)
+    inputs = gather(config, monitor, start=start)
     run.require_space(inputs.shape.adapter * FLOAT32, config.train.save_total_limit)
     loaded = load(inputs, monitor)
     receipt = make_receipt(inputs)
@@ -123,7 +123,7 @@ def gather(
     monitor: Monitor,
     *,
     weights: bool = True,
-    micro_batch_tokens: int | None = None,
+    start: Receipt | None = None,
 ) -> RunInputs:
     """Read the data and plan the run.
 
@@ -131,11 +131,13 @@ def gather(
         config: of the run.
         monitor: receives what is read and planned.
         weights: whether the base's weights will be needed.
-        micro_batch_tokens: what a resumed run was started with; used again where it still fits.
+        start: what a resumed run was started with. Its date is kept, and its micro-batches where
+            they still fit.
     """
+    start = start or Receipt()
     device = choose_device()
     base = resolve_base(config.model.base, config.model.revision, monitor.announce, weights)
-    template = ChatTemplate(load_tokenizer(base))
+    template = ChatTemplate(load_tokenizer(base), start.date)
     for note in template.notes:
         monitor.announce(note)
     reader = read_conversations(config.data.train, config.data)
@@ -146,7 +148,7 @@ def gather(
     shape = ModelShape.of(base, config.lora)
     longest = int(max(training.lengths.max(), validation.lengths.max(initial=0)))
     memory = Memory.of(device)
-    plan = make_plan(config, shape, longest, dtype, device, memory, micro_batch_tokens)
+    plan = make_plan(config, shape, longest, dtype, device, memory, start.micro_batch_tokens)
     monitor.announce(plan.describe())
     return RunInputs(
         config, base, template, files, training, validation, shape, plan, dtype, device
@@ -201,6 +203,7 @@ def make_receipt(inputs: RunInputs) -> Receipt:
             fused_kernels=library().code is not None,
         ),
         micro_batch_tokens=inputs.plan.micro_batch_tokens,
+        date=inputs.template.date,
     )
 
 
@@ -234,6 +237,8 @@ def _restore(
             where=str(run.path),
             fix="restore it, or start again with --overwrite",
         )
+    if notice := start.missing_date(receipt.date):
+        monitor.announce(notice)
     if changed := start.changes_to_last_bits(receipt):
         monitor.announce(
             f"changed since the run was started: {', '.join(changed)}; "
