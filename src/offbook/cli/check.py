@@ -43,8 +43,8 @@ def check(
     from offbook.config import Config
     from offbook.data.conversations import read_conversations
     from offbook.doctor.inspection import Census, measure, token_view
-    from offbook.models.base import resolve_base
-    from offbook.tokens.examples import tokenize
+    from offbook.models.base import context_length, resolve_base
+    from offbook.tokens.examples import setting_that_keeps, tokenize
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
 
@@ -58,7 +58,8 @@ def check(
     template = ChatTemplate(load_tokenizer(base))
     for note in template.notes:
         say(note)
-    census, limit = Census(), config.data.max_length
+    census, setting = Census(), config.data.max_length
+    limit = context_length(base) if setting == "auto" else setting
     examples = tokenize(census.watch(reader), template, limit, RowsRead())
     lengths = measure(examples)
     if as_json:
@@ -67,7 +68,7 @@ def check(
         print(json.dumps(counts))
         return
     _print_counts(census, lengths)
-    for notice in examples.notices(limit):
+    for notice in examples.notices(limit, setting_that_keeps(setting)):
         out.print(printable(notice), markup=False, soft_wrap=True)
     for example in examples[:show]:
         out.print()
