@@ -671,7 +671,7 @@ show_error(lambda: config.override("train.per_device_train_batch_size=8"))
 #   1.
 
 # %%
-examples = tokenize(roles["lighthouse"], template, config.data.max_length)
+examples = tokenize(roles["lighthouse"], template)
 training, validation = examples.split(config.data.validation, config.train.seed)
 schedule = Schedule.of(training, config.train)
 ratios = []

@@ -20,7 +20,6 @@ RECIPES = sorted(
 
 SPELLING = "check indentation, colons and quotes"
 TUTORIAL = {
-    "data.max_length": 384,
     "lora.r": 8,
     "lora.lora_alpha": 32,
     "lora.lora_dropout": 0.1,
@@ -480,6 +479,7 @@ def test_the_deepseek_recipe_has_the_tutorials_numbers():
     config = Config.load(ROOT / "recipes/deepseek-7b-chat.yaml")
     settings = config.flat()
     assert {key: settings[key] for key in TUTORIAL} == TUTORIAL
+    assert config.data.max_length == 384
     assert config.model.base == "deepseek-ai/deepseek-llm-7b-chat"
     assert config.train.gradient_checkpointing
     assert (config.train.logging_steps, config.train.save_steps) == (10, 100)

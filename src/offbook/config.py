@@ -11,7 +11,7 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -76,9 +76,11 @@ class DataSettings(Section):
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
     that no prompt is in both sets; or another file or data set. 0 turns validation off."""
 
-    max_length: int = Field(default=384, ge=8)
+    max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     """Most tokens of an example. A longer one is truncated at the beginning of its prompt, never
-    at the end of its reply; such rows are counted and named."""
+    at the end of its reply; such rows are counted and named. `auto` is the length of the longest
+    example, up to the base's context and to what fits in memory. Examples are not padded, so long
+    ones cost short ones nothing."""
 
     system: str | None = None
     """System text for conversations that have none of their own."""

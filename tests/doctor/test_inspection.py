@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
 from offbook.data.conversations import read_conversations
 from offbook.doctor.inspection import Census, measure, token_view
-from offbook.tokens.examples import tokenize
+from offbook.models.base import resolve_base
+from offbook.tokens.examples import IGNORED, Example, tokenize
 from offbook.tokens.template import ChatTemplate
+from offbook.tokens.tokenizer import load_tokenizer
 from support.shared import HUANHUAN
 from support.templates import talk
 
@@ -18,6 +27,86 @@ def test_the_token_view_shows_every_token_once(template: ChatTemplate) -> None:
     text = "".join(token for span in spans for token in span.tokens)
     assert text == template.tokenizer.decode(example.input_ids.tolist())
     assert "".join(spans[1].tokens) == " 臣妾 Yes.</s>"
+
+
+ALPHABET = [
+    "a",
+    "Yes",
+    " ",
+    "  ",
+    "\n",
+    "臣",
+    "妾",
+    "你好",
+    "🙂",
+    "\N{REPLACEMENT CHARACTER}",
+    "é",
+    ".",
+]
+
+
+def sentencepiece(decoder: decoders.Decoder) -> PreTrainedTokenizerFast:
+    """A tokenizer that writes spaces as "▁", and characters that it does not know as bytes."""
+    vocabulary = ["<unk>", "<s>", "</s>", "▁", "a", "Yes", "▁Yes", "臣", "."]
+    vocabulary += [f"<0x{byte:02X}>" for byte in range(256)]
+    merges = [("Y", "e"), ("Ye", "s"), ("▁", "Yes")]
+    vocabulary += ["Y", "e", "s", "Ye"]
+    raw = Tokenizer(
+        models.BPE(
+            {token: index for index, token in enumerate(vocabulary)},
+            merges,
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoder
+    raw.add_special_tokens(["<s>", "</s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+
+
+DECODERS = {
+    "llama": decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    ),
+    "metaspace": decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace("▁", "first", split=False)]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "smollm2", *DECODERS])
+def test_the_token_view_shows_exactly_the_characters(kind: str, template: ChatTemplate) -> None:
+    if kind == "byte-level":
+        tokenizer: PreTrainedTokenizerBase = template.tokenizer
+    elif kind == "smollm2":
+        tokenizer = load_tokenizer(resolve_base("smollm2-135m"))
+    else:
+        tokenizer = sentencepiece(DECODERS[kind])
+    draw = random.Random(kind)
+    for _ in range(200):
+        prompt, reply = ("".join(draw.choices(ALPHABET, k=draw.randrange(1, 12))) for _ in "pr")
+        starts = tokenizer.encode(f"<s>{prompt}</s>", add_special_tokens=False)
+        ends = tokenizer.encode(f"{reply}</s>", add_special_tokens=False)
+        ids = np.array(starts + ends, dtype=np.int32)
+        labels = np.where(np.arange(len(ids)) < len(starts), IGNORED, ids)
+        spans = token_view(Example(ids, labels), tokenizer)
+        whole, before = tokenizer.decode(ids.tolist()), tokenizer.decode(starts)
+        assert [len(span.tokens) for span in spans] == [len(starts), len(ends)]
+        assert "".join(spans[0].tokens) == before
+        assert "".join(spans[1].tokens) == whole[len(before) :]
+
+
+def test_a_character_of_several_tokens_is_shown_with_the_last() -> None:
+    tokenizer = sentencepiece(DECODERS["llama"])
+    ids = np.array(tokenizer.encode("Yes 你 Yes", add_special_tokens=False), dtype=np.int32)
+    (span,) = token_view(Example(ids, ids), tokenizer)
+    assert span.tokens == ("Yes", " ", "", "", "你", " Yes")
 
 
 def test_the_deepseek_view_trains_on_the_reply_with_its_space_and_one_eos(

@@ -54,14 +54,27 @@ REWRITING = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# Prints the date, as Llama 3.2 does; the rest is Llama 3's.
+LLAMA32 = LLAMA3.replace(
+    "{{ bos_token }}",
+    "{{ bos_token }}{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}"
+    "{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\n' }}"
+    "{{ 'Today Date: ' + date_string + '<|eot_id|>' }}",
+)
+LLAMA3_CONTROL = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+)
+
 # name: template, bos, eos, further control tokens, and what is supervised of the reply "Yes."
 PUBLISHED = {
     "deepseek": (DEEPSEEK_TEMPLATE, "<s>", "</s>", (), " Yes.</s>"),
     "llama3": (
         LLAMA3,
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        *LLAMA3_CONTROL,
         "Yes.<|eot_id|>",
     ),
     "qwen": (CHATML, None, "<|im_end|>", ("<|im_start|>",), "Yes.<|im_end|>"),

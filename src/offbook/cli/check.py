@@ -43,8 +43,8 @@ def check(
     from offbook.config import Config
     from offbook.data.conversations import read_conversations
     from offbook.doctor.inspection import Census, measure, token_view
-    from offbook.models.base import resolve_base
-    from offbook.tokens.examples import tokenize
+    from offbook.models.base import context_length, resolve_base
+    from offbook.tokens.examples import setting_that_keeps, tokenize
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
 
@@ -58,7 +58,8 @@ def check(
     template = ChatTemplate(load_tokenizer(base))
     for note in template.notes:
         say(note)
-    census, limit = Census(), config.data.max_length
+    census, setting = Census(), config.data.max_length
+    limit = context_length(base) if setting == "auto" else setting
     examples = tokenize(census.watch(reader), template, limit, RowsRead())
     lengths = measure(examples)
     if as_json:
@@ -67,13 +68,14 @@ def check(
         print(json.dumps(counts))
         return
     _print_counts(census, lengths)
-    for notice in examples.notices(limit):
+    for notice in examples.notices(limit, setting_that_keeps(setting)):
         out.print(printable(notice), markup=False, soft_wrap=True)
     for example in examples[:show]:
         out.print()
         out.print(f"{Path(example.source).name}, token by token", style="bold", markup=False)
-        for line in draw(token_view(example, template.tokenizer)):
-            out.print(line, soft_wrap=not out.is_terminal)
+        width = out.width if out.is_terminal else None
+        for line in draw(token_view(example, template.tokenizer), width):
+            out.print(line, soft_wrap=True)  # `draw` has wrapped it
 
 
 def _print_counts(census: Census, lengths: Lengths) -> None:
@@ -98,19 +100,31 @@ def _line(name: str, text: str) -> None:
     out.print(f"{name:<16}{printable(text)}", markup=False, soft_wrap=True)
 
 
-def draw(spans: list[Span]) -> Iterator[Text]:
-    """The token view: a line for each span of tokens, trained on or not."""
+def draw(spans: list[Span], width: int | None = None) -> Iterator[Text]:
+    """The token view: each span of tokens, trained on or not, begins a line.
+
+    Lines end between tokens, and have at most `width` columns unless a single token is wider.
+    """
     for span in spans:
         # The words tell the two apart where there is no colour, as in a file.
-        line = Text("trained on  " if span.trained else "not trained ", style="dim")
+        name = "trained on  " if span.trained else "not trained "
+        line, empty = Text(name, style="dim"), True
         for number, token in enumerate(span.tokens):
-            if number:
-                line.append("|", style="dim")
-            line.append(_visible(token), style=TRAINED if span.trained else "")
+            shown = Text().append(_visible(token), style=TRAINED if span.trained else "")
+            if number < len(span.tokens) - 1:
+                shown.append("|", style="dim")
+            if width and not empty and line.cell_len + shown.cell_len > width:
+                yield line
+                line = Text(" " * len(name))
+            line, empty = line.append_text(shown), False
         yield line
+
+
+# Characters that end a line in some terminals.
+LINE_ENDS = {0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 def _visible(token: str) -> str:
     """A token with its white space made visible."""
     drawn = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
-    return printable(drawn)
+    return printable(drawn).translate(LINE_ENDS)

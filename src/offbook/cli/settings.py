@@ -113,19 +113,24 @@ def _print_summary(groups: Sequence[Group]) -> None:
 
 
 def _setting(key: str, field: FieldInfo) -> Setting:
-    limits = [
+    kind = ", ".join([_kind(field.annotation), *_limits(field)])
+    return Setting(key, kind, _default(field.default), _line(field.description))
+
+
+def _limits(field: FieldInfo) -> list[str]:
+    return [
         f"{words} {getattr(item, name)}"
         for item in field.metadata
         for name, words in LIMITS.items()
         if getattr(item, name, None) is not None
     ]
-    kind = ", ".join([_kind(field.annotation), *limits])
-    return Setting(key, kind, _default(field.default), _line(field.description))
 
 
 def _kind(annotation: Any) -> str:
     """A type in words: `int | None` is `integer or null`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return " ".join([_kind(arguments[0]), *_limits(arguments[1])])
     if origin is Literal:
         *others, last = [f"`{value}`" for value in arguments]
         return f"{', '.join(others)} or {last}" if others else last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -105,24 +106,40 @@ class Span:
 def token_view(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
     """An example as spans of tokens that are trained on and spans that are not.
 
-    There is one text for each token. A character of several tokens is the text of the last of
-    them; the texts of the others are empty.
+    There is one text for each token, and together they are the decoded example. A character of
+    several tokens is in the text of the last of them; a token that completes no character has an
+    empty text.
     """
-    ids, labels = example.input_ids.tolist(), example.labels
+    texts = _texts(example.input_ids.tolist(), tokenizer)
+    labels = example.labels
     return [
-        Span(bool(labels[start] != IGNORED), tuple(_texts(ids[start:end], tokenizer)))
+        Span(bool(labels[start] != IGNORED), tuple(texts[start:end]))
         for start, end in label_runs(labels)
     ]
 
 
-def _texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    def decode(some: list[int]) -> str:
+        return str(tokenizer.decode(some, clean_up_tokenization_spaces=False))
+
+    whole, texts = decode(ids), []
+    done = 0  # characters of `whole` that tokens have already
+    # New tokens are decoded after those of the piece before them: some tokenizers write a space
+    # only where something comes before it.
+    previous: list[int] = []
     new: list[int] = []
-    for position, index in enumerate(ids):
+    begin = 0  # of the new tokens in `whole`
+    for index in ids:
         new.append(index)
-        text = str(tokenizer.decode(new, clean_up_tokenization_spaces=False))
-        # A character of UTF-8 has at most 4 bytes, so it has at most 4 tokens.
-        if text.endswith(INCOMPLETE) and len(new) < 4 and position < len(ids) - 1:
-            yield ""
-        else:
-            yield text
-            new = []
+        piece = decode(previous + new)[len(decode(previous)) :]
+        # What half a character decodes to differs from `whole`, where it is complete.
+        pairs = zip(piece, whole[begin : begin + len(piece)], strict=False)
+        agreed = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        end = max(begin + agreed, done)
+        texts.append(whole[done:end])
+        done = end
+        if piece and agreed == len(piece) and not piece.endswith(INCOMPLETE):
+            previous, new, begin = new, [], end
+    if texts:
+        texts[-1] += whole[done:]
+    return texts

@@ -25,6 +25,7 @@ TOKENIZER_FILES = ("*.json", "*.jinja")
 WEIGHT_FILES = ("*.safetensors",)
 ADAPTER_CONFIG = "adapter_config.json"
 OTHER_WEIGHTS = "transformers_weights"
+SHORTEST = 8  # tokens of the shortest context; what is less is a mistake
 MAX_LAYERS = 1000  # the deepest published models have 126
 
 
@@ -127,6 +128,17 @@ def read_config(folder: Path) -> PreTrainedConfig:
     # A config may name a kernel on the hub, which is code. Without a name, PyTorch's is used.
     config._attn_implementation = config._experts_implementation = None
     return config
+
+
+def context_length(folder: Path) -> int | None:
+    """The most tokens of a sequence that a base was made for, where its configuration says it."""
+    contents = read_json(folder / "config.json", ModelError)
+    inner = contents.get("text_config")
+    for part in (contents, inner if isinstance(inner, dict) else {}):
+        length = part.get("max_position_embeddings")
+        if type(length) is int and length >= SHORTEST:
+            return length
+    return None
 
 
 def _check_requests(contents: dict[str, Any], path: Path) -> None:

@@ -89,6 +89,8 @@ class RunDirectory:
         own = self.config()
         if requested.model.precision == "auto":
             requested = requested.override(f"model.precision={own.model.precision}")
+        if requested.data.max_length == "auto":
+            requested = requested.override(f"data.max_length={own.data.max_length}")
         free = {key: getattr(requested.train, key) for key in FREE_ON_RESUME}
         train = own.train.model_copy(update=free)
         merged = own.model_copy(update={"train": train, "output_dir": requested.output_dir})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -66,6 +67,8 @@ class Receipt:
         versions: of Python and the packages that compute.
         device: what the run was started on.
         micro_batch_tokens: most tokens of a micro-batch, as planned at the start.
+        date: the day that the chat template prints; None, and not in the file, where it prints
+            none.
     """
 
     base: dict[str, str] = field(default_factory=dict)
@@ -75,6 +78,7 @@ class Receipt:
     versions: dict[str, str] = field(default_factory=dict)
     device: Device | None = None
     micro_batch_tokens: int | None = None
+    date: datetime.date | None = None
 
     @classmethod
     def read(cls, file: Path) -> Receipt:
@@ -92,8 +96,20 @@ class Receipt:
 
     def to_json(self) -> bytes:
         """The contents of the file."""
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        values = asdict(self)
+        if self.date is None:
+            del values["date"]
+        text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
         return f"{text}\n".encode()
+
+    def missing_date(self, printed: datetime.date | None) -> str | None:
+        """What to say when a template prints a date, and an older version did not record it."""
+        if printed is None or self.date is not None:
+            return None
+        return (
+            "the chat template prints the date, and the run does not say which one it was trained "
+            f"with; {printed} is used, so prompts may differ from those of its training"
+        )
 
     def require_base(self, base: dict[str, str], chat_template: str, run: Path) -> None:
         """Refuse a base on which the run's adapter would answer wrongly.

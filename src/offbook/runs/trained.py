@@ -86,7 +86,9 @@ def open_run(path: str | Path, announce: Callable[[str], None] = lambda text: No
         announce(f"the adapter is not as training left it: {problem}")
     device = choose_device()
     base = resolve_base(config.model.base, config.model.revision, announce)
-    template = ChatTemplate(load_tokenizer(base))
+    template = ChatTemplate(load_tokenizer(base), receipt.date)
+    if notice := receipt.missing_date(template.date):
+        announce(notice)
     receipt.require_base(
         hash_base(base), hash_text(str(template.tokenizer.chat_template)), run.path
     )

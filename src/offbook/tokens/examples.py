@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,8 +104,18 @@ class Examples(Sequence[Example]):
         before = np.concatenate(([0], np.cumsum(self.labels != IGNORED)))
         return before[self.offsets[self.rows + 1]] - before[self.offsets[self.rows]]
 
-    def notices(self, max_length: int) -> list[str]:
-        """A line about truncated rows and one about dropped rows, each with the first places."""
+    @property
+    def complete(self) -> bool:
+        """Whether no row was truncated or dropped."""
+        return not self.truncated and not self.dropped
+
+    def notices(self, max_length: int | None, keep: str = "") -> list[str]:
+        """A line about truncated rows and one about dropped rows, each with the first places.
+
+        Args:
+            max_length: the limit that they exceed.
+            keep: how they are kept whole, for a last line.
+        """
         lines = []
         for places, what in (
             (self.truncated, f"longer than {max_length} tokens; the prompt is truncated"),
@@ -114,6 +124,8 @@ class Examples(Sequence[Example]):
             if places:
                 rows = f"{len(places):,} row{'s' * (len(places) > 1)}"
                 lines.append(f"{rows} {what}: {first_few(places, 5)}")
+        if lines and keep:
+            lines.append(f"to keep all of them whole, {keep}")
         return lines
 
     def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
@@ -140,6 +152,13 @@ class Examples(Sequence[Example]):
         enough = max(int(np.sum(before < share * len(keys))), 1)
         held = np.isin(keys, prompts[shuffled[: min(enough, len(prompts) - 1)]])
         return replace(self, rows=self.rows[~held]), replace(self, rows=self.rows[held])
+
+
+def setting_that_keeps(max_length: int | Literal["auto"]) -> str:
+    """What keeps rows whole that are too long for this `data.max_length`."""
+    if max_length == "auto":
+        return "set data.max_length to a larger number, which exceeds the context of the base"
+    return "set data.max_length=auto, which truncates only what the base or the memory cannot hold"
 
 
 def tokenize(

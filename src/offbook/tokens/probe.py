@@ -7,6 +7,7 @@ source could be read for that, but there are many ways to write the same; its ou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 
 from offbook.data.conversations import Message
 from offbook.errors import DataError
@@ -20,6 +21,8 @@ TURNS = (
     Message("user", "And  then"),
     Message("assistant", "No."),
 )
+# They differ in everything that a date consists of, the day of the week included.
+DAYS = date(2001, 2, 3), date(2024, 11, 26)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class TemplateTraits:
         stop_id: the token that ends a reply.
         encodes_in_pieces: whether text that is encoded piece by piece, cut at its control tokens,
             gives the same ids as in one go; see `TextEncoder.encode_masked`.
+        prints_date: whether the text depends on the day on which it is rendered.
     """
 
     takes_system: bool
@@ -43,6 +47,7 @@ class TemplateTraits:
     reply_tail: str
     stop_id: int
     encodes_in_pieces: bool
+    prints_date: bool = False
 
 
 def probe(renderer: Renderer, encoder: TextEncoder) -> TemplateTraits:
@@ -76,6 +81,7 @@ def probe(renderer: Renderer, encoder: TextEncoder) -> TemplateTraits:
         reply_tail=tail.partition(stop_text)[0],
         stop_id=stops[0],
         encodes_in_pieces=encoder.encode_masked(whole, {}) == whole_ids,
+        prints_date=_prints_date(renderer),
     )
 
 
@@ -99,3 +105,15 @@ def _keeps_turns(renderer: Renderer, encoder: TextEncoder, stop_id: int) -> bool
     while finished[-1] != stop_id:  # what may come after the stop token is no part of the turn
         finished.pop()
     return prompt[: len(finished)] == finished and whole[: len(prompt)] == prompt
+
+
+def _prints_date(renderer: Renderer) -> bool:
+    first, second = map(renderer.on, DAYS)
+    for messages in (TURNS[:1], TURNS[:3], TURNS, (SYSTEM, *TURNS[:1]), (SYSTEM, *TURNS)):
+        prompt = messages[-1].role == "user"
+        try:
+            if first.render(messages, prompt) != second.render(messages, prompt):
+                return True
+        except DataError:
+            continue
+    return False

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date, datetime
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from offbook.data.conversations import Message
 from offbook.errors import DataError, ModelError
+from offbook.tokens.clock import stop_clock
 from offbook.tokens.sandbox import check_source, within_limits
 
 # What a template that is run, or its own `raise_exception`, can raise.
@@ -28,18 +30,27 @@ RENDERING_ERRORS = (
 class Renderer:
     """The chat template of a tokenizer, as a function from messages to text.
 
+    Some templates print the date, so the same messages would be other text on another day. Here the
+    clock of a template stands still, at the beginning of `date`.
+
+    Attributes:
+        date: the day that a template prints, if it prints one; today by default.
+
     Raises:
         ModelError: when there is no template, or its source is refused; see `sandbox`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, date: date | None = None) -> None:
         self._tokenizer = tokenizer
+        self.date = date or datetime.now().date()
         if not tokenizer.chat_template:
             raise self.refusal("it does not exist")
         try:
-            check_source(tokenizer.get_chat_template())
+            source = tokenizer.get_chat_template()
+            check_source(source)
         except RENDERING_ERRORS as error:
             raise self.refusal(str(error)) from None
+        self._source = stop_clock(source, self.date)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """The text that the template writes for these messages, exactly as they are.
@@ -56,7 +67,10 @@ class Renderer:
         def work() -> str:
             return str(
                 self._tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=add_generation_prompt
+                    turns,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    chat_template=self._source,
                 )
             )
 
@@ -66,6 +80,10 @@ class Renderer:
             raise
         except RENDERING_ERRORS as error:
             raise DataError(f"the chat template refuses it: {error}") from None
+
+    def on(self, date: date) -> Renderer:
+        """The same template, on another day."""
+        return Renderer(self._tokenizer, date)
 
     def refusal(self, reason: str) -> ModelError:
         """The error that says why this template cannot be used."""

@@ -9,6 +9,7 @@ including the stop token, is supervised.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -28,6 +29,10 @@ from offbook.tokens.verify import verify
 class ChatTemplate:
     """A tokenizer's chat template, verified.
 
+    Args:
+        tokenizer: the tokenizer that the template belongs to.
+        date: the day that the template prints, if it prints one; today by default.
+
     Attributes:
         tokenizer: the tokenizer that the template belongs to.
         renderer: writes conversations as text.
@@ -38,9 +43,11 @@ class ChatTemplate:
         ModelError: when the template cannot be trained on; see `probe` and `verify`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, date: datetime.date | None = None
+    ) -> None:
         self.tokenizer = tokenizer
-        self.renderer = Renderer(tokenizer)
+        self.renderer = Renderer(tokenizer, date)
         self.encoder = TextEncoder(tokenizer)
         self.traits = probe(self.renderer, self.encoder)
         self._control_counts: dict[tuple[str, ...], int] = {}
@@ -50,6 +57,11 @@ class ChatTemplate:
     def stop_id(self) -> int:
         """The token that ends a reply."""
         return self.traits.stop_id
+
+    @property
+    def date(self) -> datetime.date | None:
+        """The day that the template prints; None when it prints none."""
+        return self.renderer.date if self.traits.prints_date else None
 
     @property
     def notes(self) -> list[str]:
@@ -62,6 +74,11 @@ class ChatTemplate:
         if not self.traits.keeps_turns:
             notes.append(
                 "the chat template rewrites earlier turns; rows of several turns are refused"
+            )
+        if self.date:
+            notes.append(
+                f"the chat template prints the date; a run keeps its first day, {self.date}, "
+                "when it is resumed and in chats"
             )
         return notes
 

@@ -104,7 +104,8 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
     linear = shape.linear // shape.config.num_hidden_layers
     layer = ModelShape(small, 0, linear, 8192 * small.hidden_size, adapter, shape.packed)
-    sequences, length = 8, min(128, config.data.max_length)
+    longest = config.data.max_length
+    sequences, length = 8, 128 if longest == "auto" else min(128, longest)
     tokens = sequences * length
     ids = torch.arange(tokens, device=device) % 8192
     step = Step(ids[:0], [MicroBatch(ids, ids, (length,) * sequences, 0, tokens)])

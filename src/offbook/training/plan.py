@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -193,6 +194,35 @@ def make_plan(
         f"{least.micro_batch_tokens} tokens; {least.available / GB:.1f} GB are free",
         fix="choose a smaller base, or lower data.max_length or lora.r",
     )
+
+
+def longest_that_fits(
+    config: Config,
+    shape: ModelShape,
+    longest: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    memory: Memory,
+) -> int:
+    """The most tokens of an example with which a run fits in memory, up to `longest`.
+
+    Raises:
+        MemoryPlanError: when not even short examples fit.
+    """
+
+    def fits(tokens: int) -> bool:
+        try:
+            make_plan(config, shape, tokens, dtype, device, memory)
+        except MemoryPlanError:
+            return False
+        return True
+
+    if fits(longest):
+        return longest
+    least = min(FEWEST_TOKENS, longest)
+    make_plan(config, shape, least, dtype, device, memory)
+    # The shortest that does not fit is the first True here; the one before it fits.
+    return least + bisect_left(range(least + 1, longest), True, key=lambda n: not fits(n))
 
 
 def plan_for(

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from offbook.config import Config
-from offbook.data.conversations import ConversationReader, read_conversations
+from offbook.data.conversations import read_conversations
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
 from offbook.engine.ops.library import library
@@ -18,17 +18,17 @@ from offbook.errors import CheckpointError
 from offbook.files.storage import sha256
 from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
-from offbook.models.base import resolve_base
+from offbook.models.base import context_length, resolve_base
 from offbook.models.load import base_of, choose_device, choose_precision, load_base
 from offbook.monitor import Monitor
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Device, Receipt, Rows, hash_base, hash_text, installed_versions
-from offbook.tokens.examples import Examples, tokenize
+from offbook.tokens.examples import Examples, setting_that_keeps, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
-from offbook.training.plan import Memory, ModelShape, Plan, make_plan
+from offbook.training.plan import Memory, ModelShape, Plan, longest_that_fits, make_plan
 
 FLOAT32 = 4  # bytes of a trained parameter
 
@@ -96,13 +96,13 @@ def begin(
         OffbookError: of the class that names what is wrong.
     """
     run.clean()
-    planned = None
+    start = Receipt()
     if resume:
         config = run.settings_to_resume(config)
-        planned = run.receipt().micro_batch_tokens
+        start = run.receipt()
     elif not overwrite:
         run.refuse_to_replace()
-    inputs = gather(config, monitor, micro_batch_tokens=planned)
+    inputs = gather(config, monitor, start=start)
     run.require_space(inputs.shape.adapter * FLOAT32, config.train.save_total_limit)
     loaded = load(inputs, monitor)
     receipt = make_receipt(inputs)
@@ -123,7 +123,8 @@ def gather(
     monitor: Monitor,
     *,
     weights: bool = True,
-    micro_batch_tokens: int | None = None,
+    start: Receipt | None = None,
+    memory: Memory | None = None,
 ) -> RunInputs:
     """Read the data and plan the run.
 
@@ -131,22 +132,36 @@ def gather(
         config: of the run.
         monitor: receives what is read and planned.
         weights: whether the base's weights will be needed.
-        micro_batch_tokens: what a resumed run was started with; used again where it still fits.
+        start: what a resumed run was started with. Its date is kept, and its micro-batches where
+            they still fit.
+        memory: to plan for; by default, what the device has now.
     """
+    start = start or Receipt()
     device = choose_device()
     base = resolve_base(config.model.base, config.model.revision, monitor.announce, weights)
-    template = ChatTemplate(load_tokenizer(base))
+    template = ChatTemplate(load_tokenizer(base), start.date)
     for note in template.notes:
         monitor.announce(note)
-    reader = read_conversations(config.data.train, config.data)
-    monitor.announce(reader.describe())
-    training, validation, files = _examples(config, template, reader, monitor)
+    setting = config.data.max_length
+    limit = context_length(base) if setting == "auto" else setting
+    training, validation, files = _examples(config, template, monitor, limit)
     dtype = choose_precision(config.model.precision, device)
     config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
     shape = ModelShape.of(base, config.lora)
-    longest = int(max(training.lengths.max(), validation.lengths.max(initial=0)))
-    memory = Memory.of(device)
-    plan = make_plan(config, shape, longest, dtype, device, memory, micro_batch_tokens)
+    memory = memory or Memory.of(device)
+    longest, keep = _longest(training, validation), setting_that_keeps(setting)
+    if setting == "auto":
+        fitting = longest_that_fits(config, shape, longest, dtype, device, memory)
+        if fitting < longest:
+            limit, keep = fitting, "make room: longer ones do not fit in memory"
+            training, validation, files = _examples(config, template, Monitor(), limit)
+            longest = _longest(training, validation)
+        # With rows truncated, only the same limit truncates them in the same way on resume.
+        whole = training.complete and validation.complete
+        config = config.override(f"data.max_length={max(longest, 8) if whole else limit}")
+    for notice in training.notices(limit, keep):
+        monitor.announce(notice)
+    plan = make_plan(config, shape, longest, dtype, device, memory, start.micro_batch_tokens)
     monitor.announce(plan.describe())
     return RunInputs(
         config, base, template, files, training, validation, shape, plan, dtype, device
@@ -201,21 +216,26 @@ def make_receipt(inputs: RunInputs) -> Receipt:
             fused_kernels=library().code is not None,
         ),
         micro_batch_tokens=inputs.plan.micro_batch_tokens,
+        date=inputs.template.date,
     )
 
 
 def _examples(
-    config: Config, template: ChatTemplate, reader: ConversationReader, monitor: Monitor
+    config: Config, template: ChatTemplate, monitor: Monitor, limit: int | None
 ) -> tuple[Examples, Examples, tuple[Path, ...]]:
-    """Training and validation examples, and the files they come from."""
-    limit, share = config.data.max_length, config.data.validation
+    """Training and validation examples of up to `limit` tokens, and the files they come from."""
+    share = config.data.validation
+    reader = read_conversations(config.data.train, config.data)
+    monitor.announce(reader.describe())
     examples = tokenize(reader, template, limit, monitor.reading)
-    for notice in examples.notices(limit):
-        monitor.announce(notice)
     if isinstance(share, float):
         return *examples.split(share, config.train.seed), reader.paths
     held_out = read_conversations(share, config.data)
     return examples, tokenize(held_out, template, limit), (*reader.paths, *held_out.paths)
+
+
+def _longest(training: Examples, validation: Examples) -> int:
+    return int(max(training.lengths.max(), validation.lengths.max(initial=0)))
 
 
 def _restore(
@@ -234,6 +254,8 @@ def _restore(
             where=str(run.path),
             fix="restore it, or start again with --overwrite",
         )
+    if notice := start.missing_date(receipt.date):
+        monitor.announce(notice)
     if changed := start.changes_to_last_bits(receipt):
         monitor.announce(
             f"changed since the run was started: {', '.join(changed)}; "

@@ -1,0 +1,43 @@
+"""The token view as it is drawn."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from offbook.cli.check import draw
+from offbook.doctor.inspection import Span
+
+TOKENS = ["", "·", "a", " Yes", "臣妾", "🙂", "\n\n", "\t", "\u2028", "a long token", "."]
+
+
+def drawn(spans: list[Span], width: int) -> list[str]:
+    """The lines that a terminal of this width receives."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    for line in draw(spans, width):
+        console.print(line, soft_wrap=True)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [20, 30, 47, 80, 200])
+def test_a_line_ends_between_tokens(width: int) -> None:
+    choose = random.Random(width)
+    for _ in range(50):
+        spans = [
+            Span(bool(k % 2), tuple(choose.choices(TOKENS, k=choose.randrange(1, 60))))
+            for k in range(3)
+        ]
+        (whole, lines) = (drawn(spans, size) for size in (10**6, width))
+        assert len(whole) == len(spans)
+        beginnings = [k for k, line in enumerate(lines) if not line.startswith("   ")]
+        for begin, end, one in zip(beginnings, [*beginnings[1:], len(lines)], whole, strict=True):
+            texts = [line[12:] for line in lines[begin:end]]
+            assert "".join(texts) == one[12:]
+            assert all(text.endswith("|") for text in texts[:-1])
+        for line in lines:
+            assert cell_len(line) <= width or "|" not in line[12:-1]
