@@ -18,8 +18,9 @@ from offbook.errors import CheckpointError
 from offbook.files.storage import sha256
 from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
-from offbook.models.base import resolve_base
+from offbook.models.base import has_weights, resolve_base, vocabulary_size
 from offbook.models.load import base_of, choose_device, choose_precision, load_base
+from offbook.models.weights import check_weights
 from offbook.monitor import Monitor
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
@@ -28,6 +29,7 @@ from offbook.runs.receipt import Device, Receipt, Rows, hash_base, hash_text, in
 from offbook.tokens.examples import Examples, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
+from offbook.tokens.vocabulary import check_vocabulary
 from offbook.training.plan import Memory, ModelShape, Plan, make_plan
 
 FLOAT32 = 4  # bytes of a trained parameter
@@ -140,7 +142,12 @@ def gather(
         monitor.announce(note)
     reader = read_conversations(config.data.train, config.data)
     monitor.announce(reader.describe())
+    if has_weights(base):
+        check_weights(base)
     training, validation, files = _examples(config, template, reader, monitor)
+    for examples in (training, validation):
+        size = vocabulary_size(base)
+        check_vocabulary(examples, template.tokenizer, size, config.model.base)
     dtype = choose_precision(config.model.precision, device)
     config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
     shape = ModelShape.of(base, config.lora)
