@@ -43,10 +43,12 @@ def check(
     from offbook.config import Config
     from offbook.data.conversations import read_conversations
     from offbook.doctor.inspection import Census, measure, token_view
-    from offbook.models.base import context_length, resolve_base
+    from offbook.files.cache import cache_folder
+    from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
     from offbook.tokens.examples import setting_that_keeps, tokenize
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
+    from offbook.tokens.vocabulary import check_vocabulary
 
     from_file = data.endswith((".yaml", ".yml"))
     config = Config.load(Path(data) if from_file else None, settings or [])
@@ -56,11 +58,16 @@ def check(
     say(reader.describe())
     base = resolve_base(model or config.model.base, config.model.revision, say, weights=False)
     template = ChatTemplate(load_tokenizer(base))
+    if has_weights(base) and cache_folder() not in base.parents:
+        from offbook.models.weights import check_weights  # imports PyTorch
+
+        check_weights(base)
     for note in template.notes:
         say(note)
     census, setting = Census(), config.data.max_length
     limit = context_length(base) if setting == "auto" else setting
     examples = tokenize(census.watch(reader), template, limit, RowsRead())
+    check_vocabulary(examples, template.tokenizer, vocabulary_size(base), str(base))
     lengths = measure(examples)
     if as_json:
         counts = {"format": reader.row_format, **asdict(lengths), **census.counts()}

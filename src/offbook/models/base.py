@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from offbook.config import EMBEDDED_BASE, local_path
 from offbook.errors import ModelError
 from offbook.files.hub import converted_revision, download
-from offbook.files.untrusted import read_json
+from offbook.files.untrusted import INDEX, read_json
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.gguf import from_gguf
 
@@ -71,6 +71,14 @@ def resolve_base(
     return folder
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether all safetensors weights are there; `offbook check` does not download them."""
+    names = {path.name for path in folder.glob("*.safetensors")}
+    index = folder / INDEX
+    mapped = read_json(index, ModelError).get("weight_map") if index.exists() else {}
+    return bool(names) and names.issuperset(mapped.values() if isinstance(mapped, dict) else ())
+
+
 def require_weights(folder: Path) -> None:
     """Refuse a folder without safetensors weights. Loading pickled weights can run code.
 
@@ -86,6 +94,20 @@ def require_weights(folder: Path) -> None:
         fix="use a revision with safetensors; on the hub, model.revision=refs/pr/N names the pull "
         "request that converts them",
     )
+
+
+def vocabulary_size(folder: Path) -> int | None:
+    """The rows of a base's embedding, from its `config.json`; None where it does not say.
+
+    Raises:
+        ModelError: when the file cannot be read.
+    """
+    if not (folder / "config.json").exists():
+        return None
+    contents = read_json(folder / "config.json", ModelError)
+    text = contents.get("text_config")
+    sizes = [part.get("vocab_size") for part in (contents, text) if isinstance(part, dict)]
+    return next((size for size in sizes if type(size) is int), None)
 
 
 def read_config(folder: Path) -> PreTrainedConfig:

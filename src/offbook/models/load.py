@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,15 +14,13 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from offbook.errors import ConfigError, ModelError
-from offbook.files.untrusted import read_base_tensors
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.base import read_config, require_weights
-from offbook.models.skeleton import make_skeleton
+from offbook.models.weights import check_report, check_weights
 
 
 def choose_device() -> torch.device:
@@ -54,12 +51,12 @@ def load_base(
 
     Raises:
         ConfigError: when `quantization` needs a package that is not installed.
-        ModelError: when the model needs its own code, has no safetensors weights, or changes its
-            logits after the output head.
+        ModelError: when the model needs its own code, has no safetensors weights or others than
+            its configuration describes, or changes its logits after the output head.
     """
     require_weights(folder)
     config = read_config(folder)
-    _check_size(config, folder)
+    check_weights(folder, config)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -77,12 +74,7 @@ def load_base(
         raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
     model: PreTrainedModel
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"{len(missing)} of its weights are missing, such as {missing[0]}",
-            where=str(folder),
-            fix="download it again",
-        )
+    check_report(report, config, folder)
     nn.Module.to(model, device)
     model.requires_grad_(False)
     model.eval()
@@ -111,26 +103,6 @@ def head(model: nn.Module) -> nn.Module:
     """The linear layer from hidden states [..., D] to logits [..., V]."""
     output: nn.Module = base_of(model).get_output_embeddings()
     return output
-
-
-def _check_size(config: PreTrainedConfig, folder: Path) -> None:
-    """Refuse a configuration that describes many more weights than the files contain.
-
-    transformers would allocate memory for all of them before it reports what is missing.
-    """
-    stored = sum(math.prod(tensor.shape) for _, tensor in read_base_tensors(folder).values())
-    try:
-        skeleton = make_skeleton(config)
-    except LIBRARY_ERRORS as error:
-        raise ModelError(f"the base model does not load: {error}", where=str(folder)) from error
-    described = sum(p.numel() for p in skeleton.parameters())
-    # A byte holds two 4-bit weights.
-    if described > 2 * stored:
-        raise ModelError(
-            f"config.json describes {described:,} weights; there are {stored:,}",
-            where=str(folder),
-            fix="download it again",
-        )
 
 
 def _check_head(model: PreTrainedModel, folder: Path) -> None:

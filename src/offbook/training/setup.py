@@ -18,8 +18,9 @@ from offbook.errors import CheckpointError
 from offbook.files.storage import sha256
 from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
-from offbook.models.base import context_length, resolve_base
+from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
 from offbook.models.load import base_of, choose_device, choose_precision, load_base
+from offbook.models.weights import check_weights
 from offbook.monitor import Monitor
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
@@ -28,6 +29,7 @@ from offbook.runs.receipt import Device, Receipt, Rows, hash_base, hash_text, in
 from offbook.tokens.examples import Examples, setting_that_keeps, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
+from offbook.tokens.vocabulary import check_vocabulary
 from offbook.training.plan import Memory, ModelShape, Plan, longest_that_fits, make_plan
 
 FLOAT32 = 4  # bytes of a trained parameter
@@ -142,6 +144,8 @@ def gather(
     template = ChatTemplate(load_tokenizer(base), start.date)
     for note in template.notes:
         monitor.announce(note)
+    if has_weights(base):
+        check_weights(base)
     setting = config.data.max_length
     limit = context_length(base) if setting == "auto" else setting
     training, validation, files = _examples(config, template, monitor, limit)
@@ -149,6 +153,10 @@ def gather(
     config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
     shape = ModelShape.of(base, config.lora)
     memory = memory or Memory.of(device)
+    for examples in (training, validation):
+        check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
+    for note in shape.notes:
+        monitor.announce(note)
     longest, keep = _longest(training, validation), setting_that_keeps(setting)
     if setting == "auto":
         fitting = longest_that_fits(config, shape, longest, dtype, device, memory)
