@@ -69,8 +69,9 @@ class DataSettings(Section):
     """Which rows are trained on, and how they become conversations."""
 
     train: str = "lighthouse"
-    """The rows to train on. A JSON, JSONL, CSV or Parquet file; a hub data set (`owner/name` or
-    `owner/name:file`); or a sample role that comes with offbook (`lighthouse`, `teahouse-zh`)."""
+    """The rows to train on. A JSON, JSONL, CSV, TSV or Parquet file; a hub data set (`owner/name`
+    or `owner/name:file`); or a sample role that comes with offbook (`lighthouse`,
+    `teahouse-zh`)."""
 
     validation: float | str = Field(default=0.02, union_mode="left_to_right")
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so

@@ -415,10 +415,12 @@ def test_several_faults_are_reported_together_in_the_order_of_the_file(tmp_path)
     lines = [json.dumps(row) for row in (GOOD, {"instrution": "a"}, GOOD, {**GOOD, "output": 3})]
     path.write_text("\n".join(["{not json", *lines, '{"instruction": "a", "output']))
     assert complaint(path).splitlines() == [
-        f"{path}:1: not valid JSON: Expecting property name enclosed in double quotes",
+        f"{path}:1: not valid JSON: Expecting property name enclosed in double quotes "
+        "at column 2, after `{` and before `not json`",
         f'{path}:3: unknown key "instrution"; did you mean "instruction"?',
         f'{path}:5: "output" is a number, not text; {QUOTES}',
-        f"{path}:6: not valid JSON: Unterminated string starting at",
+        f"{path}:6: not valid JSON: Unterminated string starting at column 22, "
+        'after `{"instruction": "a", ` and before `"output`',
     ]
 
 
@@ -547,19 +549,21 @@ print(count, peak)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["jsonl", "json"])
-def test_a_million_rows_are_streamed_in_bounded_memory(tmp_path, suffix):
+@pytest.mark.parametrize(
+    ("suffix", "array"), [("jsonl", False), ("json", True), ("jsonl", True), ("json", False)]
+)
+def test_a_million_rows_are_streamed_in_bounded_memory(tmp_path, suffix, array):
     path = tmp_path / f"rows.{suffix}"
     rows = (
         json.dumps({"instruction": f"Line {n}?", "input": "", "output": "Aye, little boat. " * 5})
         for n in range(1_000_000)
     )
     with path.open("w") as file:
-        if suffix == "json":
+        if array:
             file.write("[")
         for number, row in enumerate(rows):
-            file.write((",\n" if suffix == "json" else "\n") * bool(number) + row)
-        if suffix == "json":
+            file.write((",\n" if array else "\n") * bool(number) + row)
+        if array:
             file.write("]")
     assert path.stat().st_size > 100_000_000
     command = [sys.executable, "-c", STREAM, str(path)]

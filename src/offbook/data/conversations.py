@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offbook.config import DataSettings
-from offbook.data.formats import Row, read_rows, resolve
+from offbook.data.formats import read_rows, resolve
+from offbook.data.json_text import Row
+from offbook.data.remarks import Remarks
 from offbook.errors import DataError, first_few, joined, shorten, suggest
 
 Role = Literal["system", "user", "assistant"]
@@ -88,6 +90,7 @@ class ConversationReader:
     def __init__(self, paths: Sequence[Path], settings: DataSettings) -> None:
         self.paths = tuple(paths)
         self._settings = settings
+        self._remarks = Remarks()
         self.row_format = self._detect()
 
     def __iter__(self) -> Iterator[Conversation]:
@@ -114,9 +117,14 @@ class ConversationReader:
         names = first_few([str(path) for path in self.paths], 3)
         return f"{names}: {FORMAT_NAMES[self.row_format]}"
 
+    def notices(self) -> list[str]:
+        """What the rows read so far have that was read in another way than the file's name says."""
+        return self._remarks.lines()
+
     def _rows(self) -> Iterator[Row]:
+        self._remarks.clear()
         for path in self.paths:
-            yield from read_rows(path)
+            yield from read_rows(path, self._remarks)
 
     def _detect(self) -> RowFormat:
         errors: list[DataError] = []
@@ -193,8 +201,8 @@ def read_conversations(source: str, settings: DataSettings | None = None) -> Con
     """Open a data set by file path, sample name or hub id.
 
     Args:
-        source: a JSON, JSONL, CSV or Parquet file; `lighthouse` or `teahouse-zh`; or a hub data
-            set, `owner/name` or `owner/name:file`.
+        source: a JSON, JSONL, CSV, TSV or Parquet file; `lighthouse` or `teahouse-zh`; or a hub
+            data set, `owner/name` or `owner/name:file`.
         settings: system text, input separator and keys to ignore.
 
     Raises:

@@ -210,12 +210,15 @@ def _examples(
     """Training and validation examples, and the files they come from."""
     limit, share = config.data.max_length, config.data.validation
     examples = tokenize(reader, template, limit, monitor.reading)
-    for notice in examples.notices(limit):
+    for notice in (*reader.notices(), *examples.notices(limit)):
         monitor.announce(notice)
     if isinstance(share, float):
         return *examples.split(share, config.train.seed), reader.paths
     held_out = read_conversations(share, config.data)
-    return examples, tokenize(held_out, template, limit), (*reader.paths, *held_out.paths)
+    validation = tokenize(held_out, template, limit)
+    for notice in held_out.notices():
+        monitor.announce(notice)
+    return examples, validation, (*reader.paths, *held_out.paths)
 
 
 def _restore(
