@@ -80,6 +80,7 @@ NAMES = st.sampled_from(
     [
         *("instruction", "input", "output", "system", "history"),
         *("conversations", "from", "value", "messages", "role", "content", "instrution", "id", ""),
+        *("weight", "train", "loss_weight", "type", "text", "response"),
         *("user", "human", "assistant", "gpt", "</s>", "<s>", "\0", "\ufeff", "\ud83d", "\u2028"),
     ]
 )

@@ -38,7 +38,7 @@ Target = tuple[Callable[[bytes], object], list[bytes]]  # what is fuzzed, and in
 
 
 def rows(folder: Path) -> Target:
-    paths = [folder / f"rows.{suffix}" for suffix in ("json", "jsonl", "csv", "parquet")]
+    paths = [folder / f"rows.{suffix}" for suffix in ("json", "jsonl", "csv", "tsv", "parquet")]
     values = [json.loads(line) for line in ROWS.splitlines()]
     paths[0].write_text(json.dumps(values))
     paths[1].write_text(ROWS)
