@@ -9,8 +9,9 @@ from string import Template
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from offbook.config import FOREIGN_KEYS, Config, keys
+from offbook.config import Config, keys
 from offbook.errors import ConfigError, suggest
+from offbook.setting_names import FOREIGN_KEYS, OTHER_NAMES
 from offbook.settings_file import read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +155,68 @@ def test_an_unknown_key_is_refused_with_the_one_that_was_meant(override, meant):
     assert complaint(None, override) == (
         f'command line: {override}: unknown key "{key}"; did you mean "{meant}"?'
     )
+
+
+VALUES = {
+    "model.base": "x",
+    "data.train": "x",
+    "data.system": "x",
+    "output_dir": "x",
+    "lora.target_modules": "q_proj",
+    "train.lr_scheduler_type": "cosine",
+    "model.precision": "float32",
+    "train.warmup_ratio": "0.5",
+    "lora.lora_dropout": "0.5",
+    "data.validation": "0.5",
+}
+
+
+@pytest.mark.parametrize("section", ["", "train.", "model."])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *[(name, meant) for meant, names in OTHER_NAMES.items() for name in names],
+        ("learning_rate", "train.learning_rate"),
+        ("Learning-Rate", "train.learning_rate"),
+        ("lerning_rate", "train.learning_rate"),
+        ("batch_size", "train.batch_size"),
+        ("lora_dropout", "lora.lora_dropout"),
+    ],
+)
+def test_a_name_of_another_trainer_is_suggested_and_can_be_set(section, name, meant):
+    override = f"{section}{name}=1"
+    if f"{section}{name}" in keys():
+        pytest.skip("the name of a setting here")
+    found = re.search(r'did you mean "(.*)"\?$', complaint(None, override))
+    assert found
+    assert found[1] == meant
+    assert found[1] != f"{section}{name}"
+    value = VALUES.get(meant, "9")
+    assert str(Config.load(None, [f"{meant}={value}"]).flat()[meant]).startswith(("('", value))
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [("Train.seed=3", "train"), ("LORA.r=3", "lora"), ("modle.base=x", "model")],
+)
+def test_a_section_is_suggested_for_a_section(override, meant):
+    assert complaint(None, override).endswith(f'; did you mean "{meant}"?')
+
+
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("train.load_in_4bit=true", "model.quantization=nf4"),
+        ("bf16=true", "model.precision=bfloat16"),
+        ("train.fp16=true", "model.precision=bfloat16"),
+        ("warmup_steps=10", "train.warmup_ratio=0.1"),
+        ("train.micro_batch_size=4", "train.batch_size=16"),
+    ],
+)
+def test_the_setting_that_does_the_same_can_be_set(override, instead):
+    key = instead.partition("=")[0]
+    assert f"set {key}" in complaint(None, override)
+    Config.load(None, [instead])
 
 
 def test_a_key_similar_to_no_other_is_refused_with_all_keys_of_its_section():

@@ -6,6 +6,7 @@ always the same ones.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -31,8 +32,9 @@ from offbook.errors import OffbookError
 from offbook.tokens.examples import Examples, tokenize
 from offbook.tokens.template import ChatTemplate
 
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 SECONDS = 20  # for one small file, on a busy machine
-SUFFIXES = ("json", "jsonl", "csv", "parquet")
+SUFFIXES = ("json", "jsonl", "csv", "tsv", "parquet")
 
 
 def tries(fast: int, slow: int) -> pytest.MarkDecorator:
@@ -78,6 +80,7 @@ NAMES = st.sampled_from(
     [
         *("instruction", "input", "output", "system", "history"),
         *("conversations", "from", "value", "messages", "role", "content", "instrution", "id", ""),
+        *("weight", "train", "loss_weight", "type", "text", "response"),
         *("user", "human", "assistant", "gpt", "</s>", "<s>", "\0", "\ufeff", "\ud83d", "\u2028"),
     ]
 )
@@ -123,11 +126,13 @@ def stored(suffix: str, rows: list[Any], plain: bool = False, end: str = "\n") -
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows), sink)
         return sink.getvalue()
-    if suffix == "csv":
+    if suffix in ("csv", "tsv"):
         text = io.StringIO(newline="")
         # With "\n" as the end of a line, Python 3.11's csv leaves a field with "\r" unquoted.
         quoting = csv.QUOTE_ALL if end == "\n" else csv.QUOTE_MINIMAL
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator=end, quoting=quoting)
+        writer = csv.DictWriter(
+            text, list(rows[0]), delimiter=DELIMITERS[suffix], lineterminator=end, quoting=quoting
+        )
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue().encode("utf-8", "surrogatepass")
@@ -138,6 +143,16 @@ def stored(suffix: str, rows: list[Any], plain: bool = False, end: str = "\n") -
     return written.encode("utf-8", "surrogatepass")
 
 
+@st.composite
+def shaped_rows(draw: st.DrawFn, rows: st.SearchStrategy[list[Any]]) -> bytes:
+    """Rows one after another: on lines or not, with commas or not, indented or not."""
+    separator = draw(st.sampled_from(["\n", ",\n", ",", "", "\n\n", " ,\r\n"]))
+    indent = draw(st.sampled_from([None, 0, 2]))
+    written = separator.join(json.dumps(row, indent=indent) for row in draw(rows))
+    broken = written.replace("\\n", "\n") if draw(st.booleans()) else written
+    return (f"[{broken}]" if draw(st.booleans()) else broken).encode()
+
+
 @tries(20, 400)
 def test_valid_rows_are_read_back_the_same_from_every_file_type(tmp_path, cases):
     rows = rows_of(ALPACA) | rows_of(SHAREGPT) | rows_of(MESSAGES)
@@ -145,7 +160,7 @@ def test_valid_rows_are_read_back_the_same_from_every_file_type(tmp_path, cases)
     @hold(cases, rows, st.booleans(), st.sampled_from(["\n", "\r\n"]), st.booleans())
     def _(rows, plain, end, mark):
         for suffix in SUFFIXES:
-            if suffix == "csv" and "instruction" not in rows[0]:
+            if suffix in DELIMITERS and "instruction" not in rows[0]:
                 continue  # CSV has no lists
             path = tmp_path / f"rows.{suffix}"
             data = stored(suffix, rows, plain, end)
@@ -193,11 +208,15 @@ def text_files(suffix: str) -> st.SearchStrategy[bytes]:
         rows_of(ALPACA | SHAREGPT | MESSAGES | VALUES),
         rows_of(st.dictionaries(NAMES, VALUES, max_size=5)),
     )
-    if suffix == "csv":
+    if suffix in DELIMITERS:
         near = rows_of(st.fixed_dictionaries({"instruction": SCALARS, "output": SCALARS}))
     nearly = st.builds(stored, st.just(suffix), near, st.booleans(), st.sampled_from("\n\r"))
     soup = st.lists(SCRAPS, max_size=12).map(b"".join)
     valid = st.builds(stored, st.just(suffix), rows_of(ALPACA))
+    if suffix in DELIMITERS:
+        nearly |= st.builds(stored, st.sampled_from(list(DELIMITERS)), near)
+    else:
+        nearly |= shaped_rows(rows_of(ALPACA | MESSAGES | VALUES))
     codes = st.sampled_from(["utf-16", "utf-16-le", "utf-32", "gb18030", "utf-8-sig", "utf-7"])
     coded = st.builds(lambda data, code: data.decode().encode(code), valid, codes)
     return mostly_utf_8(
@@ -251,15 +270,32 @@ def files(suffix: str) -> st.SearchStrategy[bytes]:
 
 
 def rows_in(path: Path) -> int:
-    """The number of rows of an intact file, counted in another way."""
+    """The number of rows of a file that is read, counted in another way."""
     if path.suffix == ".parquet":
         return pq.read_metadata(path).num_rows
-    text = path.read_bytes().decode("utf-8-sig")
-    if path.suffix == ".json":
-        return len(json.loads(text))
-    if path.suffix == ".jsonl":
-        return sum(bool(line.strip()) for line in text.split("\n"))
-    return sum(map(bool, csv.reader(io.StringIO(text, newline="")))) - 1
+    data = path.read_bytes()
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode(json.detect_encoding(data) if marked else "utf-8-sig")
+    if path.suffix in (".csv", ".tsv"):
+        delimiters = [DELIMITERS[path.suffix[1:]], *",;\t"]
+        header = next(line for line in text.splitlines() if line)
+        used = next(delimiter for delimiter in delimiters if delimiter in header)
+        return sum(map(bool, csv.reader(io.StringIO(text, newline=""), delimiter=used))) - 1
+    whole = text.strip().strip(",") if text.lstrip().startswith("[") else f"[{separated(text)}]"
+    values = json.loads(whole, strict=False)
+    if len(values) == 1 and isinstance(values[0].get("output"), dict):
+        return len(values[0]["output"])  # columns
+    return len(values)
+
+
+def separated(text: str) -> str:
+    """JSON values one after another, with a comma between each two."""
+    decoder, values, rest = json.JSONDecoder(strict=False), [], text.lstrip(" \t\r\n,")
+    while rest:
+        _, end = decoder.raw_decode(rest)
+        values.append(rest[:end])
+        rest = rest[end:].lstrip(" \t\r\n,")
+    return ",".join(values)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -7,7 +7,6 @@ key. The docstring under a field is its reference documentation: `offbook settin
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,24 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from offbook.errors import ConfigError, shorten
+from offbook.setting_names import FOREIGN_KEYS, suggest_key
 from offbook.settings_file import KeyPath, apply_override, origin_of, read_yaml, write_yaml
 
 EMBEDDED_BASE = "smollm2-135m"
 SAMPLE_ROLES = {"lighthouse": "lighthouse.jsonl", "teahouse-zh": "teahouse-zh.json"}
 PATH_KEYS = ("model.base", "data.train", "data.validation")
-
-# Keys of other trainers, and what to do here instead.
-BATCH_ADVICE = (
-    "set train.batch_size to the examples each optimizer step sees, over all devices; "
-    "how they are split into micro-batches does not change the result"
-)
-FOREIGN_KEYS = {
-    "per_device_train_batch_size": BATCH_ADVICE,
-    "gradient_accumulation_steps": BATCH_ADVICE,
-    "fp16": "set model.precision=bfloat16 or float32; pure float16 loses small gradients",
-    "bf16": "set model.precision=bfloat16",
-    "trust_remote_code": "remove it; offbook never runs code that comes with a model",
-}
 
 
 class Section(BaseModel):
@@ -69,8 +56,9 @@ class DataSettings(Section):
     """Which rows are trained on, and how they become conversations."""
 
     train: str = "lighthouse"
-    """The rows to train on. A JSON, JSONL, CSV or Parquet file; a hub data set (`owner/name` or
-    `owner/name:file`); or a sample role that comes with offbook (`lighthouse`, `teahouse-zh`)."""
+    """The rows to train on. A JSON, JSONL, CSV, TSV or Parquet file; a hub data set (`owner/name`
+    or `owner/name:file`); or a sample role that comes with offbook (`lighthouse`,
+    `teahouse-zh`)."""
 
     validation: float | str = Field(default=0.02, union_mode="left_to_right")
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
@@ -89,7 +77,8 @@ class DataSettings(Section):
     """The text between `instruction` and `input` when a row has both."""
 
     ignore_keys: tuple[str, ...] = ()
-    """Row keys to ignore, such as an `id` column. Any other unknown key is an error."""
+    """Keys of rows and turns to ignore, such as an `id` column. Any other unknown key that has a
+    value is an error."""
 
     @field_validator("validation")
     @classmethod
@@ -291,31 +280,14 @@ def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
 def _explain(detail: ErrorDetails, origins: dict[KeyPath, str]) -> str:
     # Pydantic appends the branch of a union, or an index, to the key: remove that.
     valid, path = list(keys()), tuple(str(part) for part in detail["loc"])
-    while len(path) > 1 and path not in origins and ".".join(path) not in valid:
+    unknown = detail["type"] == "extra_forbidden"
+    while not unknown and len(path) > 1 and path not in origins and ".".join(path) not in valid:
         path = path[:-1]
     dotted, where = ".".join(path), origin_of(path, origins)
-    if detail["type"] == "extra_forbidden":
+    if unknown:
         fix = FOREIGN_KEYS.get(path[-1]) or suggest_key(path, valid)
         return str(ConfigError(f'unknown key "{dotted}"', where=where, fix=fix))
     message = detail["msg"].removeprefix("Value error, ")
     key = f"{dotted}: " if dotted else ""  # none when the key itself is not text
     problem = f"{key}{message[:1].lower()}{message[1:]}, not {shorten(repr(detail['input']))}"
     return str(ConfigError(problem, where=where))
-
-
-def suggest_key(path: KeyPath, valid: list[str]) -> str:
-    """For an unknown key: the same name in another section, else the most similar key, else all."""
-    *section, leaf = path
-    moved = [key for key in valid if key.split(".")[-1] == leaf]
-    if moved:
-        return f'did you mean "{moved[0]}"?'
-    prefix = "".join(f"{name}." for name in section)
-    here = list(
-        dict.fromkeys(k.removeprefix(prefix).split(".")[0] for k in valid if k.startswith(prefix))
-    )
-    near = difflib.get_close_matches(leaf, here, n=1)
-    return (
-        f'did you mean "{prefix}{near[0]}"?'
-        if near
-        else f"valid keys here: {', '.join(prefix + name for name in here)}"
-    )

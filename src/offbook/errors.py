@@ -115,8 +115,12 @@ def first_line(error: BaseException) -> str:
 
 
 def suggest(word: str, candidates: Sequence[str]) -> str | None:
-    """`did you mean "x"?` for the candidate most similar to `word`, or None if none is similar."""
+    """`did you mean "x"?` for the candidate most similar to `word`, or None if none is similar.
+
+    Upper and lower case make no difference, and `word` itself is never suggested.
+    """
     if len(word) > MAX_QUOTED:
         return None  # similar to none of them; difflib would need seconds to find that out
-    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
-    return f'did you mean "{near[0]}"?' if near else None
+    folded = {name.casefold(): name for name in reversed(candidates) if name != word}
+    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    return f'did you mean "{folded[near[0]]}"?' if near else None

@@ -18,7 +18,10 @@ from support.shared import HUANHUAN
 GOOD = {"instruction": "Who goes there?", "output": "The keeper."}
 
 QUOTES = "put it in quotes"
+JOIN = "join its texts into one, or write a row for each"
+PAIRS = 'write it as JSON: [["question", "reply"]]'
 FILL = "fill or remove the row"
+SHARED = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
 TURNS = "user and assistant take turns, the user first; system text goes before them"
 
 
@@ -227,12 +230,12 @@ def test_a_misspelt_key_deep_in_a_file_is_refused_with_its_line(tmp_path):
         ),
         ({**GOOD, "systen": "s"}, 'unknown key "systen"; did you mean "system"?'),
         ({**GOOD, "instruction": 3}, f'"instruction" is a number, not text; {QUOTES}'),
-        ({**GOOD, "output": None}, f'"output" is null, not text; {QUOTES}'),
-        ({**GOOD, "output": {}}, f'"output" is an object, not text; {QUOTES}'),
-        ({**GOOD, "input": ["a"]}, f'"input" is a list, not text; {QUOTES}'),
+        ({**GOOD, "output": None}, '"output" is null, not text; fill it, or remove the row'),
+        ({**GOOD, "output": {}}, '"output" is an object, not text; write its text alone'),
+        ({**GOOD, "input": ["a"]}, f'"input" is a list, not text; {JOIN}'),
         ({**GOOD, "system": True}, f'"system" is true or false, not text; {QUOTES}'),
-        ({**GOOD, "history": "x"}, '"history" is text, not a list of pairs'),
-        ({**GOOD, "history": {"x": 1}}, '"history" is an object, not a list of pairs'),
+        ({**GOOD, "history": "x"}, f'"history" is text, not a list of pairs; {PAIRS}'),
+        ({**GOOD, "history": {"x": 1}}, f'"history" is an object, not a list of pairs; {PAIRS}'),
         (
             {**GOOD, "history": [["a", "b"], ["c"]]},
             '"history" 2 is not a [question, reply] pair',
@@ -301,11 +304,13 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         (said("user", "asistant"), 'turn 2: unknown role "asistant"; did you mean "assistant"?'),
         (
             said("user", "tool"),
-            'turn 2: unknown role "tool"; the roles are system, user, human, assistant, gpt',
+            'turn 2: unknown role "tool"; '
+            "the roles are system, user, human, "
+            "assistant, gpt, chatgpt, bing, bard, model",
         ),
         (
             {"messages": [{"role": ["user"], "content": "a"}]},
-            f'turn 1: "role" is a list, not text; {QUOTES}',
+            f'turn 1: "role" is a list, not text; {JOIN}',
         ),
         (said("user", "assistant", user=" "), f"the prompt is empty; {FILL}"),
         (
@@ -318,11 +323,7 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         ({"messages": [{"role": "user"}]}, 'turn 1 has no "role" or "content"'),
         (
             {"messages": [{"role": "user", "content": ["a"]}]},
-            f"turn 1 is a list, not text; {QUOTES}",
-        ),
-        (
-            {"messages": [{"role": "user", "content": "a", "weight": 0}]},
-            'turn 1: unknown key "weight"; remove it: it would not be trained on',
+            f"turn 1 is a list, not text; {JOIN}",
         ),
         (
             {**said("user", "assistant"), "id": 3},
@@ -339,12 +340,13 @@ def test_faulty_turns_are_refused_with_their_line(tmp_path, row, problem):
     ("row", "problem"),
     [
         (
-            {"conversations": [{"from": "human", "value": "a"}], "sytem": "s"},
+            {**SHARED, "sytem": "s"},
             'unknown key "sytem"; did you mean "system"?',
         ),
         (
-            {"conversations": [{"role": "human", "content": "a"}]},
-            'turn 1 has no "from" or "value"',
+            {"conversations": [{"role": "human", "value": "a"}]},
+            'unknown key "role" of a turn; did you mean "from"?\n'
+            'PATH:1: turn 1 has no "from" or "value"',
         ),
         (
             {"conversations": [{"from": "humn", "value": "a"}]},
@@ -358,13 +360,13 @@ def test_faulty_turns_are_refused_with_their_line(tmp_path, row, problem):
 )
 def test_a_faulty_sharegpt_row_is_refused_with_its_line(tmp_path, row, problem):
     path = written(tmp_path, row)
-    assert complaint(path) == f"{path}:1: {problem}"
+    assert complaint(path) == f"{path}:1: {problem}".replace("PATH", str(path))
 
 
 def test_only_keys_to_ignore_are_skipped(tmp_path):
     path = written(tmp_path, {"id": 1, **GOOD}, {"id": 2, "idd": 3, **GOOD})
     assert complaint(path, ignore_keys=("id",)) == (
-        f'{path}:2: unknown key "idd"; skip it with data.ignore_keys=[idd]'
+        f'{path}:2: unknown key "idd"; skip it with data.ignore_keys=[id,idd]'
     )
     assert len(read(path, ignore_keys=("id", "idd"))) == 2
 
@@ -372,7 +374,7 @@ def test_only_keys_to_ignore_are_skipped(tmp_path):
 def test_rows_of_another_format_than_the_first_are_refused(tmp_path):
     path = written(tmp_path, GOOD, said("user", "assistant"), GOOD)
     assert complaint(path) == (
-        f'{path}:2: unknown key "messages"; skip it with data.ignore_keys=[messages]'
+        f'{path}:2: unknown key "messages"; put rows of another format into a file of their own'
     )
 
 
@@ -396,7 +398,8 @@ def test_a_row_that_is_not_an_object_is_refused_wherever_it_is(tmp_path, row, ki
 def test_keys_of_no_known_format_are_refused_with_the_known_ones(tmp_path):
     path = written(tmp_path, {"question": "a", "answer": "b"})
     assert complaint(path) == (
-        f"{path}:1: cannot tell the format from the keys 'question', 'answer'; use "
+        f"{path}:1: cannot tell the format from the keys 'question', 'answer'; "
+        'rename "question" to "instruction" and "answer" to "output"; or use '
         "instruction/input/output, conversations (from, value) or messages (role, content)"
     )
 
@@ -410,15 +413,17 @@ def test_a_data_set_without_rows_is_refused(tmp_path, name, text):
     assert complaint(path) == f"{path}: no rows; check that this is the right file"
 
 
-def test_several_faults_are_reported_together_in_the_order_of_the_file(tmp_path):
+def test_several_faults_are_reported_together_unknown_keys_first(tmp_path):
     path = tmp_path / "rows.jsonl"
     lines = [json.dumps(row) for row in (GOOD, {"instrution": "a"}, GOOD, {**GOOD, "output": 3})]
     path.write_text("\n".join(["{not json", *lines, '{"instruction": "a", "output']))
     assert complaint(path).splitlines() == [
-        f"{path}:1: not valid JSON: Expecting property name enclosed in double quotes",
         f'{path}:3: unknown key "instrution"; did you mean "instruction"?',
+        f"{path}:1: not valid JSON: Expecting property name enclosed in double quotes "
+        "at column 2, after `{` and before `not json`",
         f'{path}:5: "output" is a number, not text; {QUOTES}',
-        f"{path}:6: not valid JSON: Unterminated string starting at",
+        f"{path}:6: not valid JSON: Unterminated string starting at column 22, "
+        'after `{"instruction": "a", ` and before `"output`',
     ]
 
 
@@ -547,19 +552,21 @@ print(count, peak)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["jsonl", "json"])
-def test_a_million_rows_are_streamed_in_bounded_memory(tmp_path, suffix):
+@pytest.mark.parametrize(
+    ("suffix", "array"), [("jsonl", False), ("json", True), ("jsonl", True), ("json", False)]
+)
+def test_a_million_rows_are_streamed_in_bounded_memory(tmp_path, suffix, array):
     path = tmp_path / f"rows.{suffix}"
     rows = (
         json.dumps({"instruction": f"Line {n}?", "input": "", "output": "Aye, little boat. " * 5})
         for n in range(1_000_000)
     )
     with path.open("w") as file:
-        if suffix == "json":
+        if array:
             file.write("[")
         for number, row in enumerate(rows):
-            file.write((",\n" if suffix == "json" else "\n") * bool(number) + row)
-        if suffix == "json":
+            file.write((",\n" if array else "\n") * bool(number) + row)
+        if array:
             file.write("]")
     assert path.stat().st_size > 100_000_000
     command = [sys.executable, "-c", STREAM, str(path)]

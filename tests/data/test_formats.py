@@ -1,16 +1,22 @@
-"""Reading rows: five file types give the same rows, and every fault is named with its line."""
+"""Reading rows: six file types give the same rows, and every fault is named with its line."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from offbook.data.formats import read_rows, resolve
+from offbook.data.remarks import Remarks
 from offbook.errors import DataError
 
 LINES = [
@@ -18,8 +24,10 @@ LINES = [
     {"instruction": "你是谁？", "input": "雨夜", "output": "臣妾\n甄嬛。"},
     {"instruction": "🙂, [or] {not}", "input": "\\", "output": "Aye."},
 ]
-TYPES = "use .json, .jsonl, .ndjson, .csv, .parquet"
+TYPES = "use .json, .jsonl, .ndjson, .csv, .tsv, .parquet"
 ARRAY = "correct the JSON array"
+BAD = "not valid JSON: "
+NULL = "write null or a text in quotes"
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -52,9 +60,10 @@ def complaint(path: Path) -> str:
 def store(path: Path, rows: list[dict[str, str]]) -> None:
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
+    elif path.suffix in (".csv", ".tsv"):
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            delimiter = "," if path.suffix == ".csv" else "\t"
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
             writer.writeheader()
             writer.writerows(rows)
     elif path.suffix == ".json":
@@ -63,7 +72,7 @@ def store(path: Path, rows: list[dict[str, str]]) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "ndjson", "csv", "parquet", "JSONL"])
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "ndjson", "csv", "tsv", "parquet", "JSONL"])
 def test_every_file_type_gives_the_same_rows(tmp_path, suffix):
     path = tmp_path / f"rows.{suffix}"
     store(path, LINES)
@@ -152,7 +161,7 @@ def test_a_row_across_chunks_is_read_whole_and_keeps_its_line(tmp_path, monkeypa
     text = json.dumps(values, indent=indent, ensure_ascii=False) + "\n"
     path = written(tmp_path, "rows.json", text)
     at_once = read(path)
-    monkeypatch.setattr("offbook.data.formats.CHUNK_CHARS", chunk)
+    monkeypatch.setattr("offbook.data.json_text.CHUNK_CHARS", chunk)
     assert read(path) == at_once
     assert [row for row, _ in at_once] == json.loads(text)
 
@@ -163,28 +172,70 @@ def test_a_row_across_chunks_is_read_whole_and_keeps_its_line(tmp_path, monkeypa
         ("", 1, "no rows: the file is empty", "the file should begin with ["),
         ("\n \n", 3, "no rows: the file is empty", "the file should begin with ["),
         ('\n"rows"', 2, "not a JSON array of rows", "the file should begin with ["),
-        ('[\n{"a": 1},\n{"a": 2}\n', 4, "the file ends inside the array", ARRAY),
-        ('[\n{"a": 1},\n{"a": 2', 3, "not valid JSON: Expecting ',' delimiter", ARRAY),
-        ('[\n{"a": 1},\n{"a": "two', 3, "not valid JSON: Unterminated string starting at", ARRAY),
-        ('[\n{"a": 1},\n', 3, "not valid JSON: Expecting value", ARRAY),
-        ('[\n{"a": 1},\n]', 3, "not valid JSON: Expecting value", ARRAY),
-        ('[{"a": 1},,{"a": 2}]', 1, "not valid JSON: Expecting value", ARRAY),
-        ('[\n{"a": 1}\n]\n\nThe end.', 5, "text after the end of the array", ARRAY),
-        ('[\n{"a": 1}]]', 2, "text after the end of the array", ARRAY),
-        ('[\n{"a": 1}\n{"a": 2}\n]', 3, "no comma between rows", ARRAY),
-        ('[\n{"a": 1},\n{"a": NaN}\n]', 3, "not valid JSON: NaN is not JSON", ARRAY),
-        ('[\n{"a": 1},\n{"a": -Infinity}]', 3, "not valid JSON: -Infinity is not JSON", ARRAY),
+        ('[\n{"a": 1},\n{"a": 2}\n', 4, f"{BAD}the file ends inside the array at column 1", ARRAY),
+        (
+            '[\n{"a": 1},\n{"a": 2',
+            3,
+            f"{BAD}Expecting ',' delimiter at column 8, after `{{\"a\": 2`",
+            ARRAY,
+        ),
+        (
+            '[\n{"a": 1},\n{"a": "two',
+            3,
+            f'{BAD}Unterminated string starting at column 7, after `{{"a": ` and before `"two`',
+            ARRAY,
+        ),
+        ('[\n{"a": 1},\n', 3, f"{BAD}Expecting value at column 1", ARRAY),
+        (
+            '[\n{"a": 1},\n]',
+            3,
+            f"{BAD}Expecting value at column 1, before `]`",
+            "remove the comma before the ]",
+        ),
+        (
+            '[{"a": 1},,{"a": 2}]',
+            1,
+            f'{BAD}Expecting value at column 11, before `,{{"a": 2}}]`',
+            ARRAY,
+        ),
+        (
+            '[\n{"a": 1}\n]\n\nThe end.',
+            5,
+            f"{BAD}text after the end of the array at column 1, before `The end.`",
+            "put all rows into it",
+        ),
+        (
+            '[\n{"a": 1}\n{"a": 2}\n]',
+            3,
+            f'{BAD}no comma between rows at column 1, before `{{"a": 2}}`',
+            ARRAY,
+        ),
+        ('[\n{"a": 1},\n{"a": NaN}\n]', 3, f"{BAD}NaN is not JSON", NULL),
+        ('[\n{"a": 1},\n{"a": -Infinity}]', 3, f"{BAD}-Infinity is not JSON", NULL),
         (
             '[\n{"a": 1},\n{"b": {"a": 1, "c": 2, "a": 3}}\n]',
             3,
-            'not valid JSON: the key "a" appears twice in one object',
+            f'{BAD}the key "a" appears twice in one object',
             ARRAY,
         ),
     ],
 )
-def test_a_broken_array_is_refused_with_its_line(tmp_path, text, line, what, fix):
+def test_a_broken_array_is_refused_with_its_place(tmp_path, text, line, what, fix):
     path = written(tmp_path, "rows.json", text)
     assert complaint(path) == f"{path}:{line}: {what}; {fix}"
+
+
+@pytest.mark.parametrize("indent", [None, 1, 4])
+@pytest.mark.parametrize("before", [0, 3, 60])
+def test_a_fault_is_named_with_line_column_and_the_text_around_it(tmp_path, indent, before):
+    rows = [{"instruction": f"q{n}", "output": "a"} for n in range(before + 2)]
+    text = json.dumps(rows, indent=indent).replace(f'"q{before}",', f'"q{before}" MARK ,')
+    at = text.index("MARK")
+    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+    message = complaint(written(tmp_path, "rows.json", text))
+    assert f"rows.json:{line}: " in message
+    assert f" at column {column}, after `" in message
+    assert f'"q{before}" ` and before `MARK ,' in message
 
 
 def test_the_rows_before_a_broken_one_are_read(tmp_path):
@@ -193,14 +244,6 @@ def test_the_rows_before_a_broken_one_are_read(tmp_path):
     assert [next(reading), next(reading)] == [({"a": 1}, f"{path}:1"), ({"a": 2}, f"{path}:1")]
     with pytest.raises(DataError):
         next(reading)
-
-
-def test_one_object_is_refused_with_what_it_may_be(tmp_path):
-    path = written(tmp_path, "rows.json", '{"instruction": "a", "output": "b"}\n')
-    assert complaint(path) == (
-        f"{path}: one JSON object, not an array of rows; "
-        "put the rows in [ ], or name the file .jsonl if it has one object a line"
-    )
 
 
 def test_bad_lines_of_jsonl_are_skipped_and_all_named(tmp_path):
@@ -212,24 +255,270 @@ def test_bad_lines_of_jsonl_are_skipped_and_all_named(tmp_path):
         '{"a": 3,}\n'
         "\n"
         '{"a": NaN}\n'
-        '{"a": 6} {"a": 7}\n'
+        '{"a": 6} and more\n'
         '{"a": 8, "a": 9}\n'
         "plain words\n"
         '{"a": 10}\n'
+        '{"a": 11, "b"\n'
+        '{"a": "twelve}\n'
+        '{"a": 13}\n'
         '{"a": "cut',
     )
     rows, errors = sorted_out(path)
-    assert rows == [({"a": 1}, f"{path}:1"), ({"a": 10}, f"{path}:9")]
-    before, *others = [str(error) for error in errors[:2]]
-    assert before == f"{path}:2: not valid JSON: Expecting ':' delimiter"
-    assert others[0].startswith(f"{path}:3: not valid JSON: ")  # the words differ by Python version
-    assert [str(error) for error in errors[2:]] == [
-        f"{path}:5: not valid JSON: NaN is not JSON",
-        f"{path}:6: not valid JSON: Extra data",
-        f'{path}:7: not valid JSON: the key "a" appears twice in one object',
-        f"{path}:8: not valid JSON: Expecting value",
-        f"{path}:10: not valid JSON: Unterminated string starting at",
+    assert rows == [
+        ({"a": 1}, f"{path}:1"),
+        ({"a": 6}, f"{path}:6"),
+        ({"a": 10}, f"{path}:9"),
+        ({"a": 13}, f"{path}:12"),
     ]
+    comma = str(errors.pop(1))  # the words differ by Python version
+    assert comma.startswith(f"{path}:3: {BAD}")
+    assert comma.endswith(("; remove the comma before the }", "; remove that comma"))
+    assert [str(error) for error in errors] == [
+        f"{path}:2: {BAD}Expecting ':' delimiter at column 6, after `{{\"a\" ` and before `2}}`",
+        f"{path}:5: {BAD}NaN is not JSON; {NULL}",
+        f'{path}:6: {BAD}text after a row at column 10, after `{{"a": 6}} ` and before `and more`',
+        f'{path}:7: {BAD}the key "a" appears twice in one object',
+        f"{path}:8: {BAD}Expecting value at column 1, before `plain words`",
+        f'{path}:10: {BAD}Expecting \':\' delimiter at column 14, after `{{"a": 11, "b"`',
+        f"{path}:11: {BAD}Unterminated string starting at column 7, "
+        'after `{"a": ` and before `"twelve}`',
+        f"{path}:13: {BAD}Unterminated string starting at column 7, "
+        'after `{"a": ` and before `"cut`',
+    ]
+
+
+def test_a_broken_row_on_several_lines_is_named_and_the_next_is_read(tmp_path):
+    text = '{\n "a": 1\n}\n{\n "a": 2,\n "b" 3\n}\n{\n "a": 4\n}\n'
+    path = written(tmp_path, "rows.jsonl", text)
+    rows, errors = sorted_out(path)
+    assert rows == [({"a": 1}, f"{path}:1"), ({"a": 4}, f"{path}:8")]
+    assert [str(error) for error in errors] == [
+        f"{path}:6: {BAD}Expecting ':' delimiter at column 6, after `\"b\" ` and before `3`"
+    ]
+
+
+def test_quotes_that_are_not_json_s_are_named(tmp_path):
+    (error,) = sorted_out(written(tmp_path, "rows.jsonl", "{'a': 1}\n"))[1]
+    assert str(error).endswith("; JSON's quotes are straight and double")
+
+
+# What is read although the file's name or format says otherwise
+
+SEVERAL = "several rows on one line"
+COMMA = "a comma after a row, which is ignored"
+LINES_OF_A_ROW = "a row on several lines"
+SHAPES = {
+    "comma": ("jsonl", ",\n", None, COMMA),
+    "comma and CR": ("jsonl", " ,\r\n", None, COMMA),
+    "one line": ("jsonl", "", None, SEVERAL),
+    "one line, commas": ("ndjson", ", ", None, COMMA),
+    "pretty": ("jsonl", "\n", 2, LINES_OF_A_ROW),
+    "pretty, side by side": ("jsonl", "", 4, LINES_OF_A_ROW),
+    "pretty, commas": ("jsonl", ",\n", 1, COMMA),
+    "objects": ("json", "\n", None, "objects one after another, not an array of rows"),
+    "pretty objects": ("json", "\n\n", 2, "objects one after another, not an array of rows"),
+}
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda of: st.lists(of, max_size=3) | st.dictionaries(st.text(max_size=5), of, max_size=3),
+    max_leaves=6,
+)
+ROWS = st.lists(
+    st.fixed_dictionaries({"instruction": st.text(max_size=40), "more": VALUES}),
+    min_size=2,
+    max_size=6,
+)
+SURELY = settings(
+    max_examples=25,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def remarked(path: Path) -> tuple[list[object], list[str]]:
+    remarks = Remarks()
+    rows = [row for row, _ in read_rows(path, remarks)]
+    return rows, [line.removeprefix(str(path)) for line in remarks.lines()]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("chunk", [3, 2**20])
+def test_rows_in_another_shape_are_read_and_remarked_on(tmp_path, monkeypatch, shape, chunk):
+    monkeypatch.setattr("offbook.data.json_text.CHUNK_CHARS", chunk)
+    suffix, separator, indent, remark = SHAPES[shape]
+    path = tmp_path / f"rows.{suffix}"
+
+    @SURELY
+    @given(ROWS, st.booleans())
+    def holds(rows: list[object], plain: bool) -> None:
+        said = (json.dumps(row, indent=indent, ensure_ascii=not plain) for row in rows)
+        path.write_bytes((separator.join(said) + "\n").encode("utf-8", "surrogatepass"))
+        read, lines = remarked(path)
+        assert read == rows
+        assert any(line.partition(": ")[2].startswith(remark) for line in lines)
+
+    holds()
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_in_a_jsonl_file_is_read_with_its_lines(tmp_path, indent):
+    path = written(tmp_path, "rows.jsonl", "\n" + json.dumps(LINES, indent=indent))
+    rows, lines = remarked(path)
+    assert rows == LINES
+    assert lines == [":2: one array of rows, not a row on each line"]
+    assert [line for _, line in read(path)] == ([2, 2, 2] if indent is None else [3, 8, 13])
+
+
+def test_a_list_on_each_line_is_not_one_array(tmp_path):
+    path = written(tmp_path, "rows.jsonl", '[{"a": 1}]\n[{"a": 2}]\n')
+    assert read(path) == [([{"a": 1}], 1), ([{"a": 2}], 2)]
+
+
+def test_one_object_is_one_row(tmp_path):
+    path = written(tmp_path, "rows.json", '{"instruction": "a", "output": "b"}\n')
+    assert read(path) == [({"instruction": "a", "output": "b"}, 1)]
+
+
+def test_columns_become_rows(tmp_path):
+    columns = {key: {str(n): row[key] for n, row in enumerate(LINES)} for key in LINES[0]}
+    rows, lines = remarked(written(tmp_path, "rows.json", json.dumps(columns)))
+    assert rows == LINES
+    assert lines == [":1: an object of columns; each index is a row"]
+
+
+@pytest.mark.parametrize("chunk", [5, 2**20])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("inside", ["line one\nline two", "a\r\nb", "a\tb", "\n\n{\n"])
+def test_line_breaks_inside_a_text_are_kept(tmp_path, monkeypatch, chunk, suffix, inside):
+    rows = [{"a": "MARK", "b": 1}, {"a": 2}]
+    text = json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows))
+    path = written(tmp_path, f"rows.{suffix}", text.replace("MARK", inside))
+    read, lines = remarked(path)
+    assert read == [{"a": inside, "b": 1}, {"a": 2}]
+    assert lines[0].startswith(":1: a line break or control character inside a text")
+
+
+def test_a_text_that_is_not_closed_does_not_swallow_rows(tmp_path):
+    path = written(tmp_path, "rows.json", '[\n{"a": "x\n},\n{"a": "y"},\n{"a": "z"}\n]')
+    assert complaint(path) == (
+        f'{path}:2: {BAD}Invalid control character at column 9, after `{{"a": "x`; '
+        "close the text with a quote before it"
+    )
+
+
+def run_advice(message: str, command: str) -> None:
+    """Run the shell command that an error gives, which begins with `command`."""
+    if not shutil.which(command):
+        pytest.skip(f"needs {command}")
+    _, found, rest = message.partition(f": {command} ")
+    assert found, message
+    subprocess.run(f"{command} {rest}", shell=True, check=True, timeout=60)
+
+
+def test_the_rows_under_a_key_are_taken_out_by_the_advice(tmp_path):
+    path = written(tmp_path, "my rows.json", json.dumps({"version": 1, "data": LINES}))
+    message = complaint(path)
+    assert 'one JSON object, whose rows are under "data"; take them out: jq' in message
+    run_advice(message, "jq")
+    assert [row for row, _ in read(tmp_path / "my rows-rows.jsonl")] == LINES
+
+
+def test_a_compressed_file_is_unpacked_by_the_advice(tmp_path):
+    text = "".join(json.dumps(row) + "\n" for row in LINES).encode()
+    path = written(tmp_path, "my rows.jsonl.gz", gzip.compress(text))
+    run_advice(complaint(path), "gunzip")
+    assert [row for row, _ in read(tmp_path / "my rows.jsonl")] == LINES
+
+
+def test_the_files_of_a_folder_are_joined_by_the_advice(tmp_path):
+    (folder := tmp_path / "my rows").mkdir()
+    for number, row in enumerate(LINES):
+        written(folder, f"part-{number}.jsonl", json.dumps(row) + "\n")
+    message = refusal(str(folder))
+    assert "name one of its files: part-0.jsonl, part-1.jsonl, part-2.jsonl; or join" in message
+    run_advice(message, "cat")
+    assert [row for row, _ in read(tmp_path / "my rows.jsonl")] == LINES
+
+
+# Encodings
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "tsv"])
+def test_a_byte_order_mark_tells_the_encoding(tmp_path, encoding, suffix):
+    path = tmp_path / f"rows.{suffix}"
+    store(path, LINES)
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    assert [row for row, _ in read(path)] == LINES
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+@pytest.mark.parametrize(
+    ("encoding", "advised"),
+    [("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"), ("gb18030", "GB18030")],
+)
+def test_another_encoding_is_converted_by_the_advice(tmp_path, suffix, encoding, advised):
+    path = tmp_path / f"my rows.{suffix}"
+    store(path, LINES)
+    text = path.read_text(encoding="utf-8")
+    if suffix == "jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in LINES)
+    path.write_bytes(text.encode(encoding))
+    message = complaint(path)
+    assert f"iconv -f {advised} -t UTF-8 " in message
+    run_advice(message, "iconv")
+    assert [row for row, _ in read(tmp_path / f"my rows-utf8.{suffix}")] == LINES
+
+
+def test_what_a_file_would_say_in_gb18030_is_shown(tmp_path):
+    path = written(tmp_path, "rows.jsonl", '{"a": 1}\n{"a": "你好"}\n'.encode("gbk"))
+    assert complaint(path).startswith(
+        f"{path}:2: not UTF-8 text at column 8 (bytes c4 e3 ba c3); as GB18030 it reads "
+        '`你好"}`; if that is right, convert it: iconv -f GB18030 -t UTF-8 '
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["café, s'il vous plaît".encode("latin-1"), "你好，".encode() * 9 + b"\xff"],
+    ids=["latin-1", "utf-8 with a broken byte"],
+)
+def test_other_text_is_not_taken_for_gb18030(tmp_path, data):
+    path = written(tmp_path, "rows.jsonl", b'{"a": "' + data + b'"}\n')
+    message = complaint(path)
+    assert message.startswith(f"{path}:1: not UTF-8 text at column ")
+    assert "GB18030" not in message
+
+
+# CSV
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize(
+    ("delimiter", "name"), [(",", "commas"), (";", "semicolons"), ("\t", "tabs")]
+)
+def test_the_header_tells_the_separator(tmp_path, suffix, delimiter, name):
+    path = tmp_path / f"rows.{suffix}"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(LINES[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows([*LINES, dict.fromkeys(LINES[0], "a, b; c\td")])
+    rows, lines = remarked(path)
+    assert rows == [*LINES, dict.fromkeys(LINES[0], "a, b; c\td")]
+    usual = {"csv": ",", "tsv": "\t"}[suffix] == delimiter
+    assert lines == [] if usual else [f":1: the fields are separated by {name}"]
+
+
+def test_a_long_csv_field_is_read(tmp_path):
+    assert csv.field_size_limit() <= 64 * 2**20
+    text = "x y " * 100_000
+    assert read(written(tmp_path, "rows.csv", f'a,b\n1,"{text}"\n')) == [({"a": "1", "b": text}, 2)]
+
+
+# Faults
 
 
 def test_half_a_surrogate_pair_is_not_refused_here(tmp_path):
@@ -246,23 +535,15 @@ def test_deep_nesting_is_refused_without_a_crash(tmp_path):
     assert [error.where for error in errors] == [f"{jsonl}:2"]
 
 
-@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv"])
-def test_text_that_is_not_utf_8_is_refused_with_its_line(tmp_path, name):
-    path = written(tmp_path, name, '\n[{"a": "你好"}]'.encode("gbk"))
-    assert complaint(path) == (
-        f"{path}:2: not UTF-8 text (invalid continuation byte); save the file as UTF-8"
-    )
-
-
 def test_blank_lines_before_a_csv_header_are_skipped(tmp_path):
     assert read(written(tmp_path, "rows.csv", "\n\na,b\n\n1,2\n")) == [({"a": "1", "b": "2"}, 5)]
 
 
 def test_a_line_of_jsonl_takes_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("offbook.data.formats.MAX_ROW_CHARS", 20)
+    monkeypatch.setattr("offbook.data.json_text.MAX_ROW_CHARS", 20)
     path = written(tmp_path, "rows.jsonl", '{"a": "1"}\n["' + "x" * 10_000 + '"]\n')
     assert complaint(path) == (
-        f"{path}:2: a line of more than 20 characters; put one row on each line"
+        f"{path}:2: a row of more than 20 characters; put one row on each line"
     )
     assert read(written(tmp_path, "short.jsonl", '{"a": "123456789"}\n')) != []
 
@@ -317,7 +598,10 @@ def test_a_csv_quote_that_never_ends_is_refused(tmp_path):
     path = written(tmp_path, "rows.csv", 'a,b\n1,2\n3,"four\n')
     message = complaint(path)
     assert message.startswith(f"{path}:")
-    assert message.endswith(": not valid CSV: unexpected end of data")
+    assert message.endswith(
+        ": not valid CSV: unexpected end of data; "
+        "a quote inside a quoted field is written twice; look for one that is not closed"
+    )
 
 
 def test_parquet_rows_are_numbered(tmp_path):
@@ -440,8 +724,8 @@ def test_a_missing_sample_is_refused_with_the_one_that_was_meant(tmp_path, monke
 def test_a_missing_file_unlike_any_other_is_refused_with_the_possible_types(tmp_path):
     source = str(tmp_path / "rows.json")
     assert refusal(source) == (
-        f"{source}: no such file; give a file ending in .json, .jsonl, .ndjson, .csv, .parquet, "
-        "or one of lighthouse, teahouse-zh"
+        f"{source}: no such file; give a file ending in .json, .jsonl, .ndjson, .csv, .tsv, "
+        ".parquet, or one of lighthouse, teahouse-zh"
     )
 
 

@@ -38,12 +38,13 @@ Target = tuple[Callable[[bytes], object], list[bytes]]  # what is fuzzed, and in
 
 
 def rows(folder: Path) -> Target:
-    paths = [folder / f"rows.{suffix}" for suffix in ("json", "jsonl", "csv", "parquet")]
+    paths = [folder / f"rows.{suffix}" for suffix in ("json", "jsonl", "csv", "tsv", "parquet")]
     values = [json.loads(line) for line in ROWS.splitlines()]
     paths[0].write_text(json.dumps(values))
     paths[1].write_text(ROWS)
     paths[2].write_text('instruction,input,output\n"who are you",,"I am, ""the"" keeper"\n')
-    pq.write_table(pa.Table.from_pylist(values), paths[3])
+    paths[3].write_text("instruction\tinput\toutput\nwho are you\t\tI am the keeper\n")
+    pq.write_table(pa.Table.from_pylist(values), paths[4])
 
     def read(data: bytes) -> None:
         path = paths[data[0] % len(paths)]

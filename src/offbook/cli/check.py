@@ -75,7 +75,7 @@ def check(
         print(json.dumps(counts))
         return
     _print_counts(census, lengths)
-    for notice in examples.notices(limit, setting_that_keeps(setting)):
+    for notice in (*reader.notices(), *examples.notices(limit, setting_that_keeps(setting))):
         out.print(printable(notice), markup=False, soft_wrap=True)
     for example in examples[:show]:
         out.print()

@@ -65,7 +65,8 @@ def settings(
         return
     chosen = [s for group in groups for s in group.settings if key in (s.key, group.name)]
     if not chosen:
-        from offbook.config import keys, suggest_key
+        from offbook.config import keys
+        from offbook.setting_names import suggest_key
 
         fix = suggest_key(tuple(key.split(".")), list(keys()))
         raise ConfigError(f'unknown setting "{key}"', fix=fix)

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offbook.config import DataSettings
-from offbook.data.formats import Row, read_rows, resolve
+from offbook.data.formats import read_rows, resolve
+from offbook.data.json_text import Row
+from offbook.data.remarks import Remarks
+from offbook.data.unknown_keys import UnknownKeys, renames
+from offbook.data.values import (
+    WEIGHT_KEYS,
+    history_of,
+    is_trained,
+    kind_of,
+    optional_text,
+    text_of,
+)
 from offbook.errors import DataError, first_few, joined, shorten, suggest
 
 Role = Literal["system", "user", "assistant"]
@@ -36,22 +47,34 @@ ROLES: Mapping[str, Role] = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
 }
+TURN_KEYS = (("from", "value"), ("role", "content"))
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: who says it.
+        content: what is said.
+        trained: whether a reply is supervised, and not only context for later ones.
+    """
 
     role: Role
     content: str
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """A row as messages: system text, if any, then alternating user and assistant turns.
 
-    `source` is the `file:line` of the row.
+    It ends with a reply that is trained on. `source` is the `file:line` of the row.
     """
 
     messages: tuple[Message, ...]
@@ -59,8 +82,8 @@ class Conversation:
 
     @property
     def replies(self) -> tuple[int, ...]:
-        """The positions of the assistant's messages."""
-        return tuple(k for k, m in enumerate(self.messages) if m.role == "assistant")
+        """The positions of the assistant's messages that are trained on."""
+        return tuple(k for k, m in enumerate(self.messages) if m.role == "assistant" and m.trained)
 
     @property
     def prompt_key(self) -> bytes:
@@ -73,8 +96,8 @@ class Conversation:
 
     @property
     def key(self) -> bytes:
-        """8 bytes, equal for conversations whose texts are exactly equal."""
-        return _digest(m.content for m in self.messages)
+        """8 bytes, equal for conversations whose texts are exactly equal, and trained on alike."""
+        return _digest(m.content + "\0context" * (not m.trained) for m in self.messages)
 
 
 class ConversationReader:
@@ -88,35 +111,51 @@ class ConversationReader:
     def __init__(self, paths: Sequence[Path], settings: DataSettings) -> None:
         self.paths = tuple(paths)
         self._settings = settings
+        self._remarks = Remarks()
+        self._unknown = UnknownKeys(())
         self.row_format = self._detect()
 
     def __iter__(self) -> Iterator[Conversation]:
         """Yield each row's conversation.
 
         Raises:
-            DataError: after the last row, naming up to 20 bad ones.
+            DataError: after the last row, naming all unknown keys and up to 20 bad rows.
         """
         errors: list[DataError] = []
+        self._unknown = UnknownKeys(self._settings.ignore_keys)
         rows = self._rows()
         while len(errors) < MAX_ERRORS:
             try:
                 row, where = next(rows)
-                yield self._conversation(row, where)
+                conversation = self._conversation(row, where)
+                # After an unknown key, rows are only checked: the caller would use them in vain.
+                if conversation and not self._unknown.filled:
+                    yield conversation
             except StopIteration:
                 break
             except DataError as error:
                 errors.append(error)
+        more = len(errors) >= MAX_ERRORS
+        if unknown := self._unknown.error():
+            errors.insert(0, unknown)
         if errors:
-            raise joined(errors, more=len(errors) >= MAX_ERRORS)
+            raise joined(errors, more)
+        for what, where in self._unknown.empty():
+            self._remarks.add(what, where)
 
     def describe(self) -> str:
         """`rows.json: alpaca rows (instruction, input, output)`"""
         names = first_few([str(path) for path in self.paths], 3)
         return f"{names}: {FORMAT_NAMES[self.row_format]}"
 
+    def notices(self) -> list[str]:
+        """What the rows read so far have that was read in another way than the file's name says."""
+        return self._remarks.lines()
+
     def _rows(self) -> Iterator[Row]:
+        self._remarks.clear()
         for path in self.paths:
-            yield from read_rows(path)
+            yield from read_rows(path, self._remarks)
 
     def _detect(self) -> RowFormat:
         errors: list[DataError] = []
@@ -127,18 +166,13 @@ class ConversationReader:
                     continue
                 break
             if not isinstance(row, dict):
-                raise DataError(f"a row is {_kind(row)}, not an object", where=where)
+                raise DataError(f"a row is {kind_of(row)}, not an object", where=where)
             if "conversations" in row:
                 return "sharegpt"
             if "messages" in row:
                 return "messages"
             if not {"instruction", "output", "input"} & set(row):
-                raise DataError(
-                    f"cannot tell the format from the keys {shorten(', '.join(map(repr, row)))}",
-                    where=where,
-                    fix="use instruction/input/output, conversations (from, value) "
-                    "or messages (role, content)",
-                )
+                raise _no_format(row, where)
             return "alpaca"
         if errors:
             raise joined(errors, more=len(errors) >= MAX_ERRORS)
@@ -146,46 +180,66 @@ class ConversationReader:
             "no rows", where=str(self.paths[0]), fix="check that this is the right file"
         )
 
-    def _conversation(self, row: object, where: str) -> Conversation:
+    def _conversation(self, row: object, where: str) -> Conversation | None:
+        """The conversation of a row; None where a key that it needs may have an unknown name."""
         if isinstance(row, DataError):
             raise row
         if not isinstance(row, dict):
-            raise DataError(f"a row is {_kind(row)}, not an object", where=where)
+            raise DataError(f"a row is {kind_of(row)}, not an object", where=where)
         known = FORMAT_KEYS[self.row_format]
-        for key in row:
-            if key not in known and key not in self._settings.ignore_keys:
-                name = shorten(key)
-                fix = suggest(key, known) or f"skip it with data.ignore_keys=[{name}]"
-                raise DataError(f'unknown key "{name}"', where=where, fix=fix)
+        unknown = self._unknown.check(row, known, where)
         for key in {"alpaca": ("instruction", "output")}.get(self.row_format, known[:1]):
             if key not in row:
+                if unknown:
+                    return None
                 raise DataError(f'no "{key}"', where=where, fix="every row needs one")
         if self.row_format == "alpaca":
             messages = self._alpaca(row, where)
         elif self.row_format == "sharegpt":
-            messages = _system(row, where) + _turns(row["conversations"], "from", "value", where)
+            messages = _system(row, where) + self._turns(row["conversations"], where)
         else:
-            messages = _turns(row["messages"], "role", "content", where)
+            messages = self._turns(row["messages"], where)
         if self._settings.system and messages and messages[0].role != "system":
             messages.insert(0, Message("system", self._settings.system))
         _check_order(messages, where)
-        return Conversation(tuple(messages), where)
+        return Conversation(_up_to_trained(messages, where), where)
 
     def _alpaca(self, row: Mapping[str, Any], where: str) -> list[Message]:
         messages = _system(row, where)
-        history = [] if row.get("history") is None else row["history"]
-        if not isinstance(history, list):
-            raise DataError(f'"history" is {_kind(history)}, not a list of pairs', where=where)
-        for number, pair in enumerate(history, 1):
+        for number, pair in enumerate(history_of(row, where), 1):
             if not isinstance(pair, list) or len(pair) != 2:
                 raise DataError(f'"history" {number} is not a [question, reply] pair', where=where)
-            messages.append(Message("user", _text(pair[0], f'"history" {number}', where)))
-            messages.append(Message("assistant", _text(pair[1], f'"history" {number}', where)))
-        question = _text(row["instruction"], '"instruction"', where)
-        extra = _optional(row, "input", where)
+            messages.append(Message("user", text_of(pair[0], f'"history" {number}', where)))
+            messages.append(Message("assistant", text_of(pair[1], f'"history" {number}', where)))
+        question = text_of(row["instruction"], '"instruction"', where)
+        extra = optional_text(row, "input", where)
         separator = self._settings.input_separator if question and extra else ""
         messages.append(Message("user", question + separator + extra))
-        messages.append(Message("assistant", _text(row["output"], '"output"', where)))
+        messages.append(Message("assistant", text_of(row["output"], '"output"', where)))
+        return messages
+
+    def _turns(self, turns: object, where: str) -> list[Message]:
+        if not isinstance(turns, list):
+            raise DataError(f"the turns are {kind_of(turns)}, not a list", where=where)
+        messages = []
+        for number, turn in enumerate(turns, 1):
+            pairs = TURN_KEYS if self.row_format == "sharegpt" else TURN_KEYS[::-1]
+            given = turn if isinstance(turn, dict) else {}
+            role_key, text_key = next((pair for pair in pairs if given.keys() >= {*pair}), pairs[0])
+            self._unknown.check(given, (role_key, text_key, *WEIGHT_KEYS), where, in_turns=True)
+            if not given.keys() >= {role_key, text_key}:
+                raise DataError(f'turn {number} has no "{role_key}" or "{text_key}"', where=where)
+            name = text_of(given[role_key], f'turn {number}: "{role_key}"', where)
+            role = ROLES.get(name.casefold())
+            if role is None:
+                what = f'turn {number}: unknown role "{shorten(name)}"'
+                fix = suggest(name, list(ROLES)) or f"the roles are {', '.join(ROLES)}"
+                raise DataError(what, where=where, fix=fix)
+            content = text_of(given[text_key], f"turn {number}", where)
+            trained = is_trained(given, role, number, where)
+            if not trained:
+                self._remarks.add("a reply of weight 0 is context, and not trained on", where)
+            messages.append(Message(role, content, trained))
         return messages
 
 
@@ -193,8 +247,8 @@ def read_conversations(source: str, settings: DataSettings | None = None) -> Con
     """Open a data set by file path, sample name or hub id.
 
     Args:
-        source: a JSON, JSONL, CSV or Parquet file; `lighthouse` or `teahouse-zh`; or a hub data
-            set, `owner/name` or `owner/name:file`.
+        source: a JSON, JSONL, CSV, TSV or Parquet file; `lighthouse` or `teahouse-zh`; or a hub
+            data set, `owner/name` or `owner/name:file`.
         settings: system text, input separator and keys to ignore.
 
     Raises:
@@ -204,30 +258,8 @@ def read_conversations(source: str, settings: DataSettings | None = None) -> Con
 
 
 def _system(row: Mapping[str, Any], where: str) -> list[Message]:
-    text = _optional(row, "system", where)
+    text = optional_text(row, "system", where)
     return [Message("system", text)] if text else []
-
-
-def _turns(turns: object, role_key: str, text_key: str, where: str) -> list[Message]:
-    if not isinstance(turns, list):
-        raise DataError(f"the turns are {_kind(turns)}, not a list", where=where)
-    messages = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict) or not {role_key, text_key} <= set(turn):
-            raise DataError(f'turn {number} has no "{role_key}" or "{text_key}"', where=where)
-        for key in turn:
-            if key not in (role_key, text_key):
-                near = suggest(key, (role_key, text_key))
-                fix = near or "remove it: it would not be trained on"
-                raise DataError(
-                    f'turn {number}: unknown key "{shorten(key)}"', where=where, fix=fix
-                )
-        role = _text(turn[role_key], f'turn {number}: "{role_key}"', where)
-        if role not in ROLES:
-            fix = suggest(role, list(ROLES)) or f"the roles are {', '.join(ROLES)}"
-            raise DataError(f'turn {number}: unknown role "{shorten(role)}"', where=where, fix=fix)
-        messages.append(Message(ROLES[role], _text(turn[text_key], f"turn {number}", where)))
-    return messages
 
 
 def _check_order(messages: Sequence[Message], where: str) -> None:
@@ -248,30 +280,27 @@ def _check_order(messages: Sequence[Message], where: str) -> None:
         raise DataError("no reply at the end", where=where, fix="end with the assistant's turn")
 
 
-def _optional(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    return "" if value is None else _text(value, f'"{key}"', where)
-
-
-def _text(value: object, name: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{name} is {_kind(value)}, not text", where=where, fix="put it in quotes")
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+def _up_to_trained(messages: Sequence[Message], where: str) -> tuple[Message, ...]:
+    """The messages up to the last reply that is trained on; nothing depends on later ones."""
+    trained = [k for k, m in enumerate(messages) if m.role == "assistant" and m.trained]
+    if not trained:
         raise DataError(
-            f"{name} has half a surrogate pair", where=where, fix="correct the broken escape"
+            "no reply is trained on: each has weight 0",
+            where=where,
+            fix="set the weight of one to 1, or remove the row",
         )
-    return value
+    return tuple(messages[: trained[-1] + 1])
 
 
-def _kind(value: object) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return names.get(type(value), "a number")
+def _no_format(row: Mapping[str, Any], where: str) -> DataError:
+    """The error for a row with the keys of none of the formats."""
+    what = f"cannot tell the format from the keys {shorten(', '.join(map(repr, row)))}"
+    fix = "use instruction/input/output, conversations (from, value) or messages (role, content)"
+    renamed = renames(row, [key for keys in FORMAT_KEYS.values() for key in keys])
+    if renamed:
+        pairs = [f'"{name}" to "{known}"' for name, known in renamed.items()]
+        fix = f"rename {' and '.join(pairs)}; or {fix}"
+    return DataError(what, where=where, fix=fix)
 
 
 def _digest(parts: Iterator[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""Rows of JSON, JSONL, CSV and Parquet files as plain values, each with its `file:line`.
+"""Rows of JSON, JSONL, CSV, TSV and Parquet files as plain values, each with its `file:line`.
 
 Files are read as a stream, so memory does not grow with their size.
 """
@@ -8,20 +8,21 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from offbook.config import SAMPLE_ROLES, local_path
+from offbook.data.json_text import MAX_ROW_CHARS, JsonText, Row, repeated
+from offbook.data.remarks import Remarks
+from offbook.data.text import open_text, undecodable
 from offbook.errors import DataError, first_few, first_line, shorten, suggest
 from offbook.files.hub import download
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
-MAX_ROW_CHARS = 64 * 2**20  # a longer "row" is a broken file, not a line that somebody says
-CHUNK_CHARS = 2**20
-
-Row = tuple[object, str]  # the decoded value, or a DataError; and the file:line where it begins
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def resolve(source: str) -> list[Path]:
@@ -42,45 +43,57 @@ def resolve(source: str) -> list[Path]:
     parent = local_path(str(Path(source).parent))
     near = [p.name for p in parent.glob("*")] if parent else []
     advice = suggest(Path(source).name, [*near, *SAMPLE_ROLES])
+    if path and path.is_dir():
+        raise _folder(path, source)
     raise DataError(
-        "this is a folder, not a file" if path and path.is_dir() else "no such file",
+        "no such file",
         where=source,
         fix=advice
         or f"give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLE_ROLES)}",
     )
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def _folder(path: Path, source: str) -> DataError:
+    """The error for a folder in place of a file, with what to do about the files in it."""
+    names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+    fix = f"give a file ending in {', '.join(SUFFIXES)}"
+    if names:
+        fix = f"name one of its files: {first_few(names, 3)}"
+        parts = shlex.quote(f"{str(path).rstrip('/')}/") + "*.jsonl"
+        if all(name.lower().endswith(".jsonl") for name in names) and len(names) > 1:
+            joined = path.with_name(f"{path.name}.jsonl")
+            fix += f"; or join them: cat {parts} > {shlex.quote(str(joined))}"
+    return DataError("this is a folder, not a file", where=source, fix=fix)
+
+
+def read_rows(path: Path, remarks: Remarks | None = None) -> Iterator[Row]:
     """Yield the rows of one file, with a DataError in place of each bad row.
+
+    Args:
+        path: a file with one of `SUFFIXES`.
+        remarks: gets what is read in another way than the file's name says.
 
     Raises:
         DataError: when the rest of the file cannot be read.
     """
-    readers = {".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+    readers = {
+        ".json": _read_json,
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".parquet": _read_parquet,
+    }
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(
-            f'unknown file type "{path.suffix}"', where=str(path), fix=f"use {', '.join(SUFFIXES)}"
-        )
+        unpack = suffix == ".gz" and f"unpack it: gunzip -k {shlex.quote(str(path))}"
+        fix = unpack or f"use {', '.join(SUFFIXES)}"
+        raise DataError(f'unknown file type "{path.suffix}"', where=str(path), fix=fix)
     try:
-        yield from readers.get(suffix, _read_jsonl)(path)
-    except UnicodeDecodeError as error:
-        what, where = f"not UTF-8 text ({error.reason})", _undecodable_line(path)
-        raise DataError(what, where=where, fix="save the file as UTF-8") from None
+        yield from readers.get(suffix, _read_jsonl)(path, remarks or Remarks())
+    except UnicodeError:
+        raise undecodable(path) from None
     except OSError as error:
-        what = f"cannot be read ({error.strerror or _reason(error)})"
+        what = f"cannot be read ({error.strerror or first_line(error)})"
         raise DataError(what, where=str(path)) from None
-
-
-def _undecodable_line(path: Path) -> str:
-    """The `file:line` of the first bytes that are not UTF-8, which Python's error does not tell."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return f"{path}:{number}"
-    return str(path)
 
 
 def _from_hub(repo: str, name: str | None) -> list[Path]:
@@ -101,40 +114,73 @@ def _from_hub(repo: str, name: str | None) -> list[Path]:
     return [folder / n for n in names]
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="\n") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(MAX_ROW_CHARS), ""), 1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            if len(line) == MAX_ROW_CHARS:
-                what = f"a line of more than {MAX_ROW_CHARS:,} characters"
-                raise DataError(what, where=where, fix="put one row on each line")
-            try:
-                yield _DECODER.decode(line.strip()), where
-            except _BAD_JSON as error:
-                yield DataError(f"not valid JSON: {_reason(error)}", where=where), where
+def _read_jsonl(path: Path, remarks: Remarks) -> Iterator[Row]:
+    with open_text(path) as file:
+        text = JsonText(file, path, remarks)
+        if text.peek() == "[" and text.is_array_of_objects():
+            remarks.add("one array of rows, not a row on each line", text.where)
+            yield from text.array()
+        else:
+            yield from text.values()
 
 
-def _read_json(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        stream = _JsonArray(file, path)
-        first = stream.peek()
-        if first == "{":
-            raise DataError(
-                "one JSON object, not an array of rows",
-                where=str(path),
-                fix="put the rows in [ ], or name the file .jsonl if it has one object a line",
-            )
-        if first != "[":
+def _read_json(path: Path, remarks: Remarks) -> Iterator[Row]:
+    with open_text(path) as file:
+        text = JsonText(file, path, remarks)
+        first = text.peek()
+        if first == "[":
+            yield from text.array()
+        elif first == "{":
+            yield from _objects(text, path, remarks)
+        else:
             what = "not a JSON array of rows" if first else "no rows: the file is empty"
-            raise DataError(what, where=f"{path}:{stream.line}", fix="the file should begin with [")
-        yield from stream.elements()
+            raise DataError(what, where=text.where, fix="the file should begin with [")
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+def _objects(text: JsonText, path: Path, remarks: Remarks) -> Iterator[Row]:
+    """The objects of a file that should be an array: rows, or one object with all rows in it."""
+    rows = text.values()
+    first, where = next(rows)
+    second = next(rows, None)
+    if second is None and isinstance(first, dict):
+        columns = list(first.values())
+        if columns and all(isinstance(c, dict) and c.keys() == columns[0].keys() for c in columns):
+            remarks.add("an object of columns; each index is a row", where)
+            for index in columns[0]:
+                yield {name: column[index] for name, column in first.items()}, where
+            return
+        lists = [name for name, rows in first.items() if rows and _is_objects(rows)]
+        if len(lists) == 1 and not {"messages", "conversations", "instruction"} & first.keys():
+            raise DataError(
+                f'one JSON object, whose rows are under "{shorten(lists[0])}"',
+                where=where,
+                fix=f"take them out: {_extraction(path, lists[0])}",
+            )
+    remarks.add("objects one after another, not an array of rows", where)
+    yield first, where
+    if second is not None:
+        yield second
+    yield from rows
+
+
+def _is_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def _extraction(path: Path, key: str) -> str:
+    """The command that writes the rows under a key to a file of their own."""
+    copy = path.with_name(f"{path.stem}-rows.jsonl")
+    return (
+        f"jq -c {shlex.quote(f'.[{json.dumps(key)}][]')} {shlex.quote(str(path))} "
+        f"> {shlex.quote(str(copy))}"
+    )
+
+
+def _read_csv(path: Path, remarks: Remarks) -> Iterator[Row]:
+    csv.field_size_limit(MAX_ROW_CHARS)  # a setting of the module; 131,072 unless it is set
+    with open_text(path) as file:
+        delimiter = _delimiter(file, path, remarks)
+        reader = csv.reader(file, strict=True, delimiter=delimiter)
         header: list[str] | None = None
         where = f"{path}:1"
         try:
@@ -151,21 +197,36 @@ def _read_csv(path: Path) -> Iterator[Row]:
                     yield dict(zip(header, values, strict=True)), where
                 else:
                     what = f"{len(values)} columns, not {len(header)}"
-                    yield DataError(what, where=where, fix="quote fields with commas"), where
+                    name = DELIMITERS[delimiter]
+                    yield DataError(what, where=where, fix=f"quote fields with {name}"), where
         except csv.Error as error:
-            raise DataError(f"not valid CSV: {error}", where=where) from None
+            what = f"not valid CSV: {error}"
+            fix = "a quote inside a quoted field is written twice; look for one that is not closed"
+            raise DataError(what, where=where, fix=fix) from None
+
+
+def _delimiter(file: TextIO, path: Path, remarks: Remarks) -> str:
+    """What separates the fields of a file; a header that commas do not separate says so."""
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    header = next(
+        (line for line in iter(lambda: file.readline(MAX_ROW_CHARS), "") if line.strip()), ""
+    )
+    file.seek(0)
+    present = [delimiter for delimiter in DELIMITERS if delimiter in header]
+    if usual in present or len(present) != 1:
+        return usual
+    remarks.add(f"the fields are separated by {DELIMITERS[present[0]]}", f"{path}:1")
+    return present[0]
 
 
 def _header(names: list[str], where: str) -> list[str]:
-    repeated = _repeated(names)
-    if repeated is not None:
-        raise DataError(
-            f'two columns are named "{shorten(repeated)}"', where=where, fix="rename one"
-        )
+    name = repeated(names)
+    if name is not None:
+        raise DataError(f'two columns are named "{shorten(name)}"', where=where, fix="rename one")
     return names
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path, remarks: Remarks) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -186,106 +247,4 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     except DataError:
         raise
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise DataError(f"not valid Parquet: {_reason(error)}", where=str(path)) from None
-
-
-class _JsonArray:
-    """Decodes the elements of a JSON array in a text file, chunk by chunk."""
-
-    def __init__(self, file: TextIO, path: Path) -> None:
-        self._file, self._path = file, path
-        self._text, self._position, self._ended = "", 0, False
-        self.line = 1
-
-    def elements(self) -> Iterator[Row]:
-        self._advance(1)  # the opening bracket, which the caller has seen
-        after = "]" if self.peek() == "]" else ","
-        while after == ",":
-            self.peek()
-            line = self.line
-            yield self._element(), f"{self._path}:{line}"
-            after = self.peek()
-            if after not in (",", "]"):
-                raise self._error(
-                    "no comma between rows" if after else "the file ends inside the array"
-                )
-            if after == ",":
-                self._advance(1)
-        self._advance(1)
-        if self.peek():
-            raise self._error("text after the end of the array")
-
-    def peek(self) -> str:
-        """The next character that is not white space; empty at the end of the file."""
-        while True:
-            space = _SPACE.match(self._text, self._position)
-            self._advance(len(space[0]) if space else 0)
-            if self._position < len(self._text) or not self._fill():
-                return self._text[self._position : self._position + 1]
-
-    def _element(self) -> object:
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self._text, self._position)
-            except _BAD_JSON as error:
-                # The chunk may end inside the row, so read more before reporting an error.
-                before = max(getattr(error, "pos", self._position) - self._position, 0)
-                if len(self._text) - self._position < MAX_ROW_CHARS and self._fill():
-                    continue
-                self._advance(before)
-                raise self._error(f"not valid JSON: {_reason(error)}") from None
-            if end == len(self._text) and self._fill():
-                continue  # a number at the end of a chunk may continue in the next
-            self._advance(end - self._position)
-            return value
-
-    def _advance(self, count: int) -> None:
-        self.line += self._text.count("\n", self._position, self._position + count)
-        self._position += count
-
-    def _fill(self) -> bool:
-        # At least double the text, so that a long row is decoded a few times, not for each chunk.
-        held = self._text[self._position :]
-        more = "" if self._ended else self._file.read(max(CHUNK_CHARS, len(held)))
-        self._ended = not more
-        self._text, self._position = held + more, 0
-        return bool(more)
-
-    def _error(self, what: str) -> DataError:
-        return DataError(what, where=f"{self._path}:{self.line}", fix="correct the JSON array")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        repeated = _repeated(name for name, _ in pairs) or ""
-        raise ValueError(f'the key "{shorten(repeated)}" appears twice in one object')
-    return row
-
-
-def _repeated(names: Iterable[str]) -> str | None:
-    """The first name that appears a second time."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
-
-
-def _constant(name: str) -> object:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-_BAD_JSON = (ValueError, RecursionError)
-_SPACE = re.compile(r"[ \t\r\n]+")
-
-
-def _reason(error: BaseException) -> str:
-    """The message, without json's own line number, which counts from the chunk."""
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return first_line(error)
+        raise DataError(f"not valid Parquet: {first_line(error)}", where=str(path)) from None

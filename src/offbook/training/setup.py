@@ -236,10 +236,15 @@ def _examples(
     reader = read_conversations(config.data.train, config.data)
     monitor.announce(reader.describe())
     examples = tokenize(reader, template, limit, monitor.reading)
+    for notice in reader.notices():
+        monitor.announce(notice)
     if isinstance(share, float):
         return *examples.split(share, config.train.seed), reader.paths
     held_out = read_conversations(share, config.data)
-    return examples, tokenize(held_out, template, limit), (*reader.paths, *held_out.paths)
+    validation = tokenize(held_out, template, limit)
+    for notice in held_out.notices():
+        monitor.announce(notice)
+    return examples, validation, (*reader.paths, *held_out.paths)
 
 
 def _longest(training: Examples, validation: Examples) -> int:
