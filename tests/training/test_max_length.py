@@ -150,3 +150,12 @@ def test_it_is_what_fits_in_memory(
             assert max(lengths) > 4000
         else:
             assert said[-1].endswith("choose a smaller base")
+
+
+def test_truncated_rows_of_a_validation_file_are_named(
+    tiny_config: MakeConfig, long_rows: Path
+) -> None:
+    _, said, _ = told(tiny_config(f"data.validation={long_rows}", "data.max_length=30"))
+    assert any(str(long_rows) in text for text in said)
+    _, said, _ = told(tiny_config(f"data.validation={long_rows}", "data.max_length=10000"))
+    assert not said

@@ -184,7 +184,9 @@ def gather(
         # With rows truncated, only the same limit truncates them in the same way on resume.
         whole = training.complete and validation.complete
         config = config.override(f"data.max_length={max(longest, 8) if whole else limit}")
-    for notice in training.notices(limit, keep):
+    # The parts of one file have its notices in common.
+    sets = [training, validation] if isinstance(config.data.validation, str) else [training]
+    for notice in (text for part in sets for text in part.notices(limit, keep)):
         monitor.announce(notice)
     plan = make_plan(config, shape, longest, dtype, device, memory, start.micro_batch_tokens)
     monitor.announce(plan.describe())
