@@ -44,7 +44,8 @@ class ModelSettings(Section):
 
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format of the frozen base. `auto` measures whether this machine multiplies bfloat16
-    (arXiv:1905.12322) faster than float32. Adapters are always float32."""
+    (arXiv:1905.12322) faster than float32, and takes bfloat16 where float32 does not fit in memory.
+    Adapters are always float32."""
 
     quantization: Literal["none", "nf4"] = "none"
     """Whether the base is held in 4 bits. `nf4` does so with its linear layers (arXiv:2305.14314),

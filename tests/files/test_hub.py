@@ -40,7 +40,13 @@ REPOS = {
         "training_args.pt": b"pickle",
     },
 }
-FIX = "check the name, the revision and the network, or give a local path"
+FIX = "check the name, the revision and the network; or give what you have downloaded: "
+WAYS = (
+    "model.base=/path/to/folder",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE=1",
+    "`modelscope download --model someone/model --local_dir FOLDER`, and set model.base=FOLDER",
+)
 
 # Each prints one JSON value: what was read or refused.
 READ = """
@@ -130,7 +136,8 @@ def test_a_data_set_that_does_not_exist_is_refused(hub, tmp_path):
     message = said(hub, READ.format(source="someone/nothing"), tmp_path)
     assert message == (
         "someone/nothing: neither a local path nor a public repository on the hub; "
-        "check the name; for a private repository, run `hf auth login`"
+        "check the name; for a private repository, run `hf auth login`; or give what you have "
+        "downloaded: data.train=/path/to/rows.jsonl"
     )
     assert hub.requests_seen == ["GET /api/datasets/someone/nothing/revision/main"]
 
@@ -151,7 +158,28 @@ def test_a_hub_out_of_reach_is_refused(tmp_path):
     assert message.startswith(
         "someone/lines: not on this machine, and cannot be downloaded from the hub ("
     )
-    assert message.endswith(f"); {FIX}")
+    assert f"); {FIX}data.train=/path/to/rows.jsonl; or set HF_ENDPOINT" in message
+    assert "model" not in message
+
+
+def test_the_ways_to_a_model_without_the_hub_are_named_and_work(hub, tmp_path):
+    with serving(REPOS) as closed:
+        pass
+    code = RESOLVE.format(base="someone/model", revision="main")
+    _, problem = said(closed, code, tmp_path / "none")
+    assert all(way in problem for way in WAYS)
+    # A mirror: the same repository at another HF_ENDPOINT.
+    names, problem = said(hub, code, tmp_path / "cache")
+    assert problem is None
+    # Without a connection, from the cache; an empty cache says that offline mode is on.
+    offline = "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n" + code
+    assert said(closed, offline, tmp_path / "cache") == [names, None]
+    _, problem = said(closed, offline, tmp_path / "none")
+    assert "HF_HUB_OFFLINE is set, so nothing is downloaded: unset it" in problem
+    # A folder, from wherever it was downloaded.
+    (folder,) = (tmp_path / "cache").glob("hub/models--someone--model/snapshots/*")
+    code = RESOLVE.format(base=str(folder), revision="main")
+    assert said(closed, code, tmp_path / "none") == [names, None]
 
 
 def test_neither_code_nor_pickles_of_a_model_are_fetched(hub, tmp_path):
@@ -192,5 +220,5 @@ def test_a_revision_that_does_not_exist_is_refused(hub, tmp_path):
     assert problem.startswith(
         "someone/model: not on this machine, and cannot be downloaded from the hub ("
     )
-    assert problem.endswith(f"); {FIX}")
+    assert f"); {FIX}model.base=/path/to/folder; or" in problem
     assert hub.requests_seen == ["GET /api/models/someone/model/revision/v9"]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from offbook.config import Config
 from offbook.errors import MemoryPlanError
@@ -42,10 +43,12 @@ def with_context(tiny_base: Path, folder: Path, context: int | None) -> Path:
     return base
 
 
-def told(config: Config, memory: Memory | None = None) -> tuple[Config, list[str], list[int]]:
+def told(config: Config, available: int | None = None) -> tuple[Config, list[str], list[int]]:
     """The resolved settings, what was said of long rows, and the lengths of the examples."""
     monitor = Listener()
-    inputs = gather(config, monitor, memory=memory)
+    # A card that is not here: what the process uses itself does not count there.
+    device = torch.device("cuda") if available else None
+    inputs = gather(config, monitor, device=device, available=available)
     said = [text for text in monitor.heard if "longer than" in text or text.startswith(KEEP)]
     lengths = [*inputs.training.lengths.tolist(), *inputs.validation.lengths.tolist()]
     return inputs.config, said, lengths
@@ -119,8 +122,8 @@ def test_it_is_what_fits_in_memory(
     settings = tiny_config(f"model.base={base}", f"data.train={long_rows}", "train.batch_size=1")
     run = gather(settings, Monitor())
     facts = run.config, run.shape
-    rest = run.dtype, run.device
-    for tokens in (300, 1111, 2500):
+    rest = run.dtype, torch.device("cuda")
+    for tokens in (300, 1111, 2500, 3800):
         plan = make_plan(*facts, tokens, *rest, Memory(10**10, 0))
         checkpointed = make_plan(
             run.config.override("train.gradient_checkpointing=true"),
@@ -135,8 +138,24 @@ def test_it_is_what_fits_in_memory(
         assert make_plan(*facts, fitting, *rest, memory)
         with pytest.raises(MemoryPlanError):
             make_plan(*facts, fitting + 1, *rest, memory)
-        config, said, lengths = told(settings, memory)
+        config, said, lengths = told(settings, memory.available)
         assert config.data.max_length == fitting
         assert max(lengths) <= fitting
         assert f"longer than {fitting} tokens" in said[0]
-        assert said[-1].startswith(KEEP)
+        assert said[-1].startswith(f"{KEEP}make room in memory: model.precision=bfloat16 needs ")
+        advised = said[-1].partition("it fits with ")[2].partition(" (")[0].split()
+        if advised:
+            _, said, lengths = told(settings.override(*advised), memory.available)
+            assert not said
+            assert max(lengths) > 4000
+        else:
+            assert said[-1].endswith("choose a smaller base")
+
+
+def test_truncated_rows_of_a_validation_file_are_named(
+    tiny_config: MakeConfig, long_rows: Path
+) -> None:
+    _, said, _ = told(tiny_config(f"data.validation={long_rows}", "data.max_length=30"))
+    assert any(str(long_rows) in text for text in said)
+    _, said, _ = told(tiny_config(f"data.validation={long_rows}", "data.max_length=10000"))
+    assert not said

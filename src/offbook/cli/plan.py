@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +13,28 @@ import typer
 
 from offbook.cli.arguments import Settings, file_and_settings
 from offbook.cli.console import ProgressMonitor, out, say
+from offbook.errors import ConfigError, MemoryPlanError, shorten
+
+UNITS = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([mg]i?b)?", re.IGNORECASE)
+
+
+class Device(StrEnum):
+    """What `--device` takes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 def plan(
     config: Annotated[Path | None, typer.Argument(help="A YAML file.")] = None,
     settings: Settings = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory to plan for, such as 8GB; by default, what is free.")
+    ] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="Device to plan for, here or not; with --memory.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Predict the memory and the time of a run, without loading the weights of the base.
@@ -24,19 +43,30 @@ def plan(
     offbook plan recipes/smollm2-demo.yaml
     offbook plan recipes/deepseek-7b-chat.yaml data.train=rows.json
     offbook plan data.train=rows.json train.batch_size=64 --json
+    offbook plan recipes/deepseek-7b-chat.yaml --memory 24GB --device cuda
     """
+    import torch
     from rich.table import Table
 
     from offbook.config import Config
+    from offbook.models.load import choose_device
     from offbook.training.forecast import forecast
 
     config, settings = file_and_settings(config, settings)
-    with ProgressMonitor() as monitor:
-        prediction = forecast(Config.load(config, settings), monitor)
+    planned = torch.device(device.value) if device else choose_device()
+    available = parse_size(memory) if memory else None
+    try:
+        with ProgressMonitor() as monitor:
+            prediction = forecast(Config.load(config, settings), monitor, planned, available)
+    except MemoryPlanError:
+        print(json.dumps({"fits": False}) if as_json else "does not fit in memory")
+        raise
     if as_json:
-        print(json.dumps(asdict(prediction) | {"peak": prediction.plan.peak}))
+        facts = {"fits": True, "peak": prediction.plan.peak}
+        print(json.dumps(asdict(prediction) | facts))
         return
-    chosen = prediction.plan
+    chosen, seconds = prediction.plan, prediction.step_seconds
+    out.print(f"fits in memory: {_gb(chosen.peak)} of {_gb(chosen.available)}", style="bold")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in (
         ("parameters", f"{prediction.parameters:,}, of which {prediction.trained:,} are trained"),
@@ -52,14 +82,31 @@ def plan(
             "a step",
             f"{prediction.step_tokens:,.0f} tokens, {prediction.step_flops / 1e12:.2f} TFLOP",
         ),
-        ("speed of a micro-step", f"{prediction.flops_per_second / 1e9:,.0f} GFLOP/s, measured"),
-        ("seconds per step", f"{prediction.step_seconds:,.1f}"),
         ("steps", f"{prediction.steps:,}"),
-        ("time in total", _duration(prediction.step_seconds * prediction.steps)),
     ):
         table.add_row(name, value)
+    speed = prediction.flops_per_second
+    if speed and seconds:
+        table.add_row("speed of a micro-step", f"{speed / 1e9:,.0f} GFLOP/s, measured")
+        table.add_row("seconds per step", f"{seconds:,.1f}")
+        table.add_row("time in total", _duration(seconds * prediction.steps))
     out.print(table)
+    if seconds is None:
+        say(f"no time is predicted: it would be measured, and there is no {planned.type} here")
+        return
     say("the time does not include validation, saving, and the unpacking of 4-bit weights")
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from text such as `8GB`, `7.5 GB` or `8GiB`.
+
+    Raises:
+        ConfigError: when it is no size.
+    """
+    match = SIZE.fullmatch(text.strip())
+    if not match or float(match[1]) == 0:
+        raise ConfigError(f"not a size: {shorten(text)}", where="--memory", fix="as in 8GB")
+    return int(float(match[1]) * UNITS[(match[2] or "gb").lower()])
 
 
 def _gb(size: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from offbook.errors import OffbookError, first_line
 
 CONVERTER = "SFconvertbot"  # the hub's own account
+LOCAL = {"model": "model.base=/path/to/folder", "dataset": "data.train=/path/to/rows.jsonl"}
 
 
 def download(
@@ -56,13 +57,14 @@ def download(
         raise error(
             "neither a local path nor a public repository on the hub",
             where=repo,
-            fix="check the name; for a private repository, run `hf auth login`",
+            fix="check the name; for a private repository, run `hf auth login`; or give what you "
+            f"have downloaded: {LOCAL[kind]}",
         ) from None
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, _http_error()) as problem:
         raise error(
             f"not on this machine, and cannot be downloaded from the hub ({first_line(problem)})",
             where=repo,
-            fix="check the name, the revision and the network, or give a local path",
+            fix=_ways_around(repo, kind),
         ) from None
     return Path(folder)
 
@@ -83,6 +85,30 @@ def converted_revision(repo: str) -> str | None:
     except (OSError, ValueError, HfHubHTTPError, _http_error()):
         return None
     return None
+
+
+def _ways_around(repo: str, kind: str) -> str:
+    """What to do when the hub cannot be reached, or does not have a revision."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return (
+            "HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, or give what you have "
+            f"downloaded: {LOCAL[kind]}"
+        )
+    ways = [
+        "check the name, the revision and the network",
+        f"give what you have downloaded: {LOCAL[kind]}",
+        "set HF_ENDPOINT to the address of a mirror",
+        "set HF_HUB_OFFLINE=1 where the files are in this machine's cache, so that no connection "
+        "is tried",
+    ]
+    if kind == "model":
+        ways.append(
+            "from ModelScope, run `pip install modelscope`, then `modelscope download --model "
+            f"{repo} --local_dir FOLDER`, and set model.base=FOLDER"
+        )
+    return "; or ".join(ways)
 
 
 def _http_error() -> type[Exception]:

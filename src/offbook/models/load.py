@@ -119,15 +119,24 @@ def _check_head(model: PreTrainedModel, folder: Path) -> None:
         )
 
 
-def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    if kind == "none":
-        return None
-    if find_spec("bitsandbytes") is None:
+def require_quantization(kind: str) -> None:
+    """Check that the package for a 4-bit format is installed.
+
+    Raises:
+        ConfigError: when it is not.
+    """
+    if kind != "none" and find_spec("bitsandbytes") is None:
         raise ConfigError(
             "bitsandbytes is not installed",
             where="model.quantization",
             fix="run `pip install 'offbook[nf4]'`",
         )
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    require_quantization(kind)
+    if kind == "none":
+        return None
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,
@@ -138,6 +147,8 @@ def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
 
 def _bfloat16_is_faster(device: torch.device) -> bool:
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return True  # planned for a card that is not here; all of the last years can
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Processors without bfloat16 instructions emulate them, which is slower than float32, so this
     # is measured. The shape is that of a small model's projection of a few hundred tokens.

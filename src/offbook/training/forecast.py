@@ -34,8 +34,9 @@ class Forecast:
         steps: optimizer steps in all.
         step_tokens: of an average step; a shared prefix counts once.
         step_flops: of an average step.
-        flops_per_second: measured on one layer of the model's widths.
-        step_seconds: of an average step.
+        flops_per_second: measured on one layer of the model's widths; None where the device is not
+            here.
+        step_seconds: of an average step; None likewise.
     """
 
     parameters: int
@@ -44,13 +45,25 @@ class Forecast:
     steps: int
     step_tokens: float
     step_flops: float
-    flops_per_second: float
-    step_seconds: float
+    flops_per_second: float | None
+    step_seconds: float | None
 
 
-def forecast(config: Config, monitor: Monitor) -> Forecast:
-    """Read the data and the base's configuration, and measure the speed of a step."""
-    run = gather(config, monitor, weights=False)
+def forecast(
+    config: Config,
+    monitor: Monitor,
+    device: torch.device | None = None,
+    available: int | None = None,
+) -> Forecast:
+    """Read the data and the base's configuration, and measure the speed of a step.
+
+    Args:
+        config: of the run.
+        monitor: receives what is read and planned.
+        device: that will compute; it need not be here. By default, the one that is.
+        available: bytes of its memory; by default, what it has now.
+    """
+    run = gather(config, monitor, weights=False, device=device, available=available)
     settings, shape = run.config.train, run.shape
     packed = shape.packed and settings.engine == "fast"
     schedule = Schedule.of(run.training, settings)
@@ -58,7 +71,7 @@ def forecast(config: Config, monitor: Monitor) -> Forecast:
         make_step(
             [run.training[row] for row in schedule.rows(k)],
             run.plan.micro_batch_tokens,
-            run.device,
+            torch.device("cpu"),  # only their tokens are counted
             packed=packed,
         )
         for k in range(min(COUNTED_STEPS, schedule.steps_per_epoch))
@@ -67,7 +80,8 @@ def forecast(config: Config, monitor: Monitor) -> Forecast:
     tokens = sum(step.tokens for step in steps) / len(steps)
     if run.plan.checkpointing:
         flops += tokens * 2 * shape.linear  # the forward pass once more
-    speed = measure_speed(run.config, shape, run.dtype)
+    here = run.device.type == choose_device().type
+    speed = measure_speed(run.config, shape, run.dtype) if here else None
     return Forecast(
         parameters=shape.parameters,
         trained=shape.adapter,
@@ -76,7 +90,7 @@ def forecast(config: Config, monitor: Monitor) -> Forecast:
         step_tokens=tokens,
         step_flops=flops,
         flops_per_second=speed,
-        step_seconds=flops / speed,
+        step_seconds=flops / speed if speed else None,
     )
 
 

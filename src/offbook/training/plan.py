@@ -17,12 +17,13 @@ from offbook.engine import layers, loss
 from offbook.engine.engine import Engine
 from offbook.engine.ops import Backend, choose
 from offbook.engine.ops.torch import Torch
-from offbook.errors import MemoryPlanError
+from offbook.errors import ConfigError, MemoryPlanError
 from offbook.models.adapter import attach_adapter, require_loadable
 from offbook.models.base import read_config
 from offbook.models.load import backbone, head
 from offbook.models.skeleton import make_skeleton
 from offbook.models.targets import layers_left_out
+from offbook.training.advice import Case, describe
 
 # Most tokens of a micro-batch: up to a point, more tokens make matrix products more efficient. The
 # result of a step does not depend on it. On a processor, this holds a step of 16 short examples.
@@ -48,9 +49,25 @@ class Memory(NamedTuple):
     available: int
     used: int
 
+    @property
+    def usable(self) -> float:
+        """Bytes that a plan may need, with a reserve."""
+        return self.available * (1 - RESERVE)
+
     @classmethod
-    def of(cls, device: torch.device) -> Memory:
-        """What the device has now."""
+    def of(cls, device: torch.device, available: int | None = None) -> Memory:
+        """What the device has now, or would have with so many bytes available.
+
+        Raises:
+            ConfigError: when the device is not here, and its memory is not given.
+        """
+        if available is not None:
+            used = psutil.Process().memory_info().rss if device.type == "cpu" else 0
+            return cls(available, used)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "there is no such card here", where="--device cuda", fix="add --memory, as in 24GB"
+            )
         if device.type == "cuda":
             return cls(torch.cuda.mem_get_info(device)[0], 0)
         own = psutil.Process().memory_info().rss
@@ -179,28 +196,49 @@ def make_plan(
     Raises:
         MemoryPlanError: when nothing fits, with the numbers.
     """
+    plans = _plans(config, shape, longest, dtype, device, memory, preferred)
+    for plan in plans:
+        if plan.peak <= memory.usable:
+            return plan
+    least = min(plans, key=lambda plan: plan.peak)
+    case = Case(config, shape, longest, dtype)
+    raise MemoryPlanError(
+        f"training needs {least.peak / GB:.1f} GB at the least: {least.weights / GB:.1f} GB of "
+        f"weights, {least.adapter / GB:.1f} GB for the adapter and its optimizer, "
+        f"{(least.activations + least.loss) / GB:.1f} GB for a micro-batch of "
+        f"{least.micro_batch_tokens} tokens; {least.available / GB:.1f} GB are free, and "
+        f"{RESERVE:.0%} of them stay free",
+        fix=describe(case, lambda other: least_memory(other, device, memory), memory.usable),
+    )
+
+
+def least_memory(case: Case, device: torch.device, memory: Memory) -> int:
+    """The fewest bytes that a run can do with, whether they are there or not."""
+    facts = case.config, case.shape, case.longest, case.dtype
+    return min(plan.peak for plan in _plans(*facts, device, memory))
+
+
+def _plans(
+    config: Config,
+    shape: ModelShape,
+    longest: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    memory: Memory,
+    preferred: int | None = None,
+) -> list[Plan]:
+    """All plans, the one with the fastest steps first; see `make_plan`."""
     setting = config.train.gradient_checkpointing
     choices = (False, True) if setting == "auto" else (setting,)
     whole_step = longest * config.train.batch_size
     sizes = _sizes(min(MOST_TOKENS[device.type], whole_step), longest)
-    plans = [
+    return [
         plan_for(config, shape, longest, dtype, device, memory, tokens, checkpointing=checkpointing)
         for tokens, checkpointing in (
             *product([preferred] if preferred else [], choices),
             *((tokens, checkpointing) for checkpointing in choices for tokens in sizes),
         )
     ]
-    for plan in plans:
-        if plan.peak <= plan.available * (1 - RESERVE):
-            return plan
-    least = min(plans, key=lambda plan: plan.peak)
-    raise MemoryPlanError(
-        f"training needs {least.peak / GB:.1f} GB at the least: {least.weights / GB:.1f} GB of "
-        f"weights, {least.adapter / GB:.1f} GB for the adapter and its optimizer, "
-        f"{(least.activations + least.loss) / GB:.1f} GB for a micro-batch of "
-        f"{least.micro_batch_tokens} tokens; {least.available / GB:.1f} GB are free",
-        fix="choose a smaller base, or lower data.max_length or lora.r",
-    )
 
 
 def longest_that_fits(
@@ -218,11 +256,7 @@ def longest_that_fits(
     """
 
     def fits(tokens: int) -> bool:
-        try:
-            make_plan(config, shape, tokens, dtype, device, memory)
-        except MemoryPlanError:
-            return False
-        return True
+        return least_memory(Case(config, shape, tokens, dtype), device, memory) <= memory.usable
 
     if fits(longest):
         return longest

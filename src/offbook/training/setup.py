@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,13 @@ from offbook.files.storage import sha256
 from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
-from offbook.models.load import base_of, choose_device, choose_precision, load_base
+from offbook.models.load import (
+    base_of,
+    choose_device,
+    choose_precision,
+    load_base,
+    require_quantization,
+)
 from offbook.models.weights import check_weights
 from offbook.monitor import Monitor
 from offbook.runs import checkpoint
@@ -30,7 +37,15 @@ from offbook.tokens.examples import Examples, setting_that_keeps, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from offbook.tokens.vocabulary import check_vocabulary
-from offbook.training.plan import Memory, ModelShape, Plan, longest_that_fits, make_plan
+from offbook.training.advice import Case, describe
+from offbook.training.plan import (
+    Memory,
+    ModelShape,
+    Plan,
+    least_memory,
+    longest_that_fits,
+    make_plan,
+)
 
 FLOAT32 = 4  # bytes of a trained parameter
 
@@ -126,7 +141,8 @@ def gather(
     *,
     weights: bool = True,
     start: Receipt | None = None,
-    memory: Memory | None = None,
+    device: torch.device | None = None,
+    available: int | None = None,
 ) -> RunInputs:
     """Read the data and plan the run.
 
@@ -136,10 +152,12 @@ def gather(
         weights: whether the base's weights will be needed.
         start: what a resumed run was started with. Its date is kept, and its micro-batches where
             they still fit.
-        memory: to plan for; by default, what the device has now.
+        device: to plan for; by default, the one that will compute.
+        available: bytes of its memory to plan for; by default, what it has now.
     """
     start = start or Receipt()
-    device = choose_device()
+    device = device or choose_device()
+    require_quantization(config.model.quantization)
     base = resolve_base(config.model.base, config.model.revision, monitor.announce, weights)
     template = ChatTemplate(load_tokenizer(base), start.date)
     for note in template.notes:
@@ -149,25 +167,34 @@ def gather(
     setting = config.data.max_length
     limit = context_length(base) if setting == "auto" else setting
     training, validation, files = _examples(config, template, monitor, limit)
-    dtype = choose_precision(config.model.precision, device)
-    config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
     shape = ModelShape.of(base, config.lora)
-    memory = memory or Memory.of(device)
+    memory = Memory.of(device, available)
     for examples in (training, validation):
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
     for note in shape.notes:
         monitor.announce(note)
     longest, keep = _longest(training, validation), setting_that_keeps(setting)
+    dtype = choose_precision(config.model.precision, device)
+    needs = partial(least_memory, device=device, memory=memory)
+    case = Case(config, shape, longest, dtype, whole=True)
+    if config.model.precision == "auto" and dtype == torch.float32 and needs(case) > memory.usable:
+        smaller = case.changed("model.precision=bfloat16")
+        if needs(smaller) < needs(case):
+            case, dtype = smaller, torch.bfloat16
+            monitor.announce("the base is in bfloat16, since float32 does not fit in memory")
+    config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
     if setting == "auto":
         fitting = longest_that_fits(config, shape, longest, dtype, device, memory)
         if fitting < longest:
-            limit, keep = fitting, "make room: longer ones do not fit in memory"
+            limit, keep = fitting, f"make room in memory: {describe(case, needs, memory.usable)}"
             training, validation, files = _examples(config, template, Monitor(), limit)
             longest = _longest(training, validation)
         # With rows truncated, only the same limit truncates them in the same way on resume.
         whole = training.complete and validation.complete
         config = config.override(f"data.max_length={max(longest, 8) if whole else limit}")
-    for notice in training.notices(limit, keep):
+    # The parts of one file have its notices in common.
+    sets = [training, validation] if isinstance(config.data.validation, str) else [training]
+    for notice in (text for part in sets for text in part.notices(limit, keep)):
         monitor.announce(notice)
     plan = make_plan(config, shape, longest, dtype, device, memory, start.micro_batch_tokens)
     monitor.announce(plan.describe())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -21,6 +22,8 @@ from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
 from offbook.tokens.examples import Example
+from offbook.training.advice import Case, advise
+from offbook.training.plan import Memory, least_memory
 from offbook.training.setup import LoadedRun
 
 Log = Callable[[Metrics], None]
@@ -213,14 +216,20 @@ class Stepper:
             raise MemoryPlanError(
                 f"memory is not enough for a single row of {longest} tokens; "
                 f"planned: {self.loaded.inputs.plan.describe()}",
-                fix="close other programs, choose a smaller base, or lower data.max_length or "
-                "lora.r",
+                fix=f"close other programs; or {self._advice(longest)}",
             )
         tokens = min(self.progress.micro_batch_tokens, longest) // 2
         self.progress.micro_batch_tokens = tokens
         step = self.progress.step + 1
         self.log(SmallerMicroBatches(step, tokens))
         self.announce(f"step {step}: not enough memory; micro-batches have {tokens} tokens now")
+
+    def _advice(self, longest: int) -> str:
+        inputs = self.loaded.inputs
+        case = Case(inputs.config, inputs.shape, longest, inputs.dtype)
+        memory = Memory(inputs.plan.available, inputs.plan.process)
+        needs = partial(least_memory, device=inputs.device, memory=memory)
+        return ", ".join(map(str, advise(case, needs))) or "choose a smaller base"
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:
