@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,16 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file, save
-from torch import nn
 from transformers import PreTrainedModel
 
 from offbook.config import LoraSettings
-from offbook.errors import CheckpointError, ConfigError, first_few
+from offbook.errors import CheckpointError, ModelError, first_few, first_line
 from offbook.files.untrusted import read_json, read_tensors
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.base import ADAPTER_CONFIG
+from offbook.models.skeleton import make_skeleton
+from offbook.models.targets import linear_layers, targets_for_peft
 
-ALL_LINEAR = "all-linear"
-HEAD_NAME = "lm_head"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
@@ -71,21 +69,28 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: s
 
     Raises:
         ConfigError: when `target_modules` names a layer that does not exist.
+        ModelError: when no layer of the base can have an adapter.
     """
-    check_targets(base, lora.target_modules)
-    targets = lora.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT multiplies by any number
         lora_dropout=lora.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=targets_for_peft(base, lora.target_modules),
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
     )
     torch.manual_seed(seed)
-    with quiet_transformers():
-        model = get_peft_model(base, config)
+    try:
+        with quiet_transformers():
+            model = get_peft_model(base, config)
+    except LIBRARY_ERRORS as error:
+        raise ModelError(
+            f"PEFT adds no adapter to a {base.config.model_type} model: {first_line(error)}",
+            where=name,
+            fix="change lora.target_modules, or use a Llama-family model",
+        ) from error
+    assert isinstance(model, PeftModel)
     model.peft_config["default"].base_model_name_or_path = name
     return model
 
@@ -130,45 +135,6 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     return model.eval()
 
 
-def linear_layers(base: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
-    """The layers that an adapter may change, with their names: linear layers below the head."""
-    output = base.get_output_embeddings()
-    return [
-        (name, module)
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear) and module is not output
-    ]
-
-
-def check_targets(base: PreTrainedModel, targets: tuple[str, ...] | str) -> None:
-    """Refuse `lora.target_modules` that name no layer, or the head.
-
-    Raises:
-        ConfigError: with the names of the layers that exist.
-    """
-    names = [name for name, _ in linear_layers(base)]
-    exist = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
-    if isinstance(targets, str):
-        if targets != ALL_LINEAR and _matches(targets, [HEAD_NAME]):
-            raise ConfigError(
-                f'lora.target_modules: the regular expression "{targets}" matches the output head',
-                fix="change it so that it matches only layers below the head",
-            )
-        if targets != ALL_LINEAR and not _matches(targets, names):
-            raise ConfigError(
-                f'lora.target_modules: the regular expression "{targets}" matches no linear layer',
-                fix=f"the layers are {exist}; a full name is {names[0]}",
-            )
-        return
-    missing = [t for t in targets if not any(n == t or n.endswith("." + t) for n in names)]
-    if missing or not targets:
-        named = f"no linear layer is named {', '.join(missing)}" if missing else "the list is empty"
-        raise ConfigError(
-            f"lora.target_modules: {named}",
-            fix=f"the layers are {exist}; or use {ALL_LINEAR}",
-        )
-
-
 def read_adapter(folder: Path, base: PreTrainedModel) -> LoraConfig:
     """The configuration of an adapter that fits a base, for inference.
 
@@ -188,15 +154,7 @@ def read_adapter(folder: Path, base: PreTrainedModel) -> LoraConfig:
     targets = config["target_modules"]
     if isinstance(targets, list):
         modules |= {name for name in layers if not _endings(name).isdisjoint(targets)}
-    rank = config["r"]
-    expected: dict[str, Shape] = {}
-    for name in sorted(modules):
-        inputs, outputs = layers[name].in_features, layers[name].out_features
-        expected[PREFIX + name + LORA_A] = (rank, inputs)
-        expected[PREFIX + name + LORA_B] = (outputs, rank)
-        if config["use_dora"]:
-            expected[PREFIX + name + DORA] = (outputs,)
-    require_shapes(folder, expected)
+    require_shapes(folder, _shapes(base, modules, config["r"], dora=config["use_dora"]))
     return LoraConfig(
         task_type="CAUSAL_LM", inference_mode=True, **config | {"target_modules": sorted(modules)}
     )
@@ -224,6 +182,74 @@ def require_shapes(folder: Path, expected: Mapping[str, Shape]) -> None:
             where=str(folder),
             fix="use the base it was trained on",
         )
+
+
+def require_loadable(model: PeftModel) -> None:
+    """Refuse a new adapter that resume, chat or PEFT could not load again.
+
+    The adapter is loaded into models without memory: as PEFT loads it, by the `target_modules` of
+    its configuration, and as chat does, by the names of its layers.
+
+    Args:
+        model: with the adapter; on any device.
+
+    Raises:
+        ModelError: naming what would be lost.
+    """
+    base, config = model.get_base_model(), model.peft_config["default"]
+    assert isinstance(base, PreTrainedModel)
+    assert isinstance(config, LoraConfig)
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    modules = {name.removeprefix(PREFIX).removesuffix(LORA_A) for name in saved if LORA_A in name}
+    skeleton = make_skeleton(base.config)
+    reason = None
+    layers = {name for name, _ in linear_layers(skeleton)}
+    if not modules or modules - layers:
+        odd = min(modules - layers, default="nothing")
+        reason = f"it would change {odd}, which is no linear layer"
+    elif shapes != _shapes(skeleton, modules, config.r, dora=config.use_dora):
+        reason = "its tensors are not those of plain LoRA"
+    values = {key: getattr(config, key) for key in USED}
+    for targets in () if reason else (config.target_modules, sorted(modules)):
+        again = make_skeleton(base.config)
+        try:
+            with torch.device("meta"), quiet_transformers():
+                loaded = get_peft_model(
+                    again, LoraConfig(task_type="CAUSAL_LM", **values | {"target_modules": targets})
+                )
+                meta = {name: tensor.to("meta") for name, tensor in saved.items()}
+                left: Any = set_peft_model_state_dict(loaded, meta)
+                found = get_peft_model_state_dict(loaded, save_embedding_layers=False)
+        except LIBRARY_ERRORS as error:
+            reason = first_line(error)
+            break
+        if (
+            left.unexpected_keys
+            or {name: tuple(tensor.shape) for name, tensor in found.items()} != shapes
+        ):
+            reason = "PEFT loads it under other names"
+    if reason:
+        raise ModelError(
+            f"an adapter of a {base.config.model_type} model could not be loaded again: {reason}",
+            where=config.base_model_name_or_path,
+            fix="change lora.target_modules, or use a Llama-family model",
+        )
+
+
+def _shapes(
+    base: PreTrainedModel, modules: Collection[str], rank: int, *, dora: bool
+) -> dict[str, Shape]:
+    """The tensors of an adapter of these layers, as PEFT names them."""
+    layers = dict(linear_layers(base))
+    shapes: dict[str, Shape] = {}
+    for name in sorted(modules):
+        inputs, outputs = layers[name].in_features, layers[name].out_features
+        shapes[PREFIX + name + LORA_A] = (rank, inputs)
+        shapes[PREFIX + name + LORA_B] = (outputs, rank)
+        if dora:
+            shapes[PREFIX + name + DORA] = (outputs,)
+    return shapes
 
 
 def _endings(name: str) -> set[str]:
@@ -282,10 +308,3 @@ def _refused(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
         f"{what}, which is not plain LoRA", where=str(path), fix="use an adapter made by offbook"
     )
-
-
-def _matches(pattern: str, names: list[str]) -> bool:
-    try:
-        return any(re.fullmatch(pattern, name) for name in names)
-    except re.error as error:
-        raise ConfigError(f"lora.target_modules: not a regular expression: {error}") from None

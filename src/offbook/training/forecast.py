@@ -11,9 +11,10 @@ from offbook.config import Config
 from offbook.engine.batching import MicroBatch, Step, make_step
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
-from offbook.models.adapter import ALL_LINEAR, attach_adapter
+from offbook.models.adapter import attach_adapter
 from offbook.models.load import choose_device
 from offbook.models.skeleton import make_skeleton
+from offbook.models.targets import ALL_LINEAR
 from offbook.monitor import Monitor
 from offbook.training.plan import ModelShape, Plan
 from offbook.training.schedule import Schedule

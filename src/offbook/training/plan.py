@@ -17,10 +17,11 @@ from offbook.engine.engine import Engine
 from offbook.engine.ops import Backend, choose
 from offbook.engine.ops.torch import Torch
 from offbook.errors import MemoryPlanError
-from offbook.models.adapter import attach_adapter
+from offbook.models.adapter import attach_adapter, require_loadable
 from offbook.models.base import read_config
 from offbook.models.load import backbone, head
 from offbook.models.skeleton import make_skeleton
+from offbook.models.targets import layers_left_out
 
 # Most tokens of a micro-batch: up to a point, more tokens make matrix products more efficient. The
 # result of a step does not depend on it. On a processor, this holds a step of 16 short examples.
@@ -66,6 +67,7 @@ class ModelShape:
         head: parameters of the output head.
         adapter: trained parameters.
         packed: whether the engine computes sequences without padding.
+        notes: what a user should know about layers without an adapter.
     """
 
     config: PreTrainedConfig
@@ -74,11 +76,14 @@ class ModelShape:
     head: int
     adapter: int
     packed: bool
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, folder: Path, lora: LoraSettings) -> ModelShape:
         """The sizes of the base in `folder`, read from its `config.json` alone."""
         config = read_config(folder)
+        if not hasattr(config, "intermediate_size"):  # GPT-J: four times the width, if not set
+            config.intermediate_size = getattr(config, "n_inner", None) or 4 * config.hidden_size
         base = make_skeleton(config).requires_grad_(False)
         parameters = sum(p.numel() for p in base.parameters())
         linear = sum(
@@ -87,10 +92,12 @@ class ModelShape:
             if isinstance(module, torch.nn.Linear)
         )
         outputs = sum(p.numel() for p in head(base).parameters())
+        notes = tuple(layers_left_out(base))
         with torch.device("meta"):
             model = attach_adapter(base, lora, 0, str(folder))
+        require_loadable(model)
         adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return cls(config, parameters, linear, outputs, adapter, Engine(model).packed)
+        return cls(config, parameters, linear, outputs, adapter, Engine(model).packed, notes)
 
     def flops(self, tokens: int, supervised: int) -> float:
         """Multiplications and additions of a training step, without attention's scores.

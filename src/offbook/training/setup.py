@@ -151,6 +151,8 @@ def gather(
     dtype = choose_precision(config.model.precision, device)
     config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
     shape = ModelShape.of(base, config.lora)
+    for note in shape.notes:
+        monitor.announce(note)
     longest = int(max(training.lengths.max(), validation.lengths.max(initial=0)))
     memory = Memory.of(device)
     plan = make_plan(config, shape, longest, dtype, device, memory, micro_batch_tokens)
