@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from offbook.config import SAMPLE_ROLES, local_path
 from offbook.errors import DataError, first_few, first_line, shorten, suggest
 from offbook.files.hub import download
+from offbook.files.untrusted import refuse_pointer
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 MAX_ROW_CHARS = 64 * 2**20  # a longer "row" is a broken file, not a line that somebody says
@@ -63,6 +64,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             f'unknown file type "{path.suffix}"', where=str(path), fix=f"use {', '.join(SUFFIXES)}"
         )
     try:
+        refuse_pointer(path, DataError)
         yield from readers.get(suffix, _read_jsonl)(path)
     except UnicodeDecodeError as error:
         what, where = f"not UTF-8 text ({error.reason})", _undecodable_line(path)

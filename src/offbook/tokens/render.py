@@ -36,6 +36,14 @@ class Renderer:
         self._tokenizer = tokenizer
         if not tokenizer.chat_template:
             raise self.refusal("it does not exist")
+        named = tokenizer.chat_template
+        if isinstance(named, dict) and "default" not in named:
+            raise ModelError(
+                f"there are several chat templates ({', '.join(map(str, named))}), and none is "
+                'named "default"',
+                where=tokenizer.name_or_path or None,
+                fix='name the one to train on "default" in tokenizer_config.json',
+            )
         try:
             check_source(tokenizer.get_chat_template())
         except RENDERING_ERRORS as error:

@@ -31,6 +31,7 @@ from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from offbook.tokens.vocabulary import check_vocabulary
 from offbook.training.plan import Memory, ModelShape, Plan, make_plan
+from offbook.training.schedule import Schedule, check_warmup
 
 FLOAT32 = 4  # bytes of a trained parameter
 
@@ -148,6 +149,8 @@ def gather(
     for examples in (training, validation):
         size = vocabulary_size(base)
         check_vocabulary(examples, template.tokenizer, size, config.model.base)
+    if warmup := check_warmup(Schedule.of(training, config.train), config.train):
+        monitor.announce(warmup)
     dtype = choose_precision(config.model.precision, device)
     config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
     shape = ModelShape.of(base, config.lora)
