@@ -14,6 +14,7 @@ from offbook.config import Config
 from offbook.errors import ConfigError, ModelError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
+from offbook.libraries import quiet_transformers
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.training.forecast import forecast
@@ -59,7 +60,8 @@ def test_what_training_accepts_everything_else_accepts(
     ids = torch.tensor([[1, 2, 3, 4]])
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     before = plain(ids).logits
-    pefts = PeftModel.from_pretrained(plain, str(run.adapter)).eval()
+    with quiet_transformers():
+        pefts = PeftModel.from_pretrained(plain, str(run.adapter)).eval()
     assert not torch.equal(pefts(ids).logits, before)
     torch.testing.assert_close(pefts(ids).logits, model(ids).logits)
 

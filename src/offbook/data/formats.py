@@ -20,6 +20,7 @@ from offbook.data.remarks import Remarks
 from offbook.data.text import open_text, undecodable
 from offbook.errors import DataError, first_few, first_line, shorten, suggest
 from offbook.files.hub import download
+from offbook.files.untrusted import refuse_pointer
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -88,6 +89,7 @@ def read_rows(path: Path, remarks: Remarks | None = None) -> Iterator[Row]:
         fix = unpack or f"use {', '.join(SUFFIXES)}"
         raise DataError(f'unknown file type "{path.suffix}"', where=str(path), fix=fix)
     try:
+        refuse_pointer(path, DataError)
         yield from readers.get(suffix, _read_jsonl)(path, remarks or Remarks())
     except UnicodeError:
         raise undecodable(path) from None

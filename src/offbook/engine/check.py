@@ -46,7 +46,7 @@ from torch import nn
 from offbook.engine.batching import Step, make_step
 from offbook.engine.engine import Engine, evaluating
 from offbook.errors import EngineError
-from offbook.models.load import head
+from offbook.models.load import head, require_finite_weights
 from offbook.tokens.examples import IGNORED, Example
 
 # The largest relative difference of gradients that rounding explains, over all matrices together.
@@ -70,6 +70,7 @@ def check_gradients(engine: Engine, examples: Sequence[Example], device: torch.d
 
     Raises:
         EngineError: when it is more than rounding explains.
+        NonFiniteError: when the base has a weight that is not finite.
     """
     if engine.is_plain:
         return 0.0
@@ -82,6 +83,8 @@ def check_gradients(engine: Engine, examples: Sequence[Example], device: torch.d
             plain = Engine(engine.model, fast=False)
             step = plain.make_step(few, CHECKED_TOKENS, device)
             expected_loss, expected = _gradients(plain, step, trained)
+    if not math.isfinite(expected_loss):
+        require_finite_weights(engine.model, "the base")
     differences = {name: _difference(fast[name], expected[name]) for name in trained}
     worst = max(differences, key=lambda name: differences[name])
     flat, expected_flat = (torch.cat([g.flatten() for g in x.values()]) for x in (fast, expected))

@@ -18,6 +18,7 @@ from offbook.errors import ModelError, OffbookError
 INDEX = "model.safetensors.index.json"
 MOST_JSON = 2**27  # bytes; the largest tokenizers are a quarter of that
 MOST_HEADER = 100_000_000  # bytes; the format's own limit
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 PICKLED = {b"\x80": "a pickle", b"PK": "a zip archive, as pickled weights are"}
 
 
@@ -37,6 +38,7 @@ def read_json(path: Path, error: type[OffbookError]) -> dict[str, Any]:
         OffbookError: of the class `error`, when it is too large, too deeply nested, or no object.
     """
     require_inside(path, error)
+    refuse_pointer(path, error)
     try:
         size = path.stat().st_size
         if size > MOST_JSON:
@@ -72,6 +74,22 @@ def require_inside(path: Path, error: type[OffbookError]) -> None:
         raise error("not a regular file", where=str(path), fix="download it again")
 
 
+def refuse_pointer(path: Path, error: type[OffbookError]) -> None:
+    """Refuse a Git LFS pointer: a few lines of text that stand for a large file.
+
+    Raises:
+        OffbookError: of the class `error`.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise error(
+            "a Git LFS pointer, not the file that it stands for",
+            where=str(path),
+            fix=f"run `git lfs pull` in {path.parent}, or download the file again",
+        )
+
+
 def read_tensors(path: Path, error: type[OffbookError]) -> dict[str, Tensor]:
     """The tensors of a safetensors file, from its header alone.
 
@@ -79,6 +97,7 @@ def read_tensors(path: Path, error: type[OffbookError]) -> dict[str, Tensor]:
         OffbookError: of the class `error`, when it has another format or is damaged.
     """
     require_inside(path, error)
+    refuse_pointer(path, error)
     with path.open("rb") as file:
         head = file.read(8)
         length = int.from_bytes(head, "little")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbook.config import EMBEDDED_BASE, local_path
-from offbook.errors import ModelError
+from offbook.errors import ModelError, shorten
 from offbook.files.hub import converted_revision, download
 from offbook.files.untrusted import INDEX, read_json
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
@@ -50,6 +50,7 @@ def resolve_base(
         return from_gguf(_embedded(), announce)
     path, is_gguf = local_path(base), base.lower().endswith(".gguf")
     if path and path.is_dir():
+        refuse_adapter(path)
         return path.resolve()
     if path and is_gguf:
         return from_gguf(path, announce)
@@ -68,7 +69,27 @@ def resolve_base(
                 f"taking {base} from {converted}, where the hub has converted it to safetensors"
             )
             folder = download(base, files, kind="model", error=ModelError, revision=converted)
+    refuse_adapter(folder)
     return folder
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse the folder of an adapter, and name the base that it needs.
+
+    Raises:
+        ModelError: when it is one.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.exists():
+        return
+    name = read_json(path, ModelError).get("base_model_name_or_path")
+    if isinstance(name, str) and name:
+        fix = f"use the base that it was trained on: model.base={shorten(name)}"
+    else:
+        fix = "use the base that it was trained on, which its adapter_config.json does not name"
+    if (folder / "config.json").exists():
+        fix += f"; or remove {ADAPTER_CONFIG}, if the other files are those of a whole model"
+    raise ModelError("an adapter, not a base model", where=str(folder), fix=fix)
 
 
 def has_weights(folder: Path) -> bool:
@@ -124,12 +145,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     path = folder / "config.json"
-    if (folder / ADAPTER_CONFIG).exists():
-        raise ModelError(
-            "an adapter, not a base model",
-            where=str(folder),
-            fix=f"use the base that its {ADAPTER_CONFIG} names",
-        )
+    refuse_adapter(folder)
     contents = read_json(path, ModelError)
     kind = contents.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:

@@ -13,6 +13,7 @@ from typing import Any
 
 from offbook.errors import ModelError
 from offbook.files.cache import cache_folder
+from offbook.files.untrusted import refuse_pointer
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.skeleton import make_skeleton
 
@@ -33,6 +34,7 @@ def from_gguf(path: Path, announce: Callable[[str], None]) -> Path:
     Raises:
         ModelError: when the file cannot be read.
     """
+    refuse_pointer(path, ModelError)
     folder = cache_folder() / f"{path.stem}-{_fingerprint(path)}"
     if folder.is_dir():
         return folder

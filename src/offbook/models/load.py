@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from offbook.errors import ConfigError, ModelError
+from offbook.errors import ConfigError, ModelError, NonFiniteError
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.base import read_config, require_weights
 from offbook.models.weights import check_report, check_weights
@@ -53,6 +53,7 @@ def load_base(
         ConfigError: when `quantization` needs a package that is not installed.
         ModelError: when the model needs its own code, has no safetensors weights or others than
             its configuration describes, or changes its logits after the output head.
+        NonFiniteError: when its logits are not finite, naming the tensor that is not.
     """
     require_weights(folder)
     config = read_config(folder)
@@ -105,12 +106,41 @@ def head(model: nn.Module) -> nn.Module:
     return output
 
 
+def require_finite_weights(model: nn.Module, name: str) -> None:
+    """Refuse a base with a weight that is NaN or infinite; this reads all of them.
+
+    Args:
+        model: with or without an adapter, which is not looked at.
+        name: of the base, for the message.
+
+    Raises:
+        NonFiniteError: naming the first tensor that has one.
+    """
+    for parameter, p in base_of(model).named_parameters():
+        if p.requires_grad or not p.is_floating_point():
+            continue
+        if bad := int((~torch.isfinite(p)).sum()):
+            raise NonFiniteError(
+                f"{bad:,} of the {p.numel():,} numbers of {parameter.replace('.base_layer', '')} "
+                "are NaN or infinite",
+                where=name,
+                fix="download the base again, or use another copy",
+            )
+
+
 def _check_head(model: PreTrainedModel, folder: Path) -> None:
     """Refuse a model that changes its logits after the head; the engine computes the head alone."""
     ids = torch.tensor([[1, 2, 3, 4]], device=model.device)
     with torch.no_grad():
         expected = model(input_ids=ids, use_cache=False).logits
         found = head(model)(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.isfinite(expected).all():
+        require_finite_weights(model, str(folder))
+        raise NonFiniteError(
+            f"the base's weights are finite, but its logits in {model.dtype} are not",
+            where=str(folder),
+            fix="use model.precision=float32, or another copy of the model",
+        )
     if not torch.equal(expected, found):
         raise ModelError(
             f"a {model.config.model_type} model changes its logits after the output head",

@@ -45,6 +45,14 @@ class Renderer:
         self.date = date or datetime.now().date()
         if not tokenizer.chat_template:
             raise self.refusal("it does not exist")
+        named = tokenizer.chat_template
+        if isinstance(named, dict) and "default" not in named:
+            raise ModelError(
+                f"there are several chat templates ({', '.join(map(str, named))}), and none is "
+                'named "default"',
+                where=tokenizer.name_or_path or None,
+                fix='name the one to train on "default" in tokenizer_config.json',
+            )
         try:
             source = tokenizer.get_chat_template()
             check_source(source)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offbook.config import TrainSettings
+from offbook.errors import ConfigError
 from offbook.tokens.examples import Example
 
 
@@ -57,6 +58,28 @@ class Schedule:
 @lru_cache(maxsize=2)
 def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(examples)
+
+
+def check_warmup(schedule: Schedule, settings: TrainSettings) -> str | None:
+    """What is odd about a run whose steps are all warm-up; None where some are not.
+
+    Raises:
+        ConfigError: when every learning rate is 0, so that nothing would be learned.
+    """
+    total = schedule.total_steps(settings)
+    if math.ceil(settings.warmup_ratio * total) < total:
+        return None
+    if total == 1:
+        raise ConfigError(
+            "the learning rate of the only step would be 0, because it is a warm-up step",
+            where="train.warmup_ratio",
+            fix="set train.warmup_ratio=0, or train for more steps",
+        )
+    highest = learning_rate_at(total - 1, total, settings)
+    return (
+        f"all {total:,} steps are warm-up: the learning rate reaches {highest:.3g} in the last "
+        f"one, and never {settings.learning_rate:g}; lower train.warmup_ratio, to 0.03 for example"
+    )
 
 
 def learning_rate_at(step: int, total: int, settings: TrainSettings) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ from offbook.training.plan import (
     longest_that_fits,
     make_plan,
 )
+from offbook.training.schedule import Schedule, check_warmup
 
 FLOAT32 = 4  # bytes of a trained parameter
 
@@ -171,17 +173,17 @@ def gather(
     memory = Memory.of(device, available)
     for examples in (training, validation):
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
+    if warmup := check_warmup(Schedule.of(training, config.train), config.train):
+        monitor.announce(warmup)
     for note in shape.notes:
         monitor.announce(note)
     longest, keep = _longest(training, validation), setting_that_keeps(setting)
-    dtype = choose_precision(config.model.precision, device)
     needs = partial(least_memory, device=device, memory=memory)
+    dtype = choose_precision(config.model.precision, device)
     case = Case(config, shape, longest, dtype, whole=True)
     if config.model.precision == "auto" and dtype == torch.float32 and needs(case) > memory.usable:
-        smaller = case.changed("model.precision=bfloat16")
-        if needs(smaller) < needs(case):
-            case, dtype = smaller, torch.bfloat16
-            monitor.announce("the base is in bfloat16, since float32 does not fit in memory")
+        case = _in_bfloat16_if_smaller(case, needs, monitor)
+        dtype = case.dtype
     config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
     if setting == "auto":
         fitting = longest_that_fits(config, shape, longest, dtype, device, memory)
@@ -272,6 +274,15 @@ def _examples(
     for notice in held_out.notices():
         monitor.announce(notice)
     return examples, validation, (*reader.paths, *held_out.paths)
+
+
+def _in_bfloat16_if_smaller(case: Case, needs: Callable[[Case], int], monitor: Monitor) -> Case:
+    """The run in bfloat16, where it needs less memory; else as it is."""
+    smaller = case.changed("model.precision=bfloat16")
+    if needs(smaller) >= needs(case):
+        return case
+    monitor.announce("the base is in bfloat16, since float32 does not fit in memory")
+    return smaller
 
 
 def _longest(training: Examples, validation: Examples) -> int:

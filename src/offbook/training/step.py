@@ -17,6 +17,7 @@ from offbook.config import TrainSettings
 from offbook.engine.batching import Step
 from offbook.engine.memory import is_out_of_memory
 from offbook.errors import MemoryPlanError, NonFiniteError
+from offbook.models.load import require_finite_weights
 from offbook.monitor import Metrics, SkippedStep, SmallerMicroBatches
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
@@ -116,6 +117,7 @@ class Stepper:
 
         loss, _ = self._within_memory(examples, mean_loss)
         if not math.isfinite(loss):
+            require_finite_weights(self.loaded.model, self.loaded.inputs.config.model.base)
             raise _not_finite(f"the validation loss after step {self.progress.step} is {loss:g}")
         return loss
 
@@ -133,6 +135,7 @@ class Stepper:
         weight_norm = _norm(self._weights())
         if not all(map(math.isfinite, (loss, grad_norm, weight_norm))):
             self.optimizer.zero_grad(set_to_none=True)
+            require_finite_weights(self.loaded.model, self.loaded.inputs.config.model.base)
             raise _not_finite(
                 f"step {self.progress.step + 1} has loss {loss:g}, gradient norm {grad_norm:g} "
                 f"and adapter norm {weight_norm:g}, and was not taken; "
