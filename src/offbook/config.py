@@ -77,8 +77,9 @@ class DataSettings(Section):
     that no prompt is in both sets; or another file or data set. 0 turns validation off."""
 
     max_length: int = Field(default=384, ge=8)
-    """Most tokens of an example. A longer one is truncated at the beginning of its prompt, never
-    at the end of its reply; such rows are counted and named."""
+    """Most tokens of an example. A longer conversation becomes several examples, each with as much
+    of what came before as fits. A longer question loses its beginning, a reply never any part;
+    such rows are counted and named."""
 
     system: str | None = None
     """System text for conversations that have none of their own."""

@@ -81,7 +81,7 @@ def test_truncated_and_dropped_rows_are_named(template: ChatTemplate) -> None:
     assert examples.dropped == ("rows.json:3",)
     assert examples.notices(40) == [
         "1 row longer than 40 tokens; the prompt is truncated: rows.json:2",
-        "1 row left out because the reply alone is longer than 40 tokens: rows.json:3",
+        "1 reply left out because longer than 40 tokens alone: rows.json:3",
     ]
 
 

@@ -29,7 +29,7 @@ class Rows:
     Attributes:
         training, validation: how many examples there are.
         cut: `file:line` of rows whose prompt was truncated.
-        dropped: `file:line` of rows left out because the reply alone is too long.
+        dropped: `file:line`, and which reply, of replies left out because they alone are too long.
     """
 
     training: int

@@ -175,7 +175,7 @@ def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
     monitor.announce(
         f"{config.model.base} in {config.model.precision} on {device}, "
         f"{inputs.shape.adapter:,} parameters to train; "
-        f"{len(inputs.training):,} rows to learn, {len(inputs.validation):,} held out"
+        f"{len(inputs.training):,} examples to learn, {len(inputs.validation):,} held out"
     )
     return LoadedRun(inputs, model, engine)
 
