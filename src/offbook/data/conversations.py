@@ -30,6 +30,7 @@ FORMAT_NAMES: Mapping[RowFormat, str] = {
     "sharegpt": "ShareGPT rows (conversations: from, value)",
     "messages": "OpenAI rows (messages: role, content)",
 }
+REASONING_KEY = "reasoning_content"  # what a reasoning model thinks before its reply
 ROLES: Mapping[str, Role] = {
     "system": "system",
     "user": "user",
@@ -215,9 +216,10 @@ def _turns(turns: object, role_key: str, text_key: str, where: str) -> list[Mess
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict) or not {role_key, text_key} <= set(turn):
             raise DataError(f'turn {number} has no "{role_key}" or "{text_key}"', where=where)
+        known = (role_key, text_key, REASONING_KEY)
         for key in turn:
-            if key not in (role_key, text_key):
-                near = suggest(key, (role_key, text_key))
+            if key not in known:
+                near = suggest(key, known)
                 fix = near or "remove it: it would not be trained on"
                 raise DataError(
                     f'turn {number}: unknown key "{shorten(key)}"', where=where, fix=fix
@@ -226,7 +228,14 @@ def _turns(turns: object, role_key: str, text_key: str, where: str) -> list[Mess
         if role not in ROLES:
             fix = suggest(role, list(ROLES)) or f"the roles are {', '.join(ROLES)}"
             raise DataError(f'turn {number}: unknown role "{shorten(role)}"', where=where, fix=fix)
-        messages.append(Message(ROLES[role], _text(turn[text_key], f"turn {number}", where)))
+        text = _text(turn[text_key], f"turn {number}", where)
+        reasoning = _optional(turn, REASONING_KEY, where).strip("\n")
+        if reasoning and ROLES[role] != "assistant":
+            what = f'turn {number}: "{REASONING_KEY}" in a message of the role "{role}"'
+            raise DataError(what, where=where, fix="only a reply has one; remove it")
+        if reasoning:
+            text = f"<think>\n{reasoning}\n</think>\n\n{text}"
+        messages.append(Message(ROLES[role], text))
     return messages
 
 
