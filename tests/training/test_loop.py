@@ -225,6 +225,15 @@ def test_changed_data_is_refused_on_resume(tiny_config: MakeConfig, tmp_path: Pa
         train(tiny_config(), resume=True)
 
 
+def test_other_examples_of_the_same_data_are_refused_on_resume(tiny_config: MakeConfig) -> None:
+    run = train(tiny_config(), should_stop=stop_after(2)).run
+    receipt = json.loads((run / "receipt.json").read_bytes())
+    receipt["rows"]["training"] += 1  # as a version that cuts conversations in another way
+    (run / "receipt.json").write_text(json.dumps(receipt))
+    with pytest.raises(CheckpointError, match="makes other examples of the data"):
+        train(tiny_config(), resume=True)
+
+
 def test_there_must_be_a_run_to_resume(tiny_config: MakeConfig) -> None:
     with pytest.raises(CheckpointError, match="not a run directory"):
         train(tiny_config(), resume=True)

@@ -37,6 +37,11 @@ class Rows:
     cut: list[str]
     dropped: list[str]
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of examples, on which the order of the data depends."""
+        return self.training, self.validation
+
 
 @dataclass(frozen=True)
 class Device:

@@ -234,6 +234,13 @@ def _restore(
             where=str(run.path),
             fix="restore it, or start again with --overwrite",
         )
+    if start.rows and receipt.rows and start.rows.counts != receipt.rows.counts:
+        raise CheckpointError(
+            "this version of offbook makes other examples of the data than the version that "
+            "started the run",
+            where=str(run.path),
+            fix="resume with that version, or start again with --overwrite",
+        )
     if changed := start.changes_to_last_bits(receipt):
         monitor.announce(
             f"changed since the run was started: {', '.join(changed)}; "
