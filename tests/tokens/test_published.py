@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offbook.data.conversations import Conversation, Message
-from offbook.tokens.examples import supervised_spans
+from offbook.errors import DataError
+from offbook.tokens.examples import supervised_spans, tokenize
 from offbook.tokens.template import ChatTemplate
 from support.templates import FORMATS, Format, talk
 from support.tiny import make_tokenizer
@@ -106,3 +107,54 @@ def test_what_a_row_spells_is_no_control_token(published: tuple[ChatTemplate, Fo
         for r in (plain, row)
     ]
     assert counts[0] == counts[1]
+
+
+def make(name: str, folder: Path, source: str | None = None) -> ChatTemplate:
+    form = FORMATS[name]
+    jinja = source or form.template
+    return ChatTemplate(make_tokenizer(folder, jinja, form.bos, form.eos, form.special, form.added))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "r1-january", "r1-think"])
+def test_reasoning_is_trained_on_after_the_prompt_that_chat_gives(
+    name: str, tmp_path: Path
+) -> None:
+    template = make(name, tmp_path)
+    reply = "<think>\nHe asks.\n</think>\n\nAye."
+    row = talk("Well?", reply, "And?", reply)
+    examples = tokenize([row], template)
+    assert (len(examples), examples.replies, examples.divided) == (2, 2, ("rows.json:7",))
+    for k, example in zip((1, 3), examples, strict=True):
+        ((start, end),) = supervised_spans(example.labels)
+        ids = example.input_ids.tolist()
+        assert template.build_prompt(row.messages[:k]) == ids[:start]
+        assert template.parse_reply(ids[start:end]) == reply
+        assert template.encoder.control["</think>"] in ids[start:end]
+
+
+def test_a_prompt_that_begins_reasoning_is_followed_by_an_empty_block(tmp_path: Path) -> None:
+    template = make("r1-think", tmp_path)
+    example = template.build_example(talk("Well?", "Aye."))
+    assert template.tokenizer.decode(example.input_ids.tolist()).endswith(
+        "<｜Assistant｜><think>\n\n</think>\n\nAye.<｜end▁of▁sentence｜>"
+    )
+
+
+def test_a_reply_that_the_template_changes_is_named(tmp_path: Path) -> None:
+    changes = FORMATS["chatml"].template.replace(
+        "message['content'] +", "message['content'] | replace('damn', 'darn') +"
+    )
+    template = make("chatml", tmp_path, changes)
+    with pytest.raises(DataError) as caught:
+        template.build_examples([talk("Well?", "Yes.", "And?", "Well, damn.")])
+    assert str(caught.value) == (
+        "rows.json:7 (reply 2 of 2): the chat template writes something else than its reply; "
+        "change the reply, or train a base whose template keeps it"
+    )
+
+
+def test_trimmed_replies_are_counted_in_one_line(tmp_path: Path) -> None:
+    rows = [talk("Well?", " Yes.\n"), talk("Well?", "Yes."), talk("And?", "No. ")]
+    assert tokenize(rows, make("llama3", tmp_path)).notices(384) == [
+        "the chat template removes outer white space from 2 replies"
+    ]

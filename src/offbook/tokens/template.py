@@ -28,6 +28,8 @@ from offbook.tokens.sandbox import within_limits
 from offbook.tokens.verify import verify
 from offbook.tokens.written import Written
 
+CHANGED = "the chat template writes something else than its reply"
+
 
 class ChatTemplate:
     """A tokenizer's chat template, verified.
@@ -285,7 +287,7 @@ class ChatTemplate:
                 break
             expected = self._expected(reply)
             if not same_words(place.text, expected):
-                fault = "the chat template writes something else than its reply"
+                fault = CHANGED
                 break
             trimmed += place.text != expected
             span = slice(start + len(end), at[place.stop] + 1)
@@ -299,7 +301,9 @@ class ChatTemplate:
             return None
         (reply,), (prompt,) = written.replies, written.prompts
         if not has_reasoning(reply) or rewritten:
-            raise DataError(fault, where=part.place, fix="change or remove the row")
+            keeps = "change the reply, or train a base whose template keeps it"
+            fix = keeps if fault == CHANGED else "change or remove the row"
+            raise DataError(fault, where=part.place, fix=fix)
         # The template drops or moves the reasoning; the model has to write it after the prompt.
         text = self._reply_after(prompt, reply)
         again = Written.of(text, [prompt], [reply], written.originals, self.encoder)
