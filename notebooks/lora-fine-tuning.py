@@ -417,7 +417,7 @@ for tokens in (MAX_LENGTH - 5, MAX_LENGTH + 80):
     conversations.append(Conversation(messages, source=f"long.json:{len(conversations) + 1}"))
     print(f"{conversations[-1].source}, {len(recipe_row(row, cut=False))} tokens in the recipe")
     describe("recipe", recipe_row(row))
-    describe("offbook", template.build_examples(conversations[-1:], MAX_LENGTH)[0])
+    describe("offbook", template.build_examples(conversations[-1:], MAX_LENGTH)[0].examples[0])
 
 endless = (Message("user", "Sing."), Message("assistant", " ".join(log[:20])))
 conversations.append(Conversation(endless, source="long.json:3"))

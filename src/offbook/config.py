@@ -66,10 +66,11 @@ class DataSettings(Section):
     that no prompt is in both sets; or another file or data set. 0 turns validation off."""
 
     max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
-    """Most tokens of an example. A longer one is truncated at the beginning of its prompt, never
-    at the end of its reply; such rows are counted and named. `auto` is the length of the longest
-    example, up to the base's context and to what fits in memory. Examples are not padded, so long
-    ones cost short ones nothing."""
+    """Most tokens of an example. A longer conversation becomes several examples, each with as much
+    of what came before as fits. A longer question loses its beginning, a reply never any part;
+    such rows are counted and named. `auto` is the length of the longest example, up to the base's
+    context and to what fits in memory. Examples are not padded, so long ones cost short ones
+    nothing."""
 
     system: str | None = None
     """System text for conversations that have none of their own."""

@@ -574,3 +574,25 @@ def test_a_million_rows_are_streamed_in_bounded_memory(tmp_path, suffix, array):
     count, peak = map(int, result.stdout.split())
     assert count == 1_000_000
     assert peak < 300_000_000
+
+
+def test_reasoning_comes_before_its_reply(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    reply = {"role": "assistant", "content": "Aye.", "reasoning_content": "He greets me.\n"}
+    plain = {"role": "assistant", "content": "Aye.", "reasoning_content": None}
+    rows = [{"messages": [{"role": "user", "content": "Hello"}, turn]} for turn in (reply, plain)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    one, two = read_conversations(str(path))
+    assert one.messages[1].content == "<think>\nHe greets me.\n</think>\n\nAye."
+    assert two.messages[1].content == "Aye."
+
+
+def test_reasoning_in_a_question_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    turns = [
+        {"role": "user", "content": "Hello", "reasoning_content": "Hm."},
+        {"role": "assistant", "content": "Aye."},
+    ]
+    path.write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    with pytest.raises(DataError, match='"reasoning_content" in a message of the role "user"'):
+        list(read_conversations(str(path)))

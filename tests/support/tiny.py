@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from offbook.models.adapter import adapter_files
@@ -35,8 +35,12 @@ def make_tokenizer(
     bos: str | None = "<s>",
     eos: str = "</s>",
     more: tuple[str, ...] = (),
+    added: tuple[str, ...] = (),
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, trained on a few sentences and loaded as a user's is."""
+    """A byte-level BPE tokenizer, trained on a few sentences and loaded as a user's is.
+
+    `more` are further tokens with the flag "special", and `added` tokens without it.
+    """
     specials = [token for token in (bos, eos, *more) if token]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -50,6 +54,7 @@ def make_tokenizer(
     raw.train_from_iterator(CORPUS * 4, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=bos, eos_token=eos)
     fast.add_special_tokens({"additional_special_tokens": list(more)})
+    fast.add_tokens([AddedToken(token, normalized=False) for token in added])
     fast.chat_template = template
     fast.save_pretrained(folder)
     return load_tokenizer(folder)

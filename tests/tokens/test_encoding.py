@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from offbook.tokens.encoding import TextEncoder
@@ -53,6 +53,27 @@ def test_a_decoded_stream_is_the_text(tokenizer: PreTrainedTokenizerBase) -> Non
         assert "".join(encoder.decode_stream([*ids, STOP, 5], STOP)) == whole
 
     holds()
+
+
+def test_text_cut_at_control_tokens_has_the_same_ids(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("<|user|>", normalized=False, rstrip=True)])
+    tokenizer.chat_template = "<|user|> {{ bos_token }}"
+    encoder = TextEncoder(tokenizer)
+    assert "<|user|>" in encoder.control
+
+    @settings(max_examples=200, derandomize=True, database=None, deadline=None)
+    @given(st.lists(st.sampled_from(("a", "ab ", " 家", "\n", "b", *encoder.control)), max_size=9))
+    def holds(pieces: list[str]) -> None:
+        text = "".join(pieces)
+        assert encoder.encode_masked(text, {}) == encoder.encode([text])[0]
+
+    holds()
+
+
+def test_words_that_are_added_tokens_are_no_control_tokens(tmp_path: Path) -> None:
+    added = ("user", "   ", "<|user|>", "<unused>")
+    tokenizer = make_tokenizer(tmp_path, "<|user|>user   {{ bos_token }}", added=added)
+    assert set(TextEncoder(tokenizer).control) == {"<s>", "</s>", "<|user|>"}
 
 
 def test_bytes_that_are_not_text_are_held_until_text_follows(tmp_path: Path) -> None:

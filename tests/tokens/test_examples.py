@@ -81,7 +81,7 @@ def test_truncated_and_dropped_rows_are_named(template: ChatTemplate) -> None:
     assert examples.dropped == ("rows.json:3",)
     assert examples.notices(40) == [
         "1 row longer than 40 tokens; the prompt is truncated: rows.json:2",
-        "1 row left out because the reply alone is longer than 40 tokens: rows.json:3",
+        "1 reply left out because longer than 40 tokens alone: rows.json:3",
     ]
 
 
@@ -97,3 +97,19 @@ def test_a_notice_names_the_first_five_rows(template: ChatTemplate) -> None:
     assert notice.endswith(
         ": rows.json:0, rows.json:1, rows.json:2, rows.json:3, rows.json:4, and 3 more"
     )
+
+
+def test_replies_are_counted_after_long_conversations_are_cut(template: ChatTemplate) -> None:
+    long = talk(*("one two three four five six" for _ in range(40)), "Well?", "long " * 60)
+    rows = [long, Conversation(talk("Well?", "Yes.").messages, "rows.json:8")]
+    whole, fitted = tokenize(rows, template), tokenize(rows, template, 60)
+    assert (len(whole), whole.replies) == (2, 22)
+    assert fitted.replies == 21
+    assert fitted.dropped == ("rows.json:7 (reply 21 of 21)",)
+    divided, dropped = fitted.notices(60)
+    assert divided == (
+        "1 row is divided into several examples, each with as much of what came before as fits "
+        "in 60 tokens; every reply is trained on once: rows.json:7"
+    )
+    assert dropped.startswith("1 reply left out because longer than 60 tokens alone: ")
+    assert len(set(fitted.prompt_keys[fitted.rows])) == 2  # a row's examples are on one side

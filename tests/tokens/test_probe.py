@@ -37,10 +37,13 @@ def test_the_traits_of_published_templates(name: str, tmp_path: Path) -> None:
     assert traits == TemplateTraits(
         takes_system=takes_system,
         keeps_turns=True,
+        opening="",
+        writes_replies=True,
         reply_lead=lead,
         reply_tail=tail,
+        ends_replies=True,
+        stop_text=stop,
         stop_id=control.index(stop),
-        encodes_in_pieces=True,
     )
 
 

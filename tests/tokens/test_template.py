@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offbook.data.conversations import Conversation, Message
-from offbook.errors import DataError
 from offbook.models.base import resolve_base
-from offbook.tokens.examples import IGNORED, Example, supervised_spans
+from offbook.tokens.examples import IGNORED, Example, supervised_spans, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from support.templates import PUBLISHED, REWRITING, talk, user
 from support.tiny import make_tokenizer
+
+CHATML_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
 
 
 def supervised_texts(template: ChatTemplate, example: Example) -> list[str]:
@@ -114,21 +116,22 @@ def test_system_text_goes_before_the_first_user_turn_where_there_is_no_place(
     ]
 
 
-def test_a_template_that_rewrites_turns_takes_single_turns_only(tmp_path: Path) -> None:
+def test_a_template_that_rewrites_turns_gives_one_example_per_reply(tmp_path: Path) -> None:
     template = ChatTemplate(
         make_tokenizer(tmp_path, REWRITING, None, "<|im_end|>", ("<|im_start|>",))
     )
-    example = template.build_example(talk("Well?", "Yes."))
-    assert supervised_texts(template, example) == ["<think>\n\n</think>\n\nYes.<|im_end|>"]
+    row = talk("Well?", "Yes.", "And?", "No.")
+    (built,) = template.build_examples([row])
+    for k, reply, example in zip((1, 3), ("Yes.", "No."), built.examples, strict=True):
+        written = f"<think>\n\n</think>\n\n{reply}<|im_end|>"
+        assert supervised_texts(template, example) == [written]
+        prompt = template.build_prompt(row.messages[:k])
+        assert example.input_ids[: len(prompt)].tolist() == prompt
     assert template.notes == [
-        "the chat template rewrites earlier turns; rows of several turns are refused"
+        "the chat template rewrites earlier turns; a row of several turns becomes one example per "
+        "reply, each as chat would see it"
     ]
-    with pytest.raises(DataError) as caught:
-        template.build_example(talk("Well?", "Yes.", "And?", "No."))
-    assert str(caught.value) == (
-        "rows.json:7: several replies, but this chat template rewrites earlier turns; "
-        "change or remove it"
-    )
+    assert tokenize([row], template).divided == ("rows.json:7",)
 
 
 # Text that spells a control token.
@@ -161,8 +164,7 @@ def test_an_eos_in_a_reply_does_not_end_its_supervision(deepseek: ChatTemplate) 
 
 def test_a_long_prompt_loses_its_beginning_and_keeps_bos_and_reply(template: ChatTemplate) -> None:
     row = talk("one two three four five six seven eight nine ten " * 3, "Yes.")
-    (example,) = template.build_examples([row], max_length=30)
-    assert example is not None
+    (example,) = template.build_examples([row], max_length=30)[0].examples
     assert example.truncated
     assert len(example) <= 30
     assert example.input_ids[0] == template.tokenizer.bos_token_id
@@ -170,27 +172,70 @@ def test_a_long_prompt_loses_its_beginning_and_keeps_bos_and_reply(template: Cha
     assert "ten" in template.tokenizer.decode(example.input_ids.tolist())
 
 
-def test_a_long_conversation_loses_its_oldest_turns_first(template: ChatTemplate) -> None:
-    opening = Message("system", "Be brief.")
-    row = Conversation((opening, *talk("one " * 9, "two " * 9, "three", "four").messages))
-    (example,) = template.build_examples([row], max_length=40)
-    assert example is not None
-    assert example.truncated
-    text = template.tokenizer.decode(example.input_ids.tolist())
-    assert text == "<s>Be brief.\n\nUser: three\n\nAssistant: four</s>"
-
-
-def test_a_reply_that_does_not_fit_is_dropped(template: ChatTemplate) -> None:
-    assert template.build_examples([talk("Well?", "very long " * 40)], max_length=30) == [None]
+def test_a_reply_that_does_not_fit_is_left_out_by_name(template: ChatTemplate) -> None:
+    row = talk("Well?", "very long " * 40, "And?", "Yes.")
+    (built,) = template.build_examples([row], max_length=30)
+    assert built.dropped == ["rows.json:7 (reply 1 of 2)"]
+    (example,) = built.examples
+    assert supervised_texts(template, example) == [" Yes.</s>"]
 
 
 def test_a_row_that_just_fits_is_not_truncated(template: ChatTemplate) -> None:
     row = talk("one two three", "four")
     length = len(template.build_example(row))
-    (exact,), (cut,) = (template.build_examples([row], n) for n in (length, length - 1))
-    assert exact is not None
-    assert cut is not None
+    (exact,), (cut,) = (template.build_examples([row], n)[0].examples for n in (length, length - 1))
     assert (exact.truncated, cut.truncated) == (False, True)
+
+
+# Conversations that are too long.
+
+
+@pytest.mark.parametrize("jinja", ["published", "rewriting"])
+def test_every_reply_of_a_long_conversation_is_supervised_once(jinja: str, tmp_path: Path) -> None:
+    more = ("<|im_start|>",)
+    source = REWRITING if jinja == "rewriting" else PUBLISHED["qwen"][0]
+    template = ChatTemplate(make_tokenizer(tmp_path, source, None, "<|im_end|>", more))
+    lead = template.traits.reply_lead
+
+    @settings(max_examples=40, derandomize=True, database=None, deadline=None)
+    @given(
+        st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=12),
+        st.integers(130, 300),
+        st.booleans(),
+    )
+    def holds(sizes: list[tuple[int, int]], limit: int, system: bool) -> None:
+        texts = [f"{k} " + "one " * size for k, pair in enumerate(sizes) for size in pair]
+        opening = (Message("system", "Be brief."),) if system else ()
+        row = Conversation((*opening, *talk(*texts).messages), "rows.json:1")
+        (built,) = template.build_examples([row], limit)
+        assert not built.dropped
+        found = [t for e in built.examples for t in supervised_texts(template, e)]
+        assert found == [f"{lead}{text}<|im_end|>" for text in texts[1::2]]
+        for example in built.examples:
+            assert len(example) <= limit
+            text = template.tokenizer.decode(example.input_ids.tolist())
+            assert ("Be brief." in text) == system
+            assert fits_no_more(text, texts, limit)
+
+    def fits_no_more(text: str, texts: list[str], limit: int) -> bool:
+        """Whether one more turn before this text would be too long."""
+        first = next(k for k in range(0, len(texts), 2) if f"user\n{texts[k]}<|" in text)
+        if first == 0:
+            return True
+        more = template.encoder.encode([text, CHATML_TURN.format(*texts[first - 2 : first])])
+        return sum(map(len, more)) > limit
+
+    holds()
+
+
+def test_a_conversation_of_200_turns_takes_less_than_a_second(template: ChatTemplate) -> None:
+    row = talk(*(f"And drawer {k}? Nothing but string, mostly." for k in range(200)))
+    template.build_examples([talk("Well?", "Yes.")])
+    for limit in (384, 8192, None):
+        begin = time.process_time()
+        (built,) = template.build_examples([row], limit)
+        assert time.process_time() - begin < 1
+        assert sum(len(supervised_spans(e.labels)) for e in built.examples) == 100
 
 
 # A reply's ids back to text, as they arrive.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from offbook.errors import ModelError
-from offbook.tokens.examples import IGNORED
+from offbook.tokens.examples import IGNORED, supervised_spans
 from offbook.tokens.template import ChatTemplate
 from support.tiny import DEEPSEEK_TEMPLATE, make_tokenizer
 
@@ -78,25 +80,33 @@ class BosDoubled(ChatTemplate):
 
 
 class StopUnsupervised(ChatTemplate):
-    def _supervise(self, source, prompts, whole):  # type: ignore[no-untyped-def]
-        example = super()._supervise(source, prompts, whole)
+    def build_example(self, conversation):  # type: ignore[no-untyped-def]
+        example = super().build_example(conversation)
         example.labels[-1] = IGNORED
         return example
 
 
 class HeaderSupervised(ChatTemplate):
-    def _supervise(self, source, prompts, whole):  # type: ignore[no-untyped-def]
-        return super()._supervise(source, [prompt[:-1] for prompt in prompts], whole)
+    def build_example(self, conversation):  # type: ignore[no-untyped-def]
+        example = super().build_example(conversation)
+        for start, _ in supervised_spans(example.labels):
+            example.labels[start - 1] = example.input_ids[start - 1]
+        return example
 
 
 class StopTwice(ChatTemplate):
-    def _supervise(self, source, prompts, whole):  # type: ignore[no-untyped-def]
-        return super()._supervise(source, prompts, [*whole, whole[-1]])
+    def build_example(self, conversation):  # type: ignore[no-untyped-def]
+        example = super().build_example(conversation)
+        ids = np.append(example.input_ids, example.input_ids[-1])
+        return replace(example, input_ids=ids, labels=np.append(example.labels, IGNORED))
 
 
 class OneReplySupervised(ChatTemplate):
-    def _supervise(self, source, prompts, whole):  # type: ignore[no-untyped-def]
-        return super()._supervise(source, prompts[-1:], whole)
+    def build_example(self, conversation):  # type: ignore[no-untyped-def]
+        example = super().build_example(conversation)
+        for start, end in supervised_spans(example.labels)[:-1]:
+            example.labels[start:end] = IGNORED
+        return example
 
 
 class AnotherPrompt(ChatTemplate):

@@ -187,9 +187,7 @@ def test_truncated_rows_are_announced(tiny_config: MakeConfig) -> None:
     monitor = Listener()
     gather(tiny_config("data.max_length=18", "data.validation=0"), monitor)
     assert any("longer than 18 tokens; the prompt is truncated" in text for text in monitor.heard)
-    assert any(
-        "left out because the reply alone is longer than 18" in text for text in monitor.heard
-    )
+    assert any("left out because longer than 18 tokens alone" in text for text in monitor.heard)
 
 
 # Stopping and resuming.
@@ -224,6 +222,15 @@ def test_changed_data_is_refused_on_resume(tiny_config: MakeConfig, tmp_path: Pa
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"instruction": "new", "output": "row"}\n')
     with pytest.raises(CheckpointError, match="the data has changed since the run was started"):
+        train(tiny_config(), resume=True)
+
+
+def test_other_examples_of_the_same_data_are_refused_on_resume(tiny_config: MakeConfig) -> None:
+    run = train(tiny_config(), should_stop=stop_after(2)).run
+    receipt = json.loads((run / "receipt.json").read_bytes())
+    receipt["rows"]["training"] += 1  # as a version that cuts conversations in another way
+    (run / "receipt.json").write_text(json.dumps(receipt))
+    with pytest.raises(CheckpointError, match="makes other examples of the data"):
         train(tiny_config(), resume=True)
 
 

@@ -71,10 +71,11 @@ def check(
     lengths = measure(examples)
     if as_json:
         counts = {"format": reader.row_format, **asdict(lengths), **census.counts()}
+        counts |= {"examples": len(examples), "replies_trained": examples.replies}
         counts |= {"cut": len(examples.truncated), "dropped": len(examples.dropped)}
         print(json.dumps(counts))
         return
-    _print_counts(census, lengths)
+    _print_counts(census, lengths, examples.replies)
     for notice in (*reader.notices(), *examples.notices(limit, setting_that_keeps(setting))):
         out.print(printable(notice), markup=False, soft_wrap=True)
     for example in examples[:show]:
@@ -85,7 +86,7 @@ def check(
             out.print(line, soft_wrap=True)  # `draw` has wrapped it
 
 
-def _print_counts(census: Census, lengths: Lengths) -> None:
+def _print_counts(census: Census, lengths: Lengths, replies: int) -> None:
     out.print(f"{census.rows:,} rows, {len(census.duplicates):,} duplicates", style="bold")
     if census.duplicates:
         names = [Path(place).name for place in census.duplicates]
@@ -93,7 +94,8 @@ def _print_counts(census: Census, lengths: Lengths) -> None:
     if census.open_prompts:
         _line("several replies", f"{census.open_prompts:,} prompts have more than one reply")
     if census.replies > census.rows:
-        _line("turns", f"{census.replies:,} replies, each trained on")
+        trained = "each trained on" if replies == census.replies else f"{replies:,} trained on"
+        _line("turns", f"{census.replies:,} replies, {trained}")
     _line("tokens", f"{lengths.total:,}, of which {lengths.supervised:,} are trained on")
     _line(
         "a row",

@@ -41,6 +41,7 @@ FORMAT_NAMES: Mapping[RowFormat, str] = {
     "sharegpt": "ShareGPT rows (conversations: from, value)",
     "messages": "OpenAI rows (messages: role, content)",
 }
+REASONING_KEY = "reasoning_content"  # what a reasoning model thinks before its reply
 ROLES: Mapping[str, Role] = {
     "system": "system",
     "user": "user",
@@ -226,7 +227,8 @@ class ConversationReader:
             pairs = TURN_KEYS if self.row_format == "sharegpt" else TURN_KEYS[::-1]
             given = turn if isinstance(turn, dict) else {}
             role_key, text_key = next((pair for pair in pairs if given.keys() >= {*pair}), pairs[0])
-            self._unknown.check(given, (role_key, text_key, *WEIGHT_KEYS), where, in_turns=True)
+            known = (role_key, text_key, REASONING_KEY, *WEIGHT_KEYS)
+            self._unknown.check(given, known, where, in_turns=True)
             if not given.keys() >= {role_key, text_key}:
                 raise DataError(f'turn {number} has no "{role_key}" or "{text_key}"', where=where)
             name = text_of(given[role_key], f'turn {number}: "{role_key}"', where)
@@ -236,6 +238,12 @@ class ConversationReader:
                 fix = suggest(name, list(ROLES)) or f"the roles are {', '.join(ROLES)}"
                 raise DataError(what, where=where, fix=fix)
             content = text_of(given[text_key], f"turn {number}", where)
+            reasoning = optional_text(given, REASONING_KEY, where).strip("\n")
+            if reasoning and role != "assistant":
+                what = f'turn {number}: "{REASONING_KEY}" in a message of the role "{name}"'
+                raise DataError(what, where=where, fix="only a reply has one; remove it")
+            if reasoning:
+                content = f"<think>\n{reasoning}\n</think>\n\n{content}"
             trained = is_trained(given, role, number, where)
             if not trained:
                 self._remarks.add("a reply of weight 0 is context, and not trained on", where)

@@ -30,13 +30,18 @@ class Rows:
     Attributes:
         training, validation: how many examples there are.
         cut: `file:line` of rows whose prompt was truncated.
-        dropped: `file:line` of rows left out because the reply alone is too long.
+        dropped: `file:line`, and which reply, of replies left out because they alone are too long.
     """
 
     training: int
     validation: int
     cut: list[str]
     dropped: list[str]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of examples, on which the order of the data depends."""
+        return self.training, self.validation
 
 
 @dataclass(frozen=True)

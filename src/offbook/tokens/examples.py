@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -44,6 +44,31 @@ class Example:
         return len(self.input_ids)
 
 
+@dataclass
+class RowExamples:
+    """What became of a row.
+
+    Attributes:
+        examples: they supervise each of its replies once, except those in `dropped`.
+        dropped: the place of each reply that is too long by itself.
+        trimmed: how many replies the template writes without their outer white space.
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    trimmed: int = 0
+
+
+def joined_row(parts: Iterable[RowExamples]) -> RowExamples:
+    """A row from its parts."""
+    row = RowExamples()
+    for part in parts:
+        row.examples += part.examples
+        row.dropped += part.dropped
+        row.trimmed += part.trimmed
+    return row
+
+
 def label_runs(labels: NDArray[np.int32]) -> list[tuple[int, int]]:
     """The [start, end) of each run of positions that are all supervised, or all not."""
     supervised = labels != IGNORED
@@ -66,8 +91,10 @@ class Examples(Sequence[Example]):
         offsets: int64 [all examples + 1]; where each begins in `input_ids`.
         prompt_keys: uint64 [all examples]; equal where the prompt is the same.
         sources: the `file:line` of each.
+        divided: the `file:line` of rows that became several examples.
         truncated: the `file:line` of rows that lost the beginning of their prompt.
-        dropped: the `file:line` of rows left out because their reply alone is too long.
+        dropped: the place of each reply left out because it alone is too long.
+        trimmed: how many replies the template writes without their outer white space.
     """
 
     rows: NDArray[np.int64]
@@ -76,8 +103,10 @@ class Examples(Sequence[Example]):
     offsets: NDArray[np.int64]
     prompt_keys: NDArray[np.uint64]
     sources: tuple[str, ...]
+    divided: tuple[str, ...] = ()
     truncated: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    trimmed: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,26 +135,54 @@ class Examples(Sequence[Example]):
 
     @property
     def complete(self) -> bool:
-        """Whether no row was truncated or dropped."""
-        return not self.truncated and not self.dropped
+        """Whether no row was divided, truncated or dropped."""
+        return not self.divided and not self.truncated and not self.dropped
+
+    @property
+    def replies(self) -> int:
+        """How many replies are supervised."""
+        supervised = self.labels != IGNORED
+        begins = supervised & ~np.concatenate(([False], supervised[:-1]))
+        before = np.concatenate(([0], np.cumsum(begins)))
+        return int((before[self.offsets[self.rows + 1]] - before[self.offsets[self.rows]]).sum())
 
     def notices(self, max_length: int | None, keep: str = "") -> list[str]:
-        """A line about truncated rows and one about dropped rows, each with the first places.
+        """A line about each thing that was done to rows, with the first places.
 
         Args:
             max_length: the limit that they exceed.
             keep: how they are kept whole, for a last line.
         """
         lines = []
-        for places, what in (
-            (self.truncated, f"longer than {max_length} tokens; the prompt is truncated"),
-            (self.dropped, f"left out because the reply alone is longer than {max_length} tokens"),
+        for places, one, many, what in (
+            (
+                self.divided,
+                "1 row is",
+                "{:,} rows are",
+                f"divided into several examples, each with as much of what came before as fits in "
+                f"{max_length} tokens; every reply is trained on once",
+            ),
+            (
+                self.truncated,
+                "1 row",
+                "{:,} rows",
+                f"longer than {max_length} tokens; the prompt is truncated",
+            ),
+            (
+                self.dropped,
+                "1 reply",
+                "{:,} replies",
+                f"left out because longer than {max_length} tokens alone",
+            ),
         ):
             if places:
-                rows = f"{len(places):,} row{'s' * (len(places) > 1)}"
-                lines.append(f"{rows} {what}: {first_few(places, 5)}")
+                count = one if len(places) == 1 else many.format(len(places))
+                lines.append(f"{count} {what}: {first_few(places, 5)}")
         if lines and keep:
             lines.append(f"to keep all of them whole, {keep}")
+        if self.trimmed:
+            replies = "1 reply" if self.trimmed == 1 else f"{self.trimmed:,} replies"
+            lines.append(f"the chat template removes outer white space from {replies}")
         return lines
 
     def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
@@ -181,23 +238,28 @@ def tokenize(
     input_ids, labels = array("i"), array("i")
     offsets, prompt_keys = array("q", [0]), array("Q")
     sources: list[str] = []
+    divided: list[str] = []
     truncated: list[str] = []
     dropped: list[str] = []
+    rows = trimmed = 0
     stream = iter(conversations)
     while batch := list(islice(stream, BATCH_ROWS)):
-        examples = template.build_examples(batch, max_length)
-        for conversation, example in zip(batch, examples, strict=True):
-            if example is None:
-                dropped.append(conversation.source)
-                continue
-            if example.truncated:
-                truncated.append(example.source)
-            input_ids.frombytes(example.input_ids.tobytes())
-            labels.frombytes(example.labels.tobytes())
-            offsets.append(len(input_ids))
-            prompt_keys.frombytes(conversation.prompt_key)
-            sources.append(example.source)
-        progress(len(sources) + len(dropped))
+        for conversation, row in zip(
+            batch, template.build_examples(batch, max_length), strict=True
+        ):
+            for example in row.examples:
+                input_ids.frombytes(example.input_ids.tobytes())
+                labels.frombytes(example.labels.tobytes())
+                offsets.append(len(input_ids))
+                prompt_keys.frombytes(conversation.prompt_key)
+                sources.append(example.source)
+            source = conversation.source
+            divided += [source] * (len(row.examples) > 1)
+            truncated += [source] * any(example.truncated for example in row.examples)
+            dropped += row.dropped
+            trimmed += row.trimmed
+        rows += len(batch)
+        progress(rows)
     if not sources:
         raise DataError(
             "no row fits" if dropped else "no rows",
@@ -211,6 +273,8 @@ def tokenize(
         offsets=np.frombuffer(offsets, dtype=np.int64),
         prompt_keys=np.frombuffer(prompt_keys, dtype=np.uint64),
         sources=tuple(sources),
+        divided=tuple(divided),
         truncated=tuple(truncated),
         dropped=tuple(dropped),
+        trimmed=trimmed,
     )

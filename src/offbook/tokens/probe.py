@@ -12,6 +12,7 @@ from datetime import date
 from offbook.data.conversations import Message
 from offbook.errors import DataError
 from offbook.tokens.encoding import TextEncoder
+from offbook.tokens.reasoning import CLOSE, OPENING
 from offbook.tokens.render import Renderer
 
 SYSTEM = Message("system", "You are 三娘, who keeps an inn.")
@@ -32,21 +33,27 @@ class TemplateTraits:
     Attributes:
         takes_system: whether it has a place for system text.
         keeps_turns: whether a finished turn stays the same when more turns follow.
+        opening: the "<think>" and white space with which a prompt ends; empty where it does not.
+        writes_replies: whether a reply in a conversation follows its prompt. Some templates end a
+            prompt with `opening` and leave it out of finished turns.
         reply_lead: the text between the prompt and a reply's own text, such as the space after
             `Assistant:`. It is supervised, because the model has to write it.
         reply_tail: the text between a reply's own text and `stop_id`. It is supervised too.
-        stop_id: the token that ends a reply.
-        encodes_in_pieces: whether text that is encoded piece by piece, cut at its control tokens,
-            gives the same ids as in one go; see `TextEncoder.encode_masked`.
+        ends_replies: whether the last reply has a stop token. In some templates, only the header
+            of the next user turn ends a reply.
+        stop_text, stop_id: the token that ends a reply.
         prints_date: whether the text depends on the day on which it is rendered.
     """
 
     takes_system: bool
     keeps_turns: bool
+    opening: str
+    writes_replies: bool
     reply_lead: str
     reply_tail: str
+    ends_replies: bool
+    stop_text: str
     stop_id: int
-    encodes_in_pieces: bool
     prints_date: bool = False
 
 
@@ -62,27 +69,69 @@ def probe(renderer: Renderer, encoder: TextEncoder) -> TemplateTraits:
         whole = renderer.render([question, reply])
     except DataError as error:
         raise renderer.refusal(error.what) from None
-    if not whole.startswith(prompt) or reply.content not in whole[len(prompt) :]:
+    match = OPENING.search(prompt)
+    opening = match[0] if match else ""
+    writes_replies = whole.startswith(prompt)
+    header = prompt if writes_replies else prompt.removesuffix(opening)
+    if not whole.startswith(header) or reply.content not in whole[len(header) :]:
         raise renderer.refusal("a training row does not begin with the prompt given at chat time")
-    lead, _, tail = whole[len(prompt) :].partition(reply.content)
+    lead, _, tail = whole[len(header) :].partition(reply.content)
+    if not writes_replies:
+        lead = f"\n{CLOSE}\n\n"  # a reply without reasoning closes the block at once
     if not lead and (prompt[-1:].isalnum() or prompt[-1:] in ":："):
         raise renderer.refusal(
             f"the reply is glued to its header, {prompt[-12:] + reply.content[:3]!r}"
         )
-    tail_ids, whole_ids = encoder.encode([tail, whole])
+    (tail_ids,) = encoder.encode([tail])
     stops = encoder.control_in(tail_ids)
+    ends_replies = bool(stops)
+    if not stops:
+        stops = _next_header(renderer, encoder, whole)
+        tail = ""
     if not stops:
         raise renderer.refusal("no token ends a reply, so the model would never learn to stop")
     stop_text = next(text for text, index in encoder.control.items() if index == stops[0])
     return TemplateTraits(
         takes_system=_takes_system(renderer),
-        keeps_turns=_keeps_turns(renderer, encoder, stops[0]),
+        keeps_turns=writes_replies and _keeps_turns(renderer, encoder, stops[0], ends_replies),
+        opening=opening,
+        writes_replies=writes_replies,
         reply_lead=lead,
         reply_tail=tail.partition(stop_text)[0],
+        ends_replies=ends_replies,
+        stop_text=stop_text,
         stop_id=stops[0],
-        encodes_in_pieces=encoder.encode_masked(whole, {}) == whole_ids,
         prints_date=_prints_date(renderer),
     )
+
+
+def sample(renderer: Renderer) -> str:
+    """Text with all that a template writes around messages.
+
+    Raises:
+        ModelError: when it refuses a question.
+    """
+    texts = []
+    for messages in ([SYSTEM, *TURNS], TURNS, TURNS[:1]):
+        try:
+            texts.append(renderer.render(messages))
+            texts.append(renderer.render(messages[:-1] or messages, add_generation_prompt=True))
+        except DataError as error:
+            refused = error
+    if not texts:
+        raise renderer.refusal(refused.what)
+    return "".join(texts)
+
+
+def _next_header(renderer: Renderer, encoder: TextEncoder, finished: str) -> list[int]:
+    """The control token that follows a reply directly, where a user turn comes next."""
+    try:
+        text = renderer.render(TURNS[:3])
+    except DataError:
+        return []
+    ids, after = encoder.encode([finished, text])
+    following = after[len(ids) : len(ids) + 1] if text.startswith(finished) else []
+    return encoder.control_in(following)
 
 
 def _takes_system(renderer: Renderer) -> bool:
@@ -92,7 +141,9 @@ def _takes_system(renderer: Renderer) -> bool:
         return False
 
 
-def _keeps_turns(renderer: Renderer, encoder: TextEncoder, stop_id: int) -> bool:
+def _keeps_turns(
+    renderer: Renderer, encoder: TextEncoder, stop_id: int, ends_replies: bool
+) -> bool:
     try:
         texts = [
             renderer.render(TURNS[:2]),
@@ -102,7 +153,9 @@ def _keeps_turns(renderer: Renderer, encoder: TextEncoder, stop_id: int) -> bool
     except DataError:
         return False
     finished, prompt, whole = encoder.encode(texts)
-    while finished[-1] != stop_id:  # what may come after the stop token is no part of the turn
+    while (
+        ends_replies and finished[-1] != stop_id
+    ):  # what may come after the stop token is no part of the turn
         finished.pop()
     return prompt[: len(finished)] == finished and whole[: len(prompt)] == prompt
 

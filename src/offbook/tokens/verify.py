@@ -25,9 +25,9 @@ conversations, compares them with what the tokenizer makes of the same text, and
 
 The probes contain what tokenizers and templates often get wrong: double spaces, line breaks,
 digits, Chinese next to Latin text, one turn and two, with system text and without. They cannot show
-everything. A template may branch on any word of a message, so `ChatTemplate` checks the prefix and
-the number of control tokens again for every row. And no probe shows that the model was trained with
-this template; for that, its publisher has to be trusted.
+everything. A template may branch on any word of a message, so `ChatTemplate` checks the prefix, the
+number of control tokens and the text of each reply again for every row. And no probe shows that the
+model was trained with this template; for that, its publisher has to be trusted.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ def _fault(template: ChatTemplate, conversation: Conversation) -> str | None:
     messages = conversation.messages
     own = messages if template.traits.takes_system else move_system_text(messages)
     text = template.renderer.render(own)
-    if ids != template.tokenizer.encode(text, add_special_tokens=False):
+    if not template.traits.ends_replies:
+        text += template.traits.stop_text
+    own_ids = template.tokenizer.encode(text, add_special_tokens=False)
+    if template.traits.writes_replies and ids != own_ids:
         return "a training row differs from what the chat template writes"
     if ids[:2] == [template.tokenizer.bos_token_id] * 2:
         return "it begins with BOS twice"

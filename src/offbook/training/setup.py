@@ -227,7 +227,7 @@ def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
     monitor.announce(
         f"{config.model.base} in {config.model.precision} on {device}, "
         f"{inputs.shape.adapter:,} parameters to train; "
-        f"{len(inputs.training):,} rows to learn, {len(inputs.validation):,} held out"
+        f"{len(inputs.training):,} examples to learn, {len(inputs.validation):,} held out"
     )
     return LoadedRun(inputs, model, engine)
 
@@ -307,6 +307,13 @@ def _restore(
         )
     if notice := start.missing_date(receipt.date):
         monitor.announce(notice)
+    if start.rows and receipt.rows and start.rows.counts != receipt.rows.counts:
+        raise CheckpointError(
+            "this version of offbook makes other examples of the data than the version that "
+            "started the run",
+            where=str(run.path),
+            fix="resume with that version, or start again with --overwrite",
+        )
     if changed := start.changes_to_last_bits(receipt):
         monitor.announce(
             f"changed since the run was started: {', '.join(changed)}; "
