@@ -109,7 +109,7 @@ def test_replies_are_counted_after_long_conversations_are_cut(template: ChatTemp
     divided, dropped = fitted.notices(60)
     assert divided == (
         "1 row is divided into several examples, each with as much of what came before as fits "
-        "in 60 tokens; every reply is trained on once: rows.json:7"
+        "in 60 tokens; each reply that fits is trained on once: rows.json:7"
     )
     assert dropped.startswith("1 reply left out because longer than 60 tokens alone: ")
     assert len(set(fitted.prompt_keys[fitted.rows])) == 2  # a row's examples are on one side

@@ -98,7 +98,7 @@ def _print_counts(census: Census, lengths: Lengths, replies: int) -> None:
         _line("turns", f"{census.replies:,} replies, {trained}")
     _line("tokens", f"{lengths.total:,}, of which {lengths.supervised:,} are trained on")
     _line(
-        "a row",
+        "an example",
         f"{lengths.mean:.0f} tokens on average ({lengths.prompt_mean:.0f} prompt, "
         f"{lengths.reply_mean:.0f} reply), median {lengths.median:.0f}",
     )

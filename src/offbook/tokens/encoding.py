@@ -89,8 +89,13 @@ class TextEncoder:
 
         Returns:
             The masked texts, and the text that each unused code point stands for.
+
+        Raises:
+            DataError: when they contain `SEPARATOR`.
         """
         together = "".join(message.content for message in messages)
+        if SEPARATOR in together:
+            raise DataError("it contains U+10FFFD and spells a control token")
         unused = (chr(code) for code in PRIVATE_USE if chr(code) not in together)
         stand_ins = dict(zip(self._masked, unused, strict=False))
         masked = [
@@ -115,8 +120,6 @@ class TextEncoder:
             if self._added[token].lstrip:
                 pieces[2 * position] = pieces[2 * position].rstrip()
         plain = SEPARATOR.join(piece.translate(dict(originals)) for piece in pieces[::2])
-        if plain.count(SEPARATOR) != len(control):
-            raise DataError(f"it contains the unused character {SEPARATOR!a}", fix="remove it")
         tokens = iter(control)
         ids = self._text_backend.encode(plain, add_special_tokens=False).ids
         separator = self._text_backend.token_to_id(SEPARATOR)

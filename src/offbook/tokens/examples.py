@@ -160,7 +160,7 @@ class Examples(Sequence[Example]):
                 "1 row is",
                 "{:,} rows are",
                 f"divided into several examples, each with as much of what came before as fits in "
-                f"{max_length} tokens; every reply is trained on once",
+                f"{max_length} tokens; each reply that fits is trained on once",
             ),
             (
                 self.truncated,

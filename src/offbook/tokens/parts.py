@@ -70,7 +70,7 @@ def cut(
 
     Args:
         part: a whole conversation.
-        sizes: about how many tokens each message has.
+        sizes: about how many tokens each message has, or `max_length` where all must be counted.
         max_length: most tokens of a part.
         count: the exact number of tokens of messages.
         single: whether each part has one supervised reply.
@@ -98,7 +98,9 @@ def cut(
         while begin > first and expected + sizes[begin - 2] + sizes[begin - 1] <= max_length:
             expected += sizes[begin - 2] + sizes[begin - 1]
             begin -= 2
-        too_long = tokens(begin, end) > max_length
+        # Counting takes most of the time, and a conversation that clearly fits need not be counted.
+        fits = single and begin == first and expected * 1.25 + 64 <= max_length
+        too_long = not fits and tokens(begin, end) > max_length
         while too_long and (begin < question or last > done):
             if begin < question:
                 begin += 2

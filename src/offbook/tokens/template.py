@@ -194,8 +194,13 @@ class ChatTemplate:
     def _cut(self, part: Part, sizes: list[int], max_length: int, single: bool) -> list[Part]:
         def count(messages: Sequence[Message]) -> int:
             last = Part(tuple(messages), (len(messages) - 1,), part.source)
-            ((example,),) = (row.examples for row in self._build([last], None))
-            return len(example)
+            if not self.traits.writes_replies or has_reasoning(messages[-1]):
+                ((example,),) = (row.examples for row in self._build([last], None))
+                return len(example)
+            written = self._write(replace(last, supervised=()))
+            if written.originals:
+                return len(self.encoder.encode_masked(written.texts[0], written.originals))
+            return len(self.encoder.encode([written.texts[0]])[0])
 
         sizes = [size + self._turn_tokens for size in sizes]
         return list(cut(part, sizes, max_length, count, single))
@@ -247,8 +252,11 @@ class ChatTemplate:
         turns = [m for m in part.messages if m.role != "system"]
         if len(turns) == 2:
             return self._truncate(part, example, max_length)
-        sizes = [len(ids) for ids in self.encoder.encode([m.content for m in part.messages])]
-        cuts = self._cut(part, sizes, max_length, single=not self.traits.keeps_turns)
+        single = not self.traits.keeps_turns or len(part.supervised) == 1
+        sizes = [max_length] * len(part.messages)  # the estimate was wrong
+        if not single:
+            sizes = [len(ids) for ids in self.encoder.encode([m.content for m in part.messages])]
+        cuts = self._cut(part, sizes, max_length, single)
         return joined_row(self._build(cuts, max_length))
 
     def _write(self, part: Part) -> Written:
