@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch  # noqa: F401  # loaded before memory is limited
@@ -16,7 +17,7 @@ from offbook.tokens.sandbox import check_source, within_limits
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from support.templates import PUBLISHED, REWRITING
-from support.tiny import DEEPSEEK_TEMPLATE
+from support.tiny import DEEPSEEK_TEMPLATE, make_tokenizer
 
 # Idioms of published templates: Llama 3.1 (dates, indented JSON), Qwen 3 (reverse loops,
 # namespaces), gpt-oss and Gemma 4 (macros), SmolLM 3 (generation blocks), Command R (control flow).
@@ -159,11 +160,9 @@ def test_threads_render_one_after_the_other(quick: None) -> None:
     assert sorted(results) == ["a", "b", "endless stopped"]
 
 
-def test_a_template_that_spins_on_one_row_is_stopped_there(
-    template: ChatTemplate, quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_template_that_spins_on_one_row_is_stopped_there(quick: None, tmp_path: Path) -> None:
     source = "{% if 'spin' in messages[0].content %}" + SPIN + "{% endif %}" + DEEPSEEK_TEMPLATE
-    monkeypatch.setattr(template.tokenizer, "chat_template", source)
+    template = ChatTemplate(make_tokenizer(tmp_path, source))
     rows = [
         Conversation((Message("user", text), Message("assistant", "Yes.")), "rows.json:1")
         for text in ("hello", "spin")
