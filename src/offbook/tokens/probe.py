@@ -134,6 +134,17 @@ def _next_header(renderer: Renderer, encoder: TextEncoder, finished: str) -> lis
     return encoder.control_in(following)
 
 
+def turn_tokens(renderer: Renderer, encoder: TextEncoder) -> int:
+    """About how many tokens a template writes around each message."""
+    question, reply = TURNS[:2]
+    try:  # a second turn tells what is written for each turn and what only once
+        texts = [renderer.render(TURNS[:2]), renderer.render([*TURNS[:2], *TURNS[:2]])]
+    except DataError:
+        return 1
+    one, two, *own = map(len, encoder.encode([*texts, question.content, reply.content]))
+    return max((two - one - sum(own)) // 2, 1)
+
+
 def _takes_system(renderer: Renderer) -> bool:
     try:
         return SYSTEM.content in renderer.render([SYSTEM, *TURNS[:2]])

@@ -7,6 +7,7 @@ write an empty one before a reply without reasoning, or end the prompt with `<th
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from offbook.data.conversations import Message
 
@@ -36,3 +37,11 @@ def after_opening(reply: str, opening: str) -> str:
     if reply.startswith(opening):
         return reply[len(opening) :]
     return reply.lstrip().removeprefix(OPEN).lstrip("\n")
+
+
+def without_text(message: Message) -> Message:
+    """A message of the same kind without text of its own."""
+    block = BLOCK.match(message.content) if has_reasoning(message) else None
+    if block is None:
+        return replace(message, content="x")
+    return replace(message, content=f"{OPEN}\n{'x' * bool(block[1].strip())}\n{CLOSE}\n\nx")

@@ -22,8 +22,8 @@ from offbook.errors import DataError
 from offbook.tokens.encoding import TextEncoder
 from offbook.tokens.examples import IGNORED, Example, RowExamples, joined_row
 from offbook.tokens.parts import Part, cut, each_reply, whole
-from offbook.tokens.probe import TURNS, probe, sample
-from offbook.tokens.reasoning import BLOCK, CLOSE, OPEN, after_opening, has_reasoning, same_words
+from offbook.tokens.probe import probe, sample, turn_tokens
+from offbook.tokens.reasoning import CLOSE, after_opening, has_reasoning, same_words, without_text
 from offbook.tokens.render import Renderer, move_system_text
 from offbook.tokens.sandbox import within_limits
 from offbook.tokens.verify import verify
@@ -66,17 +66,7 @@ class ChatTemplate:
 
     @cached_property
     def _turn_tokens(self) -> int:
-        """About how many tokens the template writes around each message."""
-        question, reply = TURNS[:2]
-        try:  # a second turn tells what is written for each turn and what only once
-            texts = [
-                self.renderer.render(TURNS[:2]),
-                self.renderer.render([*TURNS[:2], *TURNS[:2]]),
-            ]
-        except DataError:
-            return 1
-        one, two, *own = map(len, self.encoder.encode([*texts, question.content, reply.content]))
-        return max((two - one - sum(own)) // 2, 1)
+        return turn_tokens(self.renderer, self.encoder)
 
     @cached_property
     def _encodes_in_pieces(self) -> bool:
@@ -348,7 +338,7 @@ class ChatTemplate:
 
     def _control_count(self, part: Part, rewritten: bool) -> int:
         """The number of control tokens that the template writes by itself."""
-        plain = [_plain(message) for message in part.messages]
+        plain = [without_text(message) for message in part.messages]
         shape = (*plain, part.supervised, rewritten)
         if shape not in self._control_counts:
             written = self._write(replace(part, messages=tuple(plain)))
@@ -357,11 +347,3 @@ class ChatTemplate:
                 text = self._reply_after(written.prompts[0], written.replies[0])
             self._control_counts[shape] = len(self.encoder.pattern.findall(text))
         return self._control_counts[shape]
-
-
-def _plain(message: Message) -> Message:
-    """A message of the same kind without text of its own."""
-    block = BLOCK.match(message.content) if has_reasoning(message) else None
-    if block is None:
-        return replace(message, content="x")
-    return replace(message, content=f"{OPEN}\n{'x' * bool(block[1].strip())}\n{CLOSE}\n\nx")
