@@ -1,9 +1,12 @@
-"""The token view as it is drawn."""
+"""`offbook check`: what it needs, what it counts, and the token view as it is drawn."""
 
 from __future__ import annotations
 
 import io
+import json
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -11,6 +14,7 @@ from rich.console import Console
 
 from offbook.cli.check import draw
 from offbook.doctor.inspection import Span
+from support.tiny import ROWS, make_tokenizer
 
 TOKENS = ["", "·", "a", " Yes", "臣妾", "🙂", "\n\n", "\t", "\u2028", "a long token", "."]
 
@@ -41,3 +45,24 @@ def test_a_line_ends_between_tokens(width: int) -> None:
             assert all(text.endswith("|") for text in texts[:-1])
         for line in lines:
             assert cell_len(line) <= width or "|" not in line[12:-1]
+
+
+def test_a_tokenizer_is_enough(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """Without the configuration of a base, its context and its embedding are not known."""
+    (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+    make_tokenizer(tmp_path / "tokenizer")
+    code, out, err = cli("check", "rows.jsonl", "--model", "tokenizer", "--json")
+    assert code == 0, err
+    assert json.loads(out)["rows"] == json.loads(out)["replies_trained"] == 7
+
+
+def test_one_is_singular(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    row = {"instruction": "Who are you?", "output": "The keeper."}
+    lines = [row, row | {"output": "The lamp's keeper."}, row]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+    make_tokenizer(tmp_path / "tokenizer")
+    code, out, _ = cli("check", "rows.jsonl", "--model", "tokenizer", "--show", "0")
+    assert code == 0
+    assert out.startswith("3 rows, 1 duplicate\n")
+    assert "for 1 prompt\n" in out

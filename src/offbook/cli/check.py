@@ -87,12 +87,13 @@ def check(
 
 
 def _print_counts(census: Census, lengths: Lengths, replies: int) -> None:
-    out.print(f"{census.rows:,} rows, {len(census.duplicates):,} duplicates", style="bold")
+    counts = _count(census.rows, "row"), _count(len(census.duplicates), "duplicate")
+    out.print(", ".join(counts), style="bold")
     if census.duplicates:
         names = [Path(place).name for place in census.duplicates]
         _line("duplicates", f"of earlier rows, at {first_few(names, 3)}")
     if census.open_prompts:
-        _line("several replies", f"{census.open_prompts:,} prompts have more than one reply")
+        _line("several replies", f"for {_count(census.open_prompts, 'prompt')}")
     if census.replies > census.rows:
         trained = "each trained on" if replies == census.replies else f"{replies:,} trained on"
         _line("turns", f"{census.replies:,} replies, {trained}")
@@ -103,6 +104,10 @@ def _print_counts(census: Census, lengths: Lengths, replies: int) -> None:
         f"{lengths.reply_mean:.0f} reply), median {lengths.median:.0f}",
     )
     _line("longest", f"{lengths.longest} tokens ({lengths.longest_source})")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _line(name: str, text: str) -> None:

@@ -118,7 +118,18 @@ def require_weights(folder: Path) -> None:
 
 
 def vocabulary_size(folder: Path) -> int | None:
-    """The rows of a base's embedding, from its `config.json`; None where it does not say.
+    """The rows of a base's embedding; None where its configuration does not say."""
+    return _size(folder, "vocab_size")
+
+
+def context_length(folder: Path) -> int | None:
+    """The most tokens of a sequence that a base was made for; None where it does not say."""
+    length = _size(folder, "max_position_embeddings")
+    return length if length is not None and length >= SHORTEST else None
+
+
+def _size(folder: Path, key: str) -> int | None:
+    """A whole number in `config.json` or in its part about text, if there is such a file.
 
     Raises:
         ModelError: when the file cannot be read.
@@ -126,8 +137,8 @@ def vocabulary_size(folder: Path) -> int | None:
     if not (folder / "config.json").exists():
         return None
     contents = read_json(folder / "config.json", ModelError)
-    text = contents.get("text_config")
-    sizes = [part.get("vocab_size") for part in (contents, text) if isinstance(part, dict)]
+    parts = (contents, contents.get("text_config"))
+    sizes = [part.get(key) for part in parts if isinstance(part, dict)]
     return next((size for size in sizes if type(size) is int), None)
 
 
@@ -166,17 +177,6 @@ def read_config(folder: Path) -> PreTrainedConfig:
     # A config may name a kernel on the hub, which is code. Without a name, PyTorch's is used.
     config._attn_implementation = config._experts_implementation = None
     return config
-
-
-def context_length(folder: Path) -> int | None:
-    """The most tokens of a sequence that a base was made for, where its configuration says it."""
-    contents = read_json(folder / "config.json", ModelError)
-    inner = contents.get("text_config")
-    for part in (contents, inner if isinstance(inner, dict) else {}):
-        length = part.get("max_position_embeddings")
-        if type(length) is int and length >= SHORTEST:
-            return length
-    return None
 
 
 def _check_requests(contents: dict[str, Any], path: Path) -> None:

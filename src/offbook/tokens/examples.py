@@ -214,7 +214,7 @@ class Examples(Sequence[Example]):
 def setting_that_keeps(max_length: int | Literal["auto"]) -> str:
     """What keeps rows whole that are too long for this `data.max_length`."""
     if max_length == "auto":
-        return "set data.max_length to a larger number, which exceeds the context of the base"
+        return "set data.max_length to a larger number, beyond the context of this base"
     return "set data.max_length=auto, which truncates only what the base or the memory cannot hold"
 
 
