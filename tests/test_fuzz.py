@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from offbook.cli import main
 from offbook.config import Config, keys
-from offbook.data.conversations import read_conversations
+from offbook.data.conversations import Conversation, read_conversations
 from offbook.errors import OffbookError
 from offbook.tokens.examples import Examples, tokenize
 from offbook.tokens.template import ChatTemplate
@@ -306,13 +306,19 @@ def test_a_data_file_is_read_or_refused_by_name(tmp_path, template: ChatTemplate
     @hold(cases, files(suffix))
     def _(data):
         path.write_bytes(data)
+        rows: list[Conversation] = []
         read: list[Examples] = []
-        refused = refusal(
-            lambda: read.append(tokenize(read_conversations(str(path)), template, 64))
-        )
+
+        def work() -> None:
+            rows.extend(read_conversations(str(path)))
+            read.append(tokenize(rows, template, 64))
+
+        refused = refusal(work)
         if refused is None:
-            places = [*read[0].sources, *(place.split(" (")[0] for place in read[0].dropped)]
-            assert len(set(places)) == rows_in(path)
+            assert len(rows) == rows_in(path)
+            # Every reply is trained on once, or named.
+            replies = sum(len(row.replies) for row in rows)
+            assert read[0].replies + len(read[0].dropped) == replies
         else:
             assert refused.startswith(str(path))
         assert path.read_bytes() == data
