@@ -113,7 +113,9 @@ def test_a_run_leaves_what_its_directory_promises(tiny_config: MakeConfig) -> No
         "receipt.json",
     ]
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-5"]
-    assert run.config() == config.with_absolute_paths()
+    resolved = f"data.max_length={run.config().data.max_length}"  # a number where it was auto
+    assert run.config() == config.with_absolute_paths().override(resolved)
+    assert isinstance(run.config().data.max_length, int)
     receipt = run.receipt()
     assert receipt.rows is not None
     assert receipt.rows.training + receipt.rows.validation == 7
