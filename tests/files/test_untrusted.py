@@ -76,7 +76,7 @@ def test_texts_in_rows_are_read_as_texts(said: Said) -> None:
     for name in ("rows.jsonl", "rows.json", "rows.csv"):
         assert said[name]["loaded"] == [[text, text] for text in STRANGE]
         assert {Path(path).name for path in said[name]["opened"]} <= {name}
-    assert "turn 1 is a list, not text" in said["parts.jsonl"]["error"]
+    assert 'has a part of type "image_url"' in said["parts.jsonl"]["error"]
 
 
 # Valid files pass.
