@@ -36,7 +36,7 @@ class Forecast:
         step_flops: of an average step.
         flops_per_second: measured on one layer of the model's widths; None where the device is not
             here.
-        step_seconds: of an average step; None likewise.
+        step_seconds: of an average step; None where `flops_per_second` is None.
     """
 
     parameters: int
