@@ -24,6 +24,7 @@ from offbook.engine.memory import keep_freed_memory
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import load_base
 from offbook.monitor import Monitor
+from offbook.training.advice import Case
 from offbook.training.plan import Memory, plan_for
 from offbook.training.schedule import Schedule
 from offbook.training.setup import gather
@@ -56,13 +57,9 @@ steps = [
     make_step([run.training[r] for r in schedule.rows(k)], arguments.tokens, run.device)
     for k in range(arguments.steps)
 ]
+longest = int(run.training.lengths.max())
 plan = plan_for(
-    run.config,
-    run.shape,
-    int(run.training.lengths.max()),
-    run.dtype,
-    run.device,
-    Memory.of(run.device),
+    Case(run.config, run.shape, longest, run.dtype, run.device, Memory.of(run.device)),
     max(len(step.prefix) + len(batch.input_ids) for step in steps for batch in step.micro_batches),
     checkpointing=run.config.train.gradient_checkpointing is True,
 )

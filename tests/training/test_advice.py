@@ -50,9 +50,15 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 shape_of = cache(ModelShape.of)  # takes half a second
 
 
-def case_of(folder: Path, config: Config, longest: int) -> Case:
+def case_of(
+    folder: Path,
+    config: Config,
+    longest: int,
+    device: torch.device = CUDA,
+    memory: Memory = AMPLE,
+) -> Case:
     dtype = choose_precision(config.model.precision, CPU)
-    return Case(config, shape_of(folder, config.lora), longest, dtype)
+    return Case(config, shape_of(folder, config.lora), longest, dtype, device, memory)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -62,21 +68,21 @@ def test_each_piece_of_advice_saves_what_it_says(
 ) -> None:
     folder, config = bases[name], Config().override(*settings)
     for device, longest in product((CPU, CUDA), (100, 4000)):
-        case = case_of(folder, config, longest)
-        now = least_memory(case, device, AMPLE)
-        found = advise(case, lambda other: least_memory(other, device, AMPLE))  # noqa: B023
+        case = case_of(folder, config, longest, device)
+        now = least_memory(case)
+        found = advise(case, least_memory)
         assert [a.saves for a in found] == sorted((a.saves for a in found), reverse=True)
         for advice in found:
             changed = config.override(advice.setting)
             limit = changed.data.max_length
-            new = case_of(folder, changed, longest if limit == "auto" else limit)
-            assert advice.saves == now - least_memory(new, device, AMPLE) > 0
+            new = case_of(folder, changed, longest if limit == "auto" else limit, device)
+            assert advice.saves == now - least_memory(new) > 0
 
 
 def test_precision_comes_first_for_a_large_base_in_float32(bases: dict[str, Path]) -> None:
     config = Config().override("model.precision=float32", "train.gradient_checkpointing=false")
     case = case_of(bases["7b"], config, 4000)
-    found = [a.setting for a in advise(case, lambda other: least_memory(other, CUDA, AMPLE))]
+    found = [a.setting for a in advise(case, least_memory)]
     assert {"model.precision=bfloat16", "model.quantization=nf4"} <= set(found)
     assert "train.gradient_checkpointing=true" in found
 
@@ -85,21 +91,20 @@ def test_precision_comes_first_for_a_large_base_in_float32(bases: dict[str, Path
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_what_fits_together_fits(size: int, settings: list[str], bases: dict[str, Path]) -> None:
     folder, config, memory = bases["7b"], Config().override(*settings), Memory(size * 10**9, 0)
-    case = case_of(folder, config, 2000)
-    if least_memory(case, CUDA, memory) <= memory.usable:
-        assert make_plan(config, case.shape, 2000, case.dtype, CUDA, memory)
+    case = case_of(folder, config, 2000, memory=memory)
+    if least_memory(case) <= memory.usable:
+        assert make_plan(case)
         return
     with pytest.raises(MemoryPlanError) as caught:
-        make_plan(config, case.shape, 2000, case.dtype, CUDA, memory)
+        make_plan(case)
     fix = str(caught.value.fix)
     advised = re.search(r"it fits with ([^(]+) \(", fix)
     assert advised or fix.endswith("choose a smaller base")
     if advised:
         changed = config.override(*advised[1].split())
         limit = changed.data.max_length
-        new = case_of(folder, changed, 2000 if limit == "auto" else limit)
-        plan = make_plan(new.config, new.shape, new.longest, new.dtype, CUDA, memory)
-        assert plan.peak <= memory.available
+        new = case_of(folder, changed, 2000 if limit == "auto" else limit, memory=memory)
+        assert make_plan(new).peak <= memory.available
 
 
 def test_a_size_is_short() -> None:
@@ -114,7 +119,7 @@ def test_automatic_precision_takes_what_fits() -> None:
     run = gather(config, Monitor(), weights=False, device=CPU, available=10**11)
     assert run.dtype == torch.float32
     needs = [
-        least_memory(Case(config, run.shape, 200, dtype), CPU, Memory.of(CPU, 10**11))
+        least_memory(Case(config, run.shape, 200, dtype, CPU, Memory.of(CPU, 10**11)))
         for dtype in (torch.bfloat16, torch.float32)
     ]
     heard = Listener()

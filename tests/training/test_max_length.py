@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from offbook.config import Config
 from offbook.errors import MemoryPlanError
 from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
+from offbook.training.advice import Case
 from offbook.training.loop import train
 from offbook.training.plan import Memory, longest_that_fits, make_plan
 from offbook.training.setup import gather
@@ -121,23 +123,18 @@ def test_it_is_what_fits_in_memory(
     base = with_context(tiny_base, tmp_path, 100_000)
     settings = tiny_config(f"model.base={base}", f"data.train={long_rows}", "train.batch_size=1")
     run = gather(settings, Monitor())
-    facts = run.config, run.shape
-    rest = run.dtype, torch.device("cuda")
+    device = torch.device("cuda")
+    case = Case(run.config, run.shape, 4096, run.dtype, device, Memory(10**10, 0))
     for tokens in (300, 1111, 2500, 3800):
-        plan = make_plan(*facts, tokens, *rest, Memory(10**10, 0))
-        checkpointed = make_plan(
-            run.config.override("train.gradient_checkpointing=true"),
-            run.shape,
-            tokens,
-            *rest,
-            Memory(10**10, 0),
-        )
+        plan = make_plan(replace(case, longest=tokens))
+        config = run.config.override("train.gradient_checkpointing=true")
+        checkpointed = make_plan(replace(case, longest=tokens, config=config))
         memory = Memory(int(min(plan.peak, checkpointed.peak) / 0.95) + 1, 0)
-        fitting = longest_that_fits(*facts, 4096, *rest, memory)
+        fitting = longest_that_fits(replace(case, memory=memory))
         assert tokens <= fitting < 4096
-        assert make_plan(*facts, fitting, *rest, memory)
+        assert make_plan(replace(case, longest=fitting, memory=memory))
         with pytest.raises(MemoryPlanError):
-            make_plan(*facts, fitting + 1, *rest, memory)
+            make_plan(replace(case, longest=fitting + 1, memory=memory))
         config, said, lengths = told(settings, memory.available)
         assert config.data.max_length == fitting
         assert max(lengths) <= fitting

@@ -24,6 +24,7 @@ from offbook.models.adapter import attach_adapter
 from offbook.models.load import base_of, head, load_base
 from offbook.monitor import Monitor
 from offbook.training import plan as planner
+from offbook.training.advice import Case
 from offbook.training.forecast import forecast
 from offbook.training.plan import Memory, ModelShape, make_plan
 
@@ -51,9 +52,10 @@ def shape(tmp_path: Path) -> ModelShape:
     return ModelShape.of(tmp_path, Config().lora)
 
 
-def free(size: float) -> Memory:
-    """So many bytes may be used, and the process uses half a gigabyte already."""
-    return Memory(int(size), GB // 2)
+def case_of(shape: ModelShape, free: float, longest: int = 200, *settings: str) -> Case:
+    """A run on a CPU; of the `free` bytes, the process uses half a gigabyte already."""
+    memory = Memory(int(free), GB // 2)
+    return Case(Config().override(*settings), shape, longest, torch.bfloat16, CPU, memory)
 
 
 # Without kernels, PyTorch needs so much more.
@@ -87,9 +89,8 @@ def test_less_memory_means_smaller_micro_batches_then_checkpointing(
 ) -> None:
     chosen = []
     for size in (30 * GB, 1.5 * GB, 1.2 * GB, GB):
-        memory = free(size + MORE)
-        plan = make_plan(Config(), shape, 200, torch.bfloat16, CPU, memory)
-        assert plan.peak <= memory.available
+        plan = make_plan(case_of(shape, size + MORE))
+        assert plan.peak <= size + MORE
         chosen.append((plan.checkpointing, plan.micro_batch_tokens))
     assert chosen[0] == (False, 2048)
     assert chosen == sorted(chosen, key=lambda choice: (choice[0], -choice[1]))
@@ -103,28 +104,27 @@ def test_what_does_not_fit_is_refused_with_numbers(shape: ModelShape) -> None:
         MemoryPlanError,
         match=r"needs 0\.9 GB at the least: 0\.3 GB of weights, .* 0\.8 GB are free",
     ) as caught:
-        make_plan(Config(), shape, 200, torch.bfloat16, CPU, free(0.8 * GB))
+        make_plan(case_of(shape, 0.8 * GB))
     assert caught.value.exit_code == 7
 
 
 def test_a_long_example_is_never_cut(shape: ModelShape) -> None:
-    plan = make_plan(Config(), shape, 3000, torch.bfloat16, CPU, free(30 * GB))
+    plan = make_plan(case_of(shape, 30 * GB, 3000))
     assert plan.micro_batch_tokens == 3000
 
 
 @pytest.mark.parametrize("setting", [True, False])
 def test_checkpointing_can_be_set(shape: ModelShape, setting: bool) -> None:
-    config = Config().override(f"train.gradient_checkpointing={str(setting).lower()}")
-    plan = make_plan(config, shape, 200, torch.bfloat16, CPU, free(30 * GB))
+    checkpointing = f"train.gradient_checkpointing={str(setting).lower()}"
+    plan = make_plan(case_of(shape, 30 * GB, 200, checkpointing))
     assert plan.checkpointing is setting
 
 
 def test_a_resumed_run_keeps_its_micro_batches_where_they_fit(shape: ModelShape) -> None:
-    facts = Config(), shape, 200, torch.bfloat16, CPU
-    plan = make_plan(*facts, free(30 * GB), preferred=300)
+    plan = make_plan(case_of(shape, 30 * GB), preferred=300)
     assert plan.micro_batch_tokens == 300
     # Too little memory without checkpointing, or with larger ones.
-    plan = make_plan(*facts, free(1.3 * GB + MORE), preferred=1024)
+    plan = make_plan(case_of(shape, 1.3 * GB + MORE), preferred=1024)
     assert (plan.micro_batch_tokens, plan.checkpointing) == (1024, True)
 
 

@@ -12,7 +12,7 @@ import torch
 from offbook.config import Config
 
 if TYPE_CHECKING:
-    from offbook.training.plan import ModelShape
+    from offbook.training.plan import Memory, ModelShape
 
 GB = 1e9
 SHORTEST = 256  # tokens; shorter examples save nothing, since micro-batches are not smaller
@@ -28,6 +28,8 @@ class Case:
         shape: of its model.
         longest: tokens of its longest example.
         dtype: of its base.
+        device: that computes.
+        memory: of the device.
         whole: whether its rows have to stay as long as they are.
     """
 
@@ -35,6 +37,8 @@ class Case:
     shape: ModelShape
     longest: int
     dtype: torch.dtype
+    device: torch.device
+    memory: Memory
     whole: bool = False
 
     def changed(self, setting: str) -> Case:
@@ -83,13 +87,12 @@ def advise(case: Case, least: Callable[[Case], int]) -> list[Advice]:
     return sorted(helpful, key=lambda advice: -advice.saves)
 
 
-def describe(case: Case, least: Callable[[Case], int], available: float) -> str:
+def describe(case: Case, least: Callable[[Case], int]) -> str:
     """The advice as a sentence: what each setting saves, and how many of them are enough.
 
     Args:
         case: the run that does not fit.
         least: the fewest bytes that a run can do with.
-        available: bytes that it may use.
     """
     advice = advise(case, least)
     parts = [", ".join(map(str, advice))] if advice else []
@@ -97,7 +100,7 @@ def describe(case: Case, least: Callable[[Case], int], available: float) -> str:
     for piece in advice:
         together = together.changed(piece.setting)
         chosen.append(piece.setting)
-        if (need := least(together)) <= available:
+        if (need := least(together)) <= case.memory.usable:
             parts.append(f"it fits with {' '.join(chosen)} ({size(need)})")
             break
     else:

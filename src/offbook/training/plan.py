@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -173,67 +173,44 @@ class Plan:
         )
 
 
-def make_plan(
-    config: Config,
-    shape: ModelShape,
-    longest: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    memory: Memory,
-    preferred: int | None = None,
-) -> Plan:
+def make_plan(case: Case, preferred: int | None = None) -> Plan:
     """The plan with the fastest steps that fits in memory.
 
     Args:
-        config: of the run.
-        shape: of its model.
-        longest: tokens of the longest example, which is never cut.
-        dtype: of the base.
-        device: that computes.
-        memory: of the device.
+        case: the run; its longest example is never cut.
         preferred: tokens of a micro-batch to try first.
 
     Raises:
         MemoryPlanError: when nothing fits, with the numbers.
     """
-    plans = _plans(config, shape, longest, dtype, device, memory, preferred)
+    plans = _plans(case, preferred)
     for plan in plans:
-        if plan.peak <= memory.usable:
+        if plan.peak <= case.memory.usable:
             return plan
     least = min(plans, key=lambda plan: plan.peak)
-    case = Case(config, shape, longest, dtype)
     raise MemoryPlanError(
         f"training needs {least.peak / GB:.1f} GB at the least: {least.weights / GB:.1f} GB of "
         f"weights, {least.adapter / GB:.1f} GB for the adapter and its optimizer, "
         f"{(least.activations + least.loss) / GB:.1f} GB for a micro-batch of "
         f"{least.micro_batch_tokens} tokens; {least.available / GB:.1f} GB are free, and "
         f"{RESERVE:.0%} of them stay free",
-        fix=describe(case, lambda other: least_memory(other, device, memory), memory.usable),
+        fix=describe(case, least_memory),
     )
 
 
-def least_memory(case: Case, device: torch.device, memory: Memory) -> int:
+def least_memory(case: Case) -> int:
     """The fewest bytes that a run can do with, whether they are there or not."""
-    facts = case.config, case.shape, case.longest, case.dtype
-    return min(plan.peak for plan in _plans(*facts, device, memory))
+    return min(plan.peak for plan in _plans(case))
 
 
-def _plans(
-    config: Config,
-    shape: ModelShape,
-    longest: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    memory: Memory,
-    preferred: int | None = None,
-) -> list[Plan]:
+def _plans(case: Case, preferred: int | None = None) -> list[Plan]:
     """All plans, the one with the fastest steps first; see `make_plan`."""
-    setting = config.train.gradient_checkpointing
+    setting = case.config.train.gradient_checkpointing
     choices = (False, True) if setting == "auto" else (setting,)
-    whole_step = longest * config.train.batch_size
-    sizes = _sizes(min(MOST_TOKENS[device.type], whole_step), longest)
+    whole_step = case.longest * case.config.train.batch_size
+    sizes = _sizes(min(MOST_TOKENS[case.device.type], whole_step), case.longest)
     return [
-        plan_for(config, shape, longest, dtype, device, memory, tokens, checkpointing=checkpointing)
+        plan_for(case, tokens, checkpointing=checkpointing)
         for tokens, checkpointing in (
             *product([preferred] if preferred else [], choices),
             *((tokens, checkpointing) for checkpointing in choices for tokens in sizes),
@@ -241,47 +218,31 @@ def _plans(
     ]
 
 
-def longest_that_fits(
-    config: Config,
-    shape: ModelShape,
-    longest: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    memory: Memory,
-) -> int:
-    """The most tokens of an example with which a run fits in memory, up to `longest`.
+def longest_that_fits(case: Case) -> int:
+    """The most tokens of an example with which a run fits in memory, up to `case.longest`.
 
     Raises:
         MemoryPlanError: when not even short examples fit.
     """
 
     def fits(tokens: int) -> bool:
-        return least_memory(Case(config, shape, tokens, dtype), device, memory) <= memory.usable
+        return least_memory(replace(case, longest=tokens)) <= case.memory.usable
 
-    if fits(longest):
-        return longest
-    least = min(FEWEST_TOKENS, longest)
-    make_plan(config, shape, least, dtype, device, memory)
+    if fits(case.longest):
+        return case.longest
+    least = min(FEWEST_TOKENS, case.longest)
+    make_plan(replace(case, longest=least))
     # The shortest that does not fit is the first True here; the one before it fits.
-    return least + bisect_left(range(least + 1, longest), True, key=lambda n: not fits(n))
+    return least + bisect_left(range(least + 1, case.longest), True, key=lambda n: not fits(n))
 
 
-def plan_for(
-    config: Config,
-    shape: ModelShape,
-    longest: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    memory: Memory,
-    tokens: int,
-    *,
-    checkpointing: bool,
-) -> Plan:
-    """What micro-batches of `tokens` tokens need, whether it fits or not; see `make_plan`."""
-    ops, dropout = shape.backend(dtype, device), config.lora.lora_dropout > 0
+def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
+    """What micro-batches of `tokens` tokens need, whether it fits or not."""
+    config, shape, dtype = case.config, case.shape, case.dtype
+    ops, dropout = shape.backend(dtype, case.device), config.lora.lora_dropout > 0
     hidden, inner = shape.config.hidden_size, shape.config.intermediate_size
     vocabulary, depth = shape.config.vocab_size, shape.config.num_hidden_layers
-    saved = layers.saved_per_token(ops, shape.config, longest, dropout=dropout)
+    saved = layers.saved_per_token(ops, shape.config, case.longest, dropout=dropout)
     if checkpointing:
         # A checkpointed layer saves only its input. But this lies where the next layer's widest
         # tensor then does not fit, so both are counted. One layer at a time is computed again.
@@ -303,8 +264,8 @@ def plan_for(
         adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
         activations=int(per_token * tokens * (1 + FRAGMENTS)),
         loss=loss_bytes,
-        process=memory.used + (BUFFERS if isinstance(ops, Torch) else 0),
-        available=memory.available,
+        process=case.memory.used + (BUFFERS if isinstance(ops, Torch) else 0),
+        available=case.memory.available,
     )
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 
 from offbook.config import Config
-from offbook.data.conversations import read_conversations
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
 from offbook.engine.ops.library import library
@@ -34,11 +31,12 @@ from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Device, Receipt, Rows, hash_base, hash_text, installed_versions
-from offbook.tokens.examples import Examples, setting_that_keeps, tokenize
+from offbook.tokens.examples import Examples, setting_that_keeps
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from offbook.tokens.vocabulary import check_vocabulary
 from offbook.training.advice import Case, describe
+from offbook.training.data import Data, read_data
 from offbook.training.plan import (
     Memory,
     ModelShape,
@@ -168,40 +166,31 @@ def gather(
         check_weights(base)
     setting = config.data.max_length
     limit = context_length(base) if setting == "auto" else setting
-    training, validation, files = _examples(config, template, monitor, limit)
+    data = read_data(config, template, limit, monitor)
     shape = ModelShape.of(base, config.lora)
-    memory = Memory.of(device, available)
-    for examples in (training, validation):
+    for examples in (data.training, data.validation):
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
-    if warmup := check_warmup(Schedule.of(training, config.train), config.train):
+    if warmup := check_warmup(Schedule.of(data.training, config.train), config.train):
         monitor.announce(warmup)
     for note in shape.notes:
         monitor.announce(note)
-    longest, keep = _longest(training, validation), setting_that_keeps(setting)
-    needs = partial(least_memory, device=device, memory=memory)
     dtype = choose_precision(config.model.precision, device)
-    case = Case(config, shape, longest, dtype, whole=True)
-    if config.model.precision == "auto" and dtype == torch.float32 and needs(case) > memory.usable:
-        case = _in_bfloat16_if_smaller(case, needs, monitor)
-        dtype = case.dtype
-    config = config.override(f"model.precision={str(dtype).removeprefix('torch.')}")
-    if setting == "auto":
-        fitting = longest_that_fits(config, shape, longest, dtype, device, memory)
-        if fitting < longest:
-            limit, keep = fitting, f"make room in memory: {describe(case, needs, memory.usable)}"
-            training, validation, files = _examples(config, template, Monitor(), limit)
-            longest = _longest(training, validation)
-        # With rows truncated, only the same limit truncates them in the same way on resume.
-        whole = training.complete and validation.complete
-        config = config.override(f"data.max_length={max(longest, 8) if whole else limit}")
-    # The parts of one file have its notices in common.
-    sets = [training, validation] if isinstance(config.data.validation, str) else [training]
-    for notice in (text for part in sets for text in part.notices(limit, keep)):
-        monitor.announce(notice)
-    plan = make_plan(config, shape, longest, dtype, device, memory, start.micro_batch_tokens)
+    case = Case(config, shape, data.longest, dtype, device, Memory.of(device, available))
+    case = _resolve_precision(case, monitor)
+    case, data = _resolve_max_length(case, data, template, limit, monitor)
+    plan = make_plan(case, start.micro_batch_tokens)
     monitor.announce(plan.describe())
     return RunInputs(
-        config, base, template, files, training, validation, shape, plan, dtype, device
+        config=case.config,
+        base=base,
+        template=template,
+        data=data.files,
+        training=data.training,
+        validation=data.validation,
+        shape=shape,
+        plan=plan,
+        dtype=case.dtype,
+        device=device,
     )
 
 
@@ -257,36 +246,47 @@ def make_receipt(inputs: RunInputs) -> Receipt:
     )
 
 
-def _examples(
-    config: Config, template: ChatTemplate, monitor: Monitor, limit: int | None
-) -> tuple[Examples, Examples, tuple[Path, ...]]:
-    """Training and validation examples of up to `limit` tokens, and the files they come from."""
-    share = config.data.validation
-    reader = read_conversations(config.data.train, config.data)
-    monitor.announce(reader.describe())
-    examples = tokenize(reader, template, limit, monitor.reading)
-    for notice in reader.notices():
-        monitor.announce(notice)
-    if isinstance(share, float):
-        return *examples.split(share, config.train.seed), reader.paths
-    held_out = read_conversations(share, config.data)
-    validation = tokenize(held_out, template, limit)
-    for notice in held_out.notices():
-        monitor.announce(notice)
-    return examples, validation, (*reader.paths, *held_out.paths)
+def _resolve_precision(case: Case, monitor: Monitor) -> Case:
+    """The run with `model.precision` resolved: bfloat16 where `auto` does not fit otherwise."""
+    if case.config.model.precision == "auto" and case.dtype == torch.float32:
+        smaller, need = case.changed("model.precision=bfloat16"), least_memory(case)
+        if case.memory.usable < need > least_memory(smaller):
+            monitor.announce("the base is in bfloat16, since float32 does not fit in memory")
+            return smaller
+    name = str(case.dtype).removeprefix("torch.")
+    return replace(case, config=case.config.override(f"model.precision={name}"))
 
 
-def _in_bfloat16_if_smaller(case: Case, needs: Callable[[Case], int], monitor: Monitor) -> Case:
-    """The run in bfloat16, where it needs less memory; else as it is."""
-    smaller = case.changed("model.precision=bfloat16")
-    if needs(smaller) >= needs(case):
-        return case
-    monitor.announce("the base is in bfloat16, since float32 does not fit in memory")
-    return smaller
+def _resolve_max_length(
+    case: Case, data: Data, template: ChatTemplate, limit: int | None, monitor: Monitor
+) -> tuple[Case, Data]:
+    """The run with `data.max_length` resolved, and its examples, read again where they are shorter.
 
-
-def _longest(training: Examples, validation: Examples) -> int:
-    return int(max(training.lengths.max(), validation.lengths.max(initial=0)))
+    Args:
+        case: the run, with its precision resolved.
+        data: its examples, of up to `limit` tokens.
+        template: that makes them.
+        limit: the setting, or with `auto` the base's context, if it has one.
+        monitor: receives what is truncated or left out.
+    """
+    setting = case.config.data.max_length
+    keep = setting_that_keeps(setting)
+    if setting == "auto":
+        fitting = longest_that_fits(case)
+        if fitting < data.longest:
+            advice = describe(replace(case, whole=True), least_memory)
+            limit, keep = fitting, f"make room in memory: {advice}"
+            data = read_data(case.config, template, limit, Monitor())
+        # With rows truncated, only the same limit truncates them in the same way on resume.
+        resolved = max(data.longest, 8) if data.whole else limit
+        config = case.config.override(f"data.max_length={resolved}")
+        case = replace(case, config=config, longest=data.longest)
+    # The parts of one file have its notices in common.
+    apart = isinstance(case.config.data.validation, str)
+    for part in (data.training, data.validation) if apart else (data.training,):
+        for notice in part.notices(limit, keep):
+            monitor.announce(notice)
+    return case, data
 
 
 def _restore(

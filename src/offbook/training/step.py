@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 
 import torch
@@ -229,10 +228,9 @@ class Stepper:
 
     def _advice(self, longest: int) -> str:
         inputs = self.loaded.inputs
-        case = Case(inputs.config, inputs.shape, longest, inputs.dtype)
         memory = Memory(inputs.plan.available, inputs.plan.process)
-        needs = partial(least_memory, device=inputs.device, memory=memory)
-        return ", ".join(map(str, advise(case, needs))) or "choose a smaller base"
+        case = Case(inputs.config, inputs.shape, longest, inputs.dtype, inputs.device, memory)
+        return ", ".join(map(str, advise(case, least_memory))) or "choose a smaller base"
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:

@@ -1,0 +1,63 @@
+"""The examples of a run, read from its rows, and what of the rows is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from offbook.config import Config
+from offbook.data.conversations import read_conversations
+from offbook.monitor import Monitor
+from offbook.tokens.examples import Examples, tokenize
+from offbook.tokens.template import ChatTemplate
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of a run.
+
+    Attributes:
+        files: that they come from.
+        training, validation: the examples; those for validation may be none.
+    """
+
+    files: tuple[Path, ...]
+    training: Examples
+    validation: Examples
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return int(max(self.training.lengths.max(), self.validation.lengths.max(initial=0)))
+
+    @property
+    def whole(self) -> bool:
+        """Whether no row was truncated or left out."""
+        return self.training.complete and self.validation.complete
+
+
+def read_data(config: Config, template: ChatTemplate, limit: int | None, monitor: Monitor) -> Data:
+    """Read the rows for training and validation.
+
+    Args:
+        config: of the run.
+        template: turns conversations into tokens.
+        limit: most tokens of an example; None for no limit.
+        monitor: receives what is read, and what is odd about it.
+
+    Raises:
+        DataError: when the rows cannot be used.
+    """
+    share = config.data.validation
+    reader = read_conversations(config.data.train, config.data)
+    monitor.announce(reader.describe())
+    examples = tokenize(reader, template, limit, monitor.reading)
+    for notice in reader.notices():
+        monitor.announce(notice)
+    if isinstance(share, float):
+        return Data(reader.paths, *examples.split(share, config.train.seed))
+    held_out = read_conversations(share, config.data)
+    validation = tokenize(held_out, template, limit)
+    for notice in held_out.notices():
+        monitor.announce(notice)
+    return Data((*reader.paths, *held_out.paths), examples, validation)
