@@ -22,6 +22,8 @@ from offbook.settings_file import KeyPath, apply_override, origin_of, read_yaml,
 EMBEDDED_BASE = "smollm2-135m"
 SAMPLE_ROLES = {"lighthouse": "lighthouse.jsonl", "teahouse-zh": "teahouse-zh.json"}
 PATH_KEYS = ("model.base", "data.train", "data.validation")
+# A folder with these two files is a run.
+RUN_SETTINGS, RECEIPT = "config.yaml", "receipt.json"
 
 
 class Section(BaseModel):
@@ -200,11 +202,15 @@ class Config(Section):
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
     output_dir: str = "runs/offbook"
-    """The run directory: settings, metrics, checkpoints and the adapter."""
+    """The run directory: settings, metrics, checkpoints and the adapter. A run does not store it:
+    for a run's own settings, it is the directory that they are in."""
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
         """Read a YAML file (without one, the defaults), then apply `section.key=value` overrides.
+
+        The settings of a run are those of the run in that folder: what they may say themselves of
+        its place, before it was moved or copied, is ignored.
 
         Raises:
             ConfigError: with all problems, a line each.
@@ -213,6 +219,8 @@ class Config(Section):
         origins: dict[KeyPath, str] = {}
         if path is not None:
             values, origins = read_yaml(Path(path))
+            if Path(path).name == RUN_SETTINGS and Path(path).with_name(RECEIPT).exists():
+                values["output_dir"] = str(Path(path).parent)
         for override in overrides:
             apply_override(override, values, origins)
         return cls._validated(values, origins)
@@ -225,11 +233,16 @@ class Config(Section):
             apply_override(item, values, origins)
         return self._validated(values, origins)
 
-    def with_value(self, key: str, value: str) -> Config:
-        """A copy with one `section.key` set to a text, not parsed as YAML."""
+    def with_value(self, key: str, value: object) -> Config:
+        """A copy with one `section.key` set to a valid value, not parsed as YAML."""
         section, name = key.split(".")
         changed = getattr(self, section).model_copy(update={name: value})
         return self.model_copy(update={section: changed})
+
+    def gives(self, key: str) -> bool:
+        """Whether a `section.key` was given; if not, it has its default."""
+        section, name = key.split(".")
+        return name in getattr(self, section).model_fields_set
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted key."""
@@ -247,7 +260,7 @@ class Config(Section):
         for key in PATH_KEYS:
             path = local_path(str(flat[key]))
             if path and flat[key] not in (EMBEDDED_BASE, *SAMPLE_ROLES):
-                copy = copy.with_value(key, str(path.resolve()))
+                copy = copy.with_value(key, str(path.absolute()))
         return copy
 
     def to_yaml(self) -> str:

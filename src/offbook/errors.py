@@ -17,7 +17,9 @@ works in a notebook. The command line turns them into exit codes.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 INTERRUPTED = 130  # 128 + SIGINT: the exit code of a run stopped by Ctrl-C after it has saved
 TERMINATED = 143  # 128 + SIGTERM; a closed terminal (SIGHUP) ends a run the same way
@@ -99,6 +101,12 @@ def joined(errors: list[DataError], more: bool = False) -> DataError:
 def shorten(text: str) -> str:
     """Text as an error quotes it: at most MAX_QUOTED characters, and then `...`."""
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
+
+
+def quote(path: Path) -> str:
+    """A path as a word of a command, as the shell needs it."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def first_few(names: Sequence[str], most: int, separator: str = ", ") -> str:

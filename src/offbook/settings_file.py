@@ -58,6 +58,11 @@ def write_yaml(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
+def write_text(text: str) -> str:
+    """A text as a value in YAML, in quotes where it needs them."""
+    return write_yaml({"": text}).partition(": ")[2].rstrip("\n")
+
+
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
     depth = 0
     for token in yaml.scan(text, Loader=yaml.SafeLoader):

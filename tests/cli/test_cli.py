@@ -209,14 +209,14 @@ def test_a_bad_setting_exits_2_with_a_suggestion(cli: Cli) -> None:
 
 def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
     assert cli("train", "no.yaml")[0] == 2
-    assert cli("train", "model.base=nothing")[0] == 2
+    assert cli("train", "data.train=lighthouse", "model.base=nothing")[0] == 2
     assert cli("train", "data.train=nothing.json")[0] == 3
     assert cli("train", "rows.jsonl")[2] == (
         "error: rows.jsonl: these are rows, not a configuration; "
         "offbook train data.train=rows.jsonl\n"
     )
     (tmp_path / "file").write_text("")
-    assert cli("train", "output_dir=file/run")[2] == (
+    assert cli("train", "data.train=lighthouse", "output_dir=file/run")[2] == (
         "error: file/run: cannot be made (Not a directory); set output_dir\n"
     )
     assert cli("chat", "nowhere")[0] == 4

@@ -62,9 +62,8 @@ def test_another_base_is_refused_with_the_part(run: Path, base: Path, part: str)
     with pytest.raises(CheckpointError) as caught:
         open_run(run)
     assert str(caught.value) == (
-        f"{run}: the base is not the one the run was started with: other {part}; restore it, set "
-        "model.revision in the run's config.yaml to the commit the run was started with, or start "
-        "again with --overwrite"
+        f"{run}: the base is not the one the run was started with: other {part}; say where it is "
+        f"now: `offbook chat {run} --base PATH`"
     )
 
 

@@ -236,9 +236,11 @@ def test_other_examples_of_the_same_data_are_refused_on_resume(tiny_config: Make
         train(tiny_config(), resume=True)
 
 
-def test_there_must_be_a_run_to_resume(tiny_config: MakeConfig) -> None:
-    with pytest.raises(CheckpointError, match="not a run directory"):
-        train(tiny_config(), resume=True)
+def test_resume_starts_a_run_where_none_has_begun(tiny_config: MakeConfig) -> None:
+    heard = Listener()
+    result = train(tiny_config(), resume=True, monitor=heard)
+    assert (result.finished, result.steps) == (True, 5)
+    assert f"no run has begun in {result.run}: it starts now" in heard.heard
 
 
 def test_the_schedule_of_a_run(tiny_config: MakeConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from offbook.cli.console import out, printable, say
 from offbook.cli.train import report, run_training
+from offbook.errors import ConfigError
 
 if TYPE_CHECKING:
     from offbook.inference.chat import Chat
@@ -30,20 +32,28 @@ def demo() -> None:
     from offbook.config import Config
     from offbook.inference.chat import Chat
     from offbook.inference.generate import Sampling
+    from offbook.runs.directory import RunDirectory
 
     samples = files("offbook") / "samples"
     with as_file(samples / "smollm2-demo.yaml") as recipe:
         config = Config.load(recipe)
+    run = RunDirectory(Path(config.output_dir))
+    if run.begun and run.config().data.train != config.data.train:
+        raise ConfigError(
+            "there is a run on other rows here",
+            where=str(run.path),
+            fix="run the demo in another folder, or move the run",
+        )
     say("Captain Ottilie Brack keeps a lighthouse, and calls everyone little boat.")
     say("A model of 135M parameters now learns to answer like her, from 260 lines.")
     result, code = run_training(config, resume=False, overwrite=True)
     if not result.finished:
-        report(result, "")
+        report(result)
         raise typer.Exit(code)
     session = Chat.open(result.run, Sampling(temperature=0, max_new_tokens=60), say)
     questions = json.loads((samples / "lighthouse-questions.json").read_text(encoding="utf-8"))
     out.print(compare(session, questions[:QUESTIONS]))
-    report(result, "")
+    report(result)
 
 
 def compare(session: Chat, questions: Sequence[str]) -> Table:

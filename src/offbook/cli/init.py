@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -10,7 +11,8 @@ from typing import Annotated
 import typer
 
 from offbook.cli.console import out
-from offbook.errors import ConfigError
+from offbook.errors import ConfigError, quote
+from offbook.settings_file import write_text
 
 
 def init(
@@ -21,26 +23,30 @@ def init(
     \b
     offbook init myrole
     """
+    from offbook.config import RECEIPT
+
     samples = files("offbook") / "samples"
     config, rows = folder / "config.yaml", folder / "rows.jsonl"
-    for path in (config, rows):
-        if path.exists():
+    for path in (config, rows, folder / RECEIPT):  # a run is no folder to start from
+        if os.path.lexists(path):
             raise ConfigError("it exists already", where=str(path), fix="choose another folder")
-    text = Template((samples / "config.yaml").read_text(encoding="utf-8"))
-    name = folder.resolve().name
+    template = Template((samples / "config.yaml").read_text(encoding="utf-8"))
+    run = Path("runs", folder.resolve().name)
+    names = {"rows": rows.as_posix(), "output_dir": run.as_posix()}
+    text = template.substitute({key: write_text(name) for key, name in names.items()})
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        config.write_text(
-            text.substitute(rows=rows.as_posix(), output_dir=f"runs/{name}"), encoding="utf-8"
-        )
-        rows.write_bytes((samples / "lighthouse.jsonl").read_bytes())
+        with config.open("x", encoding="utf-8") as file:
+            file.write(text)
+        with rows.open("xb") as file:
+            file.write((samples / "lighthouse.jsonl").read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot write ({error.strerror})", where=str(folder)) from None
     for what, why in (
         (str(config), "all settings, explained"),
         (str(rows), "a sample role of 260 rows: replace them with your own"),
-        (f"offbook check {rows}", "count them, and see which tokens are trained on"),
-        (f"offbook train {config}", "train (about 3 minutes with the sample)"),
-        (f"offbook chat runs/{name}", "talk to it"),
+        (f"offbook check {quote(rows)}", "count them, and see which tokens are trained on"),
+        (f"offbook train {quote(config)}", "train (about 3 minutes with the sample)"),
+        (f"offbook chat {quote(run)}", "talk to it"),
     ):
         out.print(f"{what}\n    {why}", markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ import typer
 
 from offbook.cli.arguments import Settings, file_and_settings
 from offbook.cli.console import ProgressMonitor, out, say
-from offbook.errors import INTERRUPTED, TERMINATED, ConfigError
+from offbook.errors import INTERRUPTED, TERMINATED, ConfigError, quote
 
 if TYPE_CHECKING:
     from offbook.config import Config
@@ -29,14 +30,15 @@ SHOW_CURSOR = "\x1b[?25h"  # the progress bar hides it
 
 def train(
     config: Annotated[
-        Path | None, typer.Argument(help="A YAML file, or a run directory to resume.")
+        Path | None, typer.Argument(help="A YAML file, or the directory of a run.")
     ] = None,
     settings: Settings = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint.")
+        bool,
+        typer.Option("--resume", help="Continue from the newest checkpoint, or start."),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing run.")
+        bool, typer.Option("--overwrite", help="Replace an existing run, but no other files.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on stdout.")
@@ -49,21 +51,30 @@ def train(
     offbook train myrole/config.yaml train.learning_rate=2e-4 lora.r=16
     offbook train data.train=rows.json output_dir=runs/rows
     offbook train runs/myrole --resume
+    offbook train runs/myrole --resume train.num_train_epochs=5
     """
     from offbook.config import Config
     from offbook.data.formats import SUFFIXES
 
     config, settings = file_and_settings(config, settings)
     if config is not None and config.suffix.lower() in SUFFIXES:
-        fix = f"offbook train data.train={config}"
+        fix = f"offbook train {shlex.quote(f'data.train={config}')}"
         raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)
     if config is not None and config.is_dir():
         config = config / "config.yaml"
-    result, code = run_training(Config.load(config, settings), resume, overwrite)
+    loaded = Config.load(config, settings)
+    if not loaded.gives("data.train"):
+        raise ConfigError(
+            "there are no rows to train on",
+            where=str(config) if config else None,
+            fix="add data.train=FILE; or run `offbook init myrole` for a folder to start from, or "
+            "`offbook demo` for a sample role",
+        )
+    result, code = run_training(loaded, resume, overwrite)
     if as_json:
         print(json.dumps({**asdict(result), "run": str(result.run)}))
     else:
-        report(result, str(config) if config else "")
+        report(result)
     raise typer.Exit(code)
 
 
@@ -88,16 +99,18 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
     return result, _exit_code(received[0])
 
 
-def report(result: TrainResult, config: str) -> None:
+def report(result: TrainResult) -> None:
     """Print how a run ended, and what to do next."""
+    run = quote(result.run)
     if not result.finished:
-        again = f"offbook train {config or result.run} --resume"
+        again = f"offbook train {run} --resume"
         say(f"stopped and saved after step {result.steps}; continue with `{again}`")
         return
-    out.print(
-        f"{result.steps} steps; {result.seconds:.0f} s of training, "
-        f"{result.examples_per_second:.1f} examples/s"
-    )
+    if result.seconds:
+        out.print(
+            f"{result.steps} steps; {result.seconds:.0f} s of training, "
+            f"{result.examples_per_second:.1f} examples/s"
+        )
     if result.eval_loss is not None and result.eval_loss_before is not None:
         change = result.eval_loss / result.eval_loss_before - 1
         out.print(
@@ -105,7 +118,7 @@ def report(result: TrainResult, config: str) -> None:
             f"{result.eval_loss:.3f} after ({change:+.0%})"
         )
     out.print(f"adapter in {result.run / 'adapter'}", soft_wrap=True, markup=False)
-    out.print(f"talk to it: offbook chat {result.run}", soft_wrap=True, markup=False)
+    out.print(f"talk to it: offbook chat {run}", soft_wrap=True, markup=False)
 
 
 @contextmanager

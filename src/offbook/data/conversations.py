@@ -251,18 +251,21 @@ class ConversationReader:
         return messages
 
 
-def read_conversations(source: str, settings: DataSettings | None = None) -> ConversationReader:
+def read_conversations(
+    source: str, settings: DataSettings | None = None, commit: str | None = None
+) -> ConversationReader:
     """Open a data set by file path, sample name or hub id.
 
     Args:
         source: a JSON, JSONL, CSV, TSV or Parquet file; `lighthouse` or `teahouse-zh`; or a hub
             data set, `owner/name` or `owner/name:file`.
         settings: system text, input separator and keys to ignore.
+        commit: of a hub data set; by default, the newest.
 
     Raises:
         DataError: when there is no such data, or the format cannot be found from its first row.
     """
-    return ConversationReader(resolve(source), settings or DataSettings())
+    return ConversationReader(resolve(source, commit), settings or DataSettings())
 
 
 def _system(row: Mapping[str, Any], where: str) -> list[Message]:

@@ -26,8 +26,12 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
-def resolve(source: str) -> list[Path]:
+def resolve(source: str, commit: str | None = None) -> list[Path]:
     """The local files of a data set: a path, a sample's name, or a hub id to download.
+
+    Args:
+        source: which data set.
+        commit: of one on the hub; by default, the newest.
 
     Raises:
         DataError: when there is no such data.
@@ -40,7 +44,7 @@ def resolve(source: str) -> list[Path]:
         return [path]
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::(.+))?", source)
     if hub and (hub[2] or not source.lower().endswith(SUFFIXES)) and not path:
-        return _from_hub(hub[1], hub[2])
+        return _from_hub(hub[1], hub[2], commit)
     parent = local_path(str(Path(source).parent))
     near = [p.name for p in parent.glob("*")] if parent else []
     advice = suggest(Path(source).name, [*near, *SAMPLE_ROLES])
@@ -98,9 +102,9 @@ def read_rows(path: Path, remarks: Remarks | None = None) -> Iterator[Row]:
         raise DataError(what, where=str(path)) from None
 
 
-def _from_hub(repo: str, name: str | None) -> list[Path]:
+def _from_hub(repo: str, name: str | None, commit: str | None) -> list[Path]:
     patterns = [name] if name else [f"*{suffix}" for suffix in SUFFIXES]
-    folder = download(repo, patterns, kind="dataset", error=DataError)
+    folder = download(repo, patterns, kind="dataset", error=DataError, revision=commit)
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     if name:
         names = [name] if name in names else []

@@ -69,6 +69,14 @@ def download(
     return Path(folder)
 
 
+def commit_of(path: Path) -> str | None:
+    """The commit that a downloaded file or folder is of; None for other paths."""
+    for folder in (path, *path.parents):
+        if folder.parent.name == "snapshots":
+            return folder.name
+    return None
+
+
 def converted_revision(repo: str) -> str | None:
     """The pull request in which the hub's converter offers a model as safetensors: `refs/pr/N`.
 

@@ -16,6 +16,10 @@ leaves unfinished is called `.NAME.partial`, and `clean` removes it at the next 
 cannot replace a folder; so a caller that always needs a complete one commits `step-200` before it
 discards `step-100`.
 
+A committed folder may also hold what its owner put there. Only the files that its manifest names
+are ever removed: with others beside them, they are removed one by one, the manifest last, and a
+folder that is committed again takes the others over.
+
 Assumed of the file system: a rename within a folder is atomic, and what fsync has confirmed is
 still there after a power cut. Not assumed: that changes reach the disk in the order in which they
 were made, that close writes to the disk, or that an append is atomic.
@@ -39,15 +43,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from offbook.errors import ConfigError, DiskError
+from offbook.files.manifest import MANIFEST as MANIFEST
+from offbook.files.manifest import listed
+from offbook.files.manifest import sha256 as sha256
+from offbook.files.manifest import verify as verify
 
-MANIFEST = "manifest.json"
+PARTIAL = ".partial"
 LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -96,8 +104,8 @@ class Disk:
         old.replace(new)
 
     def remove(self, path: Path) -> None:
-        """Remove a file, or a folder with its contents."""
-        if path.is_dir():
+        """Remove a file or a link, or a folder with its contents."""
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -111,7 +119,7 @@ disk = Disk()
 
 
 def commit(final: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    """Write a folder, whole or not at all. An existing folder of that name is removed first.
+    """Write a folder, whole or not at all. What was committed there before is removed first.
 
     Args:
         final: the folder.
@@ -121,6 +129,7 @@ def commit(final: Path, files: Iterable[tuple[str, bytes]]) -> None:
         DiskError: when the disk is full or fails; what was written is removed.
     """
     make_folder(final.parent)
+    had_manifest = listed(final) is not None
     discard(final)
     partial = _partial(final)
     manifest = {}
@@ -135,34 +144,16 @@ def commit(final: Path, files: Iterable[tuple[str, bytes]]) -> None:
         with _as_disk_error(partial / MANIFEST, len(last)):
             disk.write(partial / MANIFEST, last)
             disk.sync_folder(partial)
+            if os.path.lexists(final):
+                # What others put there. Without a manifest, equal names are what is replaced.
+                ours = () if had_manifest else (*manifest, MANIFEST)
+                _move_contents(final, partial, leave=ours)
             disk.rename(partial, final)
             disk.sync_folder(final.parent)
     except DiskError:
         with suppress(OSError):
             disk.remove(partial)
         raise
-
-
-def verify(folder: Path) -> str | None:
-    """The reason why a committed folder is not what was written, or None when it is intact.
-
-    Added files are ignored: file managers create some.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        for name, facts in manifest.items():
-            size = (folder / name).stat().st_size
-            if size != facts["bytes"]:
-                return f"{name} has {size:,} bytes instead of {facts['bytes']:,}"
-            if sha256(folder / name) != facts["sha256"]:
-                return f"{name} is not what was written"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except OSError as error:
-        return f"{Path(error.filename).name} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} is damaged"
-    return None
 
 
 def replace_file(file: Path, content: bytes) -> None:
@@ -193,43 +184,78 @@ def append(file: Path, content: bytes) -> None:
         disk.append(file, content)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> list[Path]:
     """Make a folder and its parents, where they do not exist.
 
+    Returns:
+        Those that were made, the innermost first.
+
     Raises:
-        DiskError: when one cannot be made.
+        DiskError: when one cannot be made; then none is.
     """
     if folder.is_dir():
-        return
-    if not folder.parent.exists():
-        make_folder(folder.parent)
-    with _as_disk_error(folder):
-        disk.make_folder(folder)
-        disk.sync_folder(folder.parent)
+        return []
+    made = [] if folder.parent.exists() else make_folder(folder.parent)
+    try:
+        with _as_disk_error(folder):
+            disk.make_folder(folder)
+            disk.sync_folder(folder.parent)
+    except DiskError:
+        remove_empty(made)
+        raise
+    return [folder, *made]
 
 
-def discard(path: Path) -> None:
-    """Remove a file or folder, if it exists; renamed first, so that no half of it keeps its name.
+def discard(path: Path, known: Collection[str] = ()) -> None:
+    """Remove a file or link, or a committed folder, but nothing that others put in the folder.
+
+    It is renamed first, so that no half of it keeps its name.
+
+    Args:
+        path: to remove, if it exists.
+        known: names of files that are removed from a folder whose manifest cannot be read.
 
     Raises:
         DiskError: when it cannot be removed.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     partial = _partial(path)
     with _as_disk_error(path):
-        if partial.exists():
+        if path.is_dir() and not path.is_symlink():
+            written, present = listed(path), _names(path)
+            ours = known if written is None else written
+            if not present <= set(ours):
+                for name in ours:  # only names in the folder: a manifest may name any path
+                    if name in present:
+                        disk.remove(path / name)
+                disk.sync_folder(path)
+                return
+        if os.path.lexists(partial):
             disk.remove(partial)
         disk.rename(path, partial)
         disk.sync_folder(path.parent)
         disk.remove(partial)
 
 
-def clean(folder: Path) -> None:
-    """Remove what a killed process left unfinished in a folder."""
-    for leftover in sorted(folder.glob(_partial(Path("*")).name)):
+def clean(folder: Path, names: Collection[str] = ("*",)) -> None:
+    """Remove what a killed process left unfinished in a folder.
+
+    Args:
+        folder: to look in.
+        names: patterns of the names that were being written or removed.
+    """
+    leftovers = {path for name in names for path in folder.glob(_partial(Path(name)).name)}
+    for leftover in sorted(leftovers):
         with _as_disk_error(leftover):
-            disk.remove(leftover)
+            ours = listed(leftover)
+            if ours and not _names(leftover) <= set(ours):
+                # `commit` had moved what others put there.
+                final = leftover.with_name(leftover.name.removeprefix(".").removesuffix(PARTIAL))
+                make_folder(final)
+                _move_contents(leftover, final, leave=ours)
+            else:
+                disk.remove(leftover)
 
 
 @contextmanager
@@ -275,18 +301,32 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _partial(path: Path) -> Path:
     """The name of a file or folder while it is incomplete."""
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}{PARTIAL}")
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _move_contents(source: Path, target: Path, leave: Collection[str]) -> None:
+    """Move what is in a folder into another, except the names in `leave`; remove the folder."""
+    for entry in sorted(source.iterdir()):
+        if entry.name not in leave:
+            moved = target / entry.name
+            while os.path.lexists(moved):
+                moved = moved.with_name(f"{moved.name}.kept")
+            disk.rename(entry, moved)
+    disk.sync_folder(target)
+    disk.remove(source)
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders that are still empty, the innermost first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

@@ -52,13 +52,14 @@ class Chat:
         path: str | Path,
         sampling: Sampling | None = None,
         announce: Callable[[str], None] = lambda text: None,
+        base: str | Path | None = None,
     ) -> Chat:
         """A chat with the adapter of a run directory, finished or not; see `open_run`.
 
         Raises:
             CheckpointError: when there is no run or adapter, or its base has changed.
         """
-        run = open_run(path, announce)
+        run = open_run(path, announce, base)
         return cls(run.load_model(), run.template, run.config.data.system, sampling)
 
     def ask(self, question: str, base: bool = False) -> str:

@@ -7,7 +7,6 @@ adapter, the optimizer's moments and the progress are enough. Safetensors and JS
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,11 +20,9 @@ from safetensors.torch import save as to_bytes
 
 from offbook.errors import CheckpointError
 from offbook.files import storage
-from offbook.models.adapter import adapter_files, restore_adapter
-from offbook.runs.directory import RunDirectory
+from offbook.models.adapter import WEIGHTS, adapter_files, restore_adapter
+from offbook.runs.directory import COMMITTED, OPTIMIZER, STATE, RunDirectory
 
-OPTIMIZER = "optimizer.safetensors"
-STATE = "state.json"
 UNUSABLE = (CheckpointError, OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
@@ -79,9 +76,9 @@ def save(
         storage.commit(folder, _files(model, optimizer, progress))
     # A checkpoint of a later step is damaged and was skipped on resume. It is replaced when the run
     # reaches that step.
-    up_to_now = [folder for step, folder in _checkpoints(run) if step <= progress.step]
+    up_to_now = [folder for step, folder in run.steps() if step <= progress.step]
     for old in up_to_now[:-keep]:
-        storage.discard(old)
+        storage.discard(old, COMMITTED)
 
 
 def newest(run: RunDirectory, announce: Callable[[str], None]) -> Path | None:
@@ -96,6 +93,16 @@ def newest(run: RunDirectory, announce: Callable[[str], None]) -> Path | None:
     """
     usable = _first_usable(run, announce)
     return usable[0] if usable else None
+
+
+def is_result(run: RunDirectory) -> bool:
+    """Whether `adapter/` is intact and has the weights of the newest checkpoint."""
+    last = newest(run, lambda text: None)
+    return (
+        last is not None
+        and storage.verify(run.adapter) is None
+        and storage.sha256(run.adapter / WEIGHTS) == storage.sha256(last / WEIGHTS)
+    )
 
 
 def restore(
@@ -133,12 +140,6 @@ def restore(
     return usable[1] if usable else None
 
 
-def step_of(checkpoint: Path) -> int | None:
-    """The step in a checkpoint folder's name; None for other folders."""
-    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
-    return int(match[1]) if match else None
-
-
 def _first_usable(
     run: RunDirectory,
     announce: Callable[[str], None],
@@ -146,7 +147,7 @@ def _first_usable(
 ) -> tuple[Path, Progress] | None:
     """The newest checkpoint that is intact and that `load` accepts, and how far the run was."""
     problems = []
-    for step, folder in reversed(_checkpoints(run)):
+    for step, folder in reversed(run.steps()):
         try:
             progress = _read_progress(step, folder)
             if load:
@@ -174,12 +175,6 @@ def _read_progress(step: int, folder: Path) -> Progress:
     if progress.step != step:
         raise ValueError(f"its state is that of step {progress.step}")
     return progress
-
-
-def _checkpoints(run: RunDirectory) -> list[tuple[int, Path]]:
-    """Checkpoints by step, oldest first."""
-    folders = run.checkpoints.glob("step-*")
-    return sorted((step, path) for path in folders if (step := step_of(path)) is not None)
 
 
 def _files(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from offbook.config import Config
-from offbook.errors import CheckpointError, ConfigError, DiskError
+from offbook.config import PATH_KEYS, RECEIPT, RUN_SETTINGS, Config
+from offbook.errors import CheckpointError, ConfigError, DiskError, quote
 from offbook.files import storage
 from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatches, StepMetrics
 from offbook.runs.receipt import Receipt
+from offbook.settings_file import write_yaml
 
 # The first class whose fields a line of metrics.jsonl has.
 LINE: TypeAdapter[Metrics] = TypeAdapter(
@@ -25,6 +29,17 @@ LINE: TypeAdapter[Metrics] = TypeAdapter(
 )
 # Settings that may change when a run is resumed, since they do not change its result.
 FREE_ON_RESUME = ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to")
+# Settings that may change because a run knows by their hashes what they name, and how long it is.
+CHANGEABLE = (
+    *PATH_KEYS,
+    "model.revision",
+    "train.num_train_epochs",
+    "train.max_steps",
+    *(f"train.{name}" for name in FREE_ON_RESUME),
+)
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+# What is known to be offbook's in an adapter or a checkpoint whose manifest cannot be read.
+COMMITTED = ("adapter_model.safetensors", "adapter_config.json", OPTIMIZER, STATE, storage.MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -37,18 +52,20 @@ class RunDirectory:
     checkpoints/step-N  what is needed to continue after N optimizer steps
     adapter/            the result, a plain PEFT folder
 
-    `config.yaml` is written last and removed first: where it exists, there is a run.
+    `receipt.json` marks the other names as offbook's: where there is none, they are files of the
+    user. `config.yaml` is written last and removed first: with both, there is a run. No file says
+    where the run is, so it can be moved and copied. Other files in the folder are left alone.
     """
 
     path: Path
 
     @property
     def config_file(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / RUN_SETTINGS
 
     @property
     def receipt_file(self) -> Path:
-        return self.path / "receipt.json"
+        return self.path / RECEIPT
 
     @property
     def metrics_file(self) -> Path:
@@ -70,15 +87,30 @@ class RunDirectory:
             CheckpointError: when there is none.
         """
         run = cls(Path(path))
-        if not (run.config_file.is_file() and run.receipt_file.is_file()):
+        if not run.begun:
             raise CheckpointError(
                 "not a run directory", where=str(path), fix="`offbook train` makes one"
             )
         return run
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run."""
+        return self.config_file.is_file() and self.receipt_file.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is an adapter, intact or not."""
+        return any((self.adapter / name).exists() for name in COMMITTED)
+
+    @property
+    def command(self) -> str:
+        """The command that continues the run, as it is typed."""
+        return f"offbook train {quote(self.path)} --resume"
+
     def config(self) -> Config:
-        """The settings the run was started with."""
-        return Config.load(self.config_file)
+        """The settings of the run; their `output_dir` is where it is now."""
+        return Config.load(self.config_file, [])
 
     def settings_to_resume(self, requested: Config) -> Config:
         """The settings to continue with: the run's own, except those that may change.
@@ -86,41 +118,63 @@ class RunDirectory:
         Raises:
             ConfigError: when `requested` differs in a setting that would change the result.
         """
-        own = self.config()
-        if requested.model.precision == "auto":
-            requested = requested.override(f"model.precision={own.model.precision}")
-        if requested.data.max_length == "auto":
-            requested = requested.override(f"data.max_length={own.data.max_length}")
-        free = {key: getattr(requested.train, key) for key in FREE_ON_RESUME}
-        train = own.train.model_copy(update=free)
-        merged = own.model_copy(update={"train": train, "output_dir": requested.output_dir})
-        before, now = merged.flat(), requested.flat()
-        changed = [
-            f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if now[key] != before[key]
-        ]
+        own, defaults = self.config(), Config().flat()
+        before, absolute = own.flat(), requested.with_absolute_paths().flat()
+        merged, changed = own, []
+        for key, value in requested.flat().items():
+            if value == before[key] or key == "output_dir":
+                continue
+            share = key == "data.validation" and float in (type(value), type(before[key]))
+            if key in CHANGEABLE and not share:
+                if requested.gives(key):
+                    merged = merged.with_value(key, absolute[key])
+            elif not value == defaults[key] == "auto":  # the run has what that was resolved to
+                changed.append(f"{key} was {before[key]!r}, is {value!r}")
         if changed:
             raise ConfigError(
                 f"the run was started with other settings: {'; '.join(changed)}",
                 where=str(self.path),
                 fix="resume with the same settings, or start again with --overwrite",
             )
+        if merged.train.max_steps is not None and (
+            merged.train.num_train_epochs != own.train.num_train_epochs
+        ):
+            raise ConfigError(
+                f"does nothing, since the run has train.max_steps={merged.train.max_steps}",
+                where="train.num_train_epochs",
+                fix="change train.max_steps, or add train.max_steps=null",
+            )
         return merged
 
-    def make(self) -> None:
-        """Create the directory, before time is spent on loading.
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Make and lock the directory; at the end, remove it again if no run has begun in it.
 
         Raises:
-            ConfigError: when it cannot be created there.
+            ConfigError: when it cannot be made there, another process writes to it, or a file
+                of the user has a name that a run needs.
         """
+        self._refuse_other_files()
         try:
-            storage.make_folder(self.path)
+            made = storage.make_folder(self.path)
         except DiskError as error:
             cause = error.__cause__
             if isinstance(cause, (PermissionError, NotADirectoryError, FileExistsError)):
-                raise ConfigError(
-                    f"cannot be made ({cause.strerror})", where=str(self.path), fix="set output_dir"
-                ) from None
+                what = f"cannot be made ({cause.strerror})"
+                raise ConfigError(what, where=str(self.path), fix="set output_dir") from None
             raise
+        held = self.path / storage.LOCK
+        new = not held.exists()
+        try:
+            with storage.lock(self.path):
+                try:
+                    yield
+                finally:
+                    if new and not self.receipt_file.exists():
+                        with suppress(OSError):  # Windows keeps an open file
+                            held.unlink()
+        finally:
+            storage.remove_empty(made)
 
     def refuse_to_replace(self) -> None:
         """Raise ConfigError when the directory contains a run already."""
@@ -128,14 +182,48 @@ class RunDirectory:
             raise ConfigError(
                 "there is a run here already",
                 where=str(self.path),
-                fix="continue it with --resume, replace it with --overwrite, or set another "
-                "output_dir",
+                fix=f"continue it with --resume (`{self.command}`), replace it with --overwrite, "
+                "or set another output_dir",
             )
+
+    def _refuse_other_files(self) -> None:
+        try:
+            ours = {"base", "data"} <= dict(json.loads(self.receipt_file.read_bytes())).keys()
+        except (OSError, ValueError, TypeError):
+            ours = False
+        for part in () if ours else self._parts:
+            if os.path.lexists(part):
+                other = quote(Path("runs") / self.path.name)
+                raise ConfigError(
+                    f"{part.name} is here, and is not that of a run",
+                    where=str(self.path),
+                    fix=f"set another output_dir, such as output_dir={other}",
+                )
+
+    @property
+    def _parts(self) -> tuple[Path, ...]:
+        """All that a run writes, in the order in which it is removed."""
+        return (
+            self.config_file,
+            self.checkpoints,
+            self.adapter,
+            self.metrics_file,
+            self.receipt_file,
+        )
 
     def clean(self) -> None:
         """Remove unfinished files of a process that was killed."""
-        for folder in (self.path, self.checkpoints):
-            storage.clean(folder)
+        storage.clean(self.path, [part.name for part in self._parts])
+        storage.clean(self.checkpoints, ["step-*"])
+
+    def steps(self) -> list[tuple[int, Path]]:
+        """The checkpoints, damaged or not, by step, the oldest first."""
+        return sorted(
+            (step, folder)
+            for folder in self.checkpoints.glob("step-*")
+            if (step := step_of(folder)) is not None
+            and any((folder / name).exists() for name in COMMITTED)
+        )
 
     def require_space(self, adapter_bytes: int, keep: int) -> None:
         """Check that the disk has room for what training writes.
@@ -152,10 +240,28 @@ class RunDirectory:
 
     def begin(self, config: Config, receipt: Receipt) -> None:
         """Start a new run, and remove a run that was there before."""
-        for part in (self.config_file, self.checkpoints, self.adapter, self.metrics_file):
-            storage.discard(part)
+        self._remove()
         storage.replace_file(self.receipt_file, receipt.to_json())
-        storage.replace_file(self.config_file, config.to_yaml().encode())
+        self.write_settings(config)
+
+    def write_settings(self, config: Config) -> None:
+        """Write `config.yaml`, without the place of the run."""
+        values = config.model_dump(mode="json", exclude={"output_dir"})
+        storage.replace_file(self.config_file, write_yaml(values).encode())
+
+    def undo_begin(self) -> None:
+        """Remove a run that has taken no step."""
+        self._remove()
+        storage.discard(self.receipt_file)
+
+    def _remove(self) -> None:
+        """Remove all that a run wrote except its receipt, and nothing else."""
+        storage.discard(self.config_file)
+        for _, folder in self.steps():
+            storage.discard(folder, COMMITTED)
+        storage.discard(self.checkpoints)  # where nothing of others is in it
+        storage.discard(self.adapter, COMMITTED)
+        storage.discard(self.metrics_file)
 
     def receipt(self) -> Receipt:
         """What went into the run.
@@ -178,7 +284,11 @@ class RunDirectory:
         storage.append(self.metrics_file, json.dumps(asdict(record)).encode() + b"\n")
 
     def forget_after(self, step: int) -> None:
-        """Remove the lines of later steps from `metrics.jsonl`."""
+        """Remove the lines of later steps from `metrics.jsonl`.
+
+        The file is always written again. It may be a link in a copy of the run; then lines that are
+        appended would appear in the original, too.
+        """
         kept = [line + b"\n" for record, line in self._metrics_lines() if record.step <= step]
         storage.replace_file(self.metrics_file, b"".join(kept))
 
@@ -197,3 +307,9 @@ class RunDirectory:
                         where=f"{self.metrics_file}:{number}",
                         fix="remove it; training does not depend on it",
                     ) from None
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in a checkpoint folder's name; None for other folders."""
+    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -67,13 +68,14 @@ class Receipt:
     Attributes:
         base: hashes of the base's config.json and tokenizer.json, and its weights' `fingerprint`.
         chat_template: hash of the template's text.
-        data: hash of each data file, by file name.
+        data: hash of each data file, by file name, those for training first.
         rows: the rows that were read from them.
         versions: of Python and the packages that compute.
         device: what the run was started on.
         micro_batch_tokens: most tokens of a micro-batch, as planned at the start.
-        date: the day that the chat template prints; None, and not in the file, where it prints
-            none.
+        date: the day that the chat template prints; None where it prints none.
+        commits: of what came from the hub, by setting: `{"model.base": "c0ffee..."}`.
+        places: of local files, by setting, as paths from the run directory.
     """
 
     base: dict[str, str] = field(default_factory=dict)
@@ -84,6 +86,8 @@ class Receipt:
     device: Device | None = None
     micro_batch_tokens: int | None = None
     date: datetime.date | None = None
+    commits: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> Receipt:
@@ -102,8 +106,9 @@ class Receipt:
     def to_json(self) -> bytes:
         """The contents of the file."""
         values = asdict(self)
-        if self.date is None:
-            del values["date"]
+        for name in ("date", "commits", "places"):
+            if not values[name]:
+                del values[name]
         text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
         return f"{text}\n".encode()
 
@@ -116,29 +121,26 @@ class Receipt:
             f"with; {printed} is used, so prompts may differ from those of its training"
         )
 
-    def require_base(self, base: dict[str, str], chat_template: str, run: Path) -> None:
-        """Refuse a base on which the run's adapter would answer wrongly.
+    def differing_parts(self, base: dict[str, str], chat_template: str | None = None) -> list[str]:
+        """The parts in which a base is not the one that the run was started with.
 
         Hashes that the receipt does not have, because an older version wrote it, are not compared.
 
         Args:
-            base: `hash_base` of the base to use.
-            chat_template: `hash_text` of its chat template.
-            run: the run's directory, for the message.
-
-        Raises:
-            CheckpointError: naming the parts that differ.
+            base: `hash_base` of the base.
+            chat_template: `hash_text` of its chat template, where that is known.
         """
-        pairs = {"chat template": (self.chat_template, chat_template)}
-        pairs |= {part: (self.base.get(part), base[part]) for part in base}
-        changed = [part for part, (old, new) in pairs.items() if old not in (None, new)]
-        if changed:
-            raise CheckpointError(
-                f"the base is not the one the run was started with: other {', '.join(changed)}",
-                where=str(run),
-                fix="restore it, set model.revision in the run's config.yaml to the commit the run "
-                "was started with, or start again with --overwrite",
-            )
+        pairs = {part: (self.base.get(part), base[part]) for part in base}
+        if chat_template is not None:
+            pairs["chat template"] = (self.chat_template, chat_template)
+        return [part for part, (old, new) in pairs.items() if old not in (None, new)]
+
+    def has_data(self, now: Receipt) -> bool:
+        """Whether another receipt is of the same data; its files may have other names."""
+        hashes = list(self.data.values())
+        # Version 0.1 has one hash for two files of the same name.
+        by_name = {Path(path).name: value for path, value in now.data.items()}
+        return hashes in (list(now.data.values()), list(by_name.values()))
 
     def changes_to_last_bits(self, now: Receipt) -> list[str]:
         """What differs in `now` that can change a resumed run's result in its last bits."""
@@ -157,6 +159,14 @@ def hash_base(base: Path) -> dict[str, str]:
     """Hashes that tell a base from others, as a receipt holds them."""
     files = {name: sha256(base / name) for name in ("config.json", "tokenizer.json")}
     return files | {"weights": fingerprint(base)}
+
+
+def hash_data(files: Sequence[Path]) -> dict[str, str]:
+    """The hash of each data file, by its name, or by its path where another has the same name."""
+    hashes: dict[str, str] = {}
+    for path in files:
+        hashes[str(path) if path.name in hashes else path.name] = sha256(path)
+    return hashes
 
 
 def hash_text(text: str) -> str:

@@ -13,11 +13,11 @@ from offbook.config import Config
 from offbook.errors import CheckpointError
 from offbook.files import storage
 from offbook.models.adapter import load_adapter
-from offbook.models.base import resolve_base
 from offbook.models.load import choose_device, choose_precision, load_base
 from offbook.runs import checkpoint
-from offbook.runs.directory import RunDirectory
-from offbook.runs.receipt import Receipt, hash_base, hash_text
+from offbook.runs.directory import RunDirectory, step_of
+from offbook.runs.places import chat_with, find_base, require_base
+from offbook.runs.receipt import Receipt
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 
@@ -59,13 +59,18 @@ class TrainedRun:
         return load_adapter(base, self.adapter)
 
 
-def open_run(path: str | Path, announce: Callable[[str], None] = lambda text: None) -> TrainedRun:
+def open_run(
+    path: str | Path,
+    announce: Callable[[str], None] = lambda text: None,
+    base: str | Path | None = None,
+) -> TrainedRun:
     """Open a run directory, finished or not, and check adapter and base; loads no weights.
 
     Args:
         path: the run directory.
         announce: receives a line when the run is not finished, its adapter was changed, or
             something slow begins.
+        base: where its base is now, as `model.base`; by default, where the run has it from.
 
     Raises:
         CheckpointError: when there is no run or no adapter yet, or the base is another one than
@@ -74,31 +79,32 @@ def open_run(path: str | Path, announce: Callable[[str], None] = lambda text: No
     """
     run = RunDirectory.open(path)
     config, receipt = run.config(), run.receipt()
-    finished = run.adapter.is_dir()
+    finished = run.finished
     adapter = run.adapter if finished else checkpoint.newest(run, announce)
     if adapter is None:
         raise CheckpointError(
-            "the run has no adapter yet", where=str(path), fix="finish it with --resume"
+            "the run has no adapter yet", where=str(path), fix=f"finish it: `{run.command}`"
         )
     if not finished:
         announce(f"the run is not finished; this is {adapter.name}")
     elif problem := storage.verify(adapter):
         announce(f"the adapter is not as training left it: {problem}")
     device = choose_device()
-    base = resolve_base(config.model.base, config.model.revision, announce)
-    template = ChatTemplate(load_tokenizer(base), receipt.date)
+    command, named = chat_with(run), config
+    if base is not None:
+        named = config.with_value("model.base", str(base)).with_absolute_paths()
+    _, folder = find_base(run, named, announce, command)
+    template = ChatTemplate(load_tokenizer(folder), receipt.date)
     if notice := receipt.missing_date(template.date):
         announce(notice)
-    receipt.require_base(
-        hash_base(base), hash_text(str(template.tokenizer.chat_template)), run.path
-    )
+    require_base(run, folder, template, command)
     return TrainedRun(
         path=run.path,
         config=config,
         receipt=receipt,
         adapter=adapter,
-        checkpoint=checkpoint.step_of(adapter),
-        base=base,
+        checkpoint=step_of(adapter),
+        base=folder,
         template=template,
         device=device,
         dtype=choose_precision(config.model.precision, device),

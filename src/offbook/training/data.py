@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ class Data:
     """The examples of a run.
 
     Attributes:
-        files: that they come from.
+        files: that they come from, those for training first.
         training, validation: the examples; those for validation may be none.
     """
 
@@ -36,7 +37,13 @@ class Data:
         return self.training.complete and self.validation.complete
 
 
-def read_data(config: Config, template: ChatTemplate, limit: int | None, monitor: Monitor) -> Data:
+def read_data(
+    config: Config,
+    template: ChatTemplate,
+    limit: int | None,
+    monitor: Monitor,
+    commits: Mapping[str, str],
+) -> Data:
     """Read the rows for training and validation.
 
     Args:
@@ -44,19 +51,20 @@ def read_data(config: Config, template: ChatTemplate, limit: int | None, monitor
         template: turns conversations into tokens.
         limit: most tokens of an example; None for no limit.
         monitor: receives what is read, and what is odd about it.
+        commits: of data sets on the hub, by setting, where not the newest.
 
     Raises:
         DataError: when the rows cannot be used.
     """
     share = config.data.validation
-    reader = read_conversations(config.data.train, config.data)
+    reader = read_conversations(config.data.train, config.data, commits.get("data.train"))
     monitor.announce(reader.describe())
     examples = tokenize(reader, template, limit, monitor.reading)
     for notice in reader.notices():
         monitor.announce(notice)
     if isinstance(share, float):
         return Data(reader.paths, *examples.split(share, config.train.seed))
-    held_out = read_conversations(share, config.data)
+    held_out = read_conversations(share, config.data, commits.get("data.validation"))
     validation = tokenize(held_out, template, limit)
     for notice in held_out.notices():
         monitor.announce(notice)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from offbook.config import Config, TrainSettings
 from offbook.engine.check import check_gradients
-from offbook.errors import ConfigError
+from offbook.errors import ConfigError, OffbookError
 from offbook.files import storage
 from offbook.models.adapter import adapter_files
 from offbook.monitor import EvalMetrics, Metrics, Monitor, StepMetrics
+from offbook.runs import checkpoint
 from offbook.runs.directory import RunDirectory
+from offbook.training.resume import begin, finished_steps
 from offbook.training.schedule import Schedule, learning_rate_at
-from offbook.training.setup import begin
 from offbook.training.step import Log, Stepper, StepResult, Stopped
 
 
@@ -119,8 +120,8 @@ def train(
 
     Args:
         config: all settings.
-        resume: continue from the newest checkpoint in `output_dir`.
-        overwrite: replace a run that is there.
+        resume: continue from the newest checkpoint in `output_dir`; start where no run has begun.
+        overwrite: replace a run that is there, but no other files.
         monitor: receives progress and messages.
         should_stop: called before each micro-batch; when it returns true, the run saves and
             returns.
@@ -129,16 +130,24 @@ def train(
         OffbookError: its class says what kind of thing is wrong.
     """
     monitor = monitor or Monitor()
-    run = RunDirectory(Path(config.output_dir))
-    if resume:
-        run = RunDirectory.open(run.path)
-    else:
-        run.make()
-    seconds, examples, finished = 0.0, 0, True
-    with storage.lock(run.path):
-        loaded, optimizer, progress = begin(
-            run, config.with_absolute_paths(), monitor, resume=resume, overwrite=overwrite
-        )
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite contradict each other", fix="give one of them")
+    run = RunDirectory(Path(config.output_dir).expanduser())
+    with run.claim():
+        run.clean()
+        if resume and not run.begun:
+            monitor.announce(f"no run has begun in {run.path}: it starts now")
+            resume = False
+        if resume:
+            config = run.settings_to_resume(config)
+            if (steps := finished_steps(run, config)) is not None:
+                run.forget_after(steps)
+                monitor.announce(f"the run has finished before: {steps:,} steps")
+                return _result(run, steps)
+        elif not overwrite:
+            run.refuse_to_replace()
+        loaded, optimizer, progress = begin(run, config, monitor, resume=resume)
+        seconds, examples, finished = 0.0, 0, True
         with _log(run, loaded.inputs.config.train, monitor, progress.step) as log:
             stepper = Stepper(loaded, optimizer, progress, log, monitor.announce, should_stop)
             try:
@@ -149,13 +158,23 @@ def train(
                 finished = False
                 if progress.step > 0:
                     stepper.save(run)
-        if finished and storage.verify(run.adapter) is not None:
+            except OffbookError:
+                if progress.step == 0 and not resume:
+                    run.undo_begin()
+                raise
+        if finished and not checkpoint.is_result(run):
             storage.commit(run.adapter, adapter_files(loaded.model))
-        losses = [r.eval_loss for r in run.metrics() if isinstance(r, EvalMetrics)]
+        return _result(run, progress.step, finished, seconds, examples)
+
+
+def _result(
+    run: RunDirectory, steps: int, finished: bool = True, seconds: float = 0.0, examples: int = 0
+) -> TrainResult:
+    losses = [r.eval_loss for r in run.metrics() if isinstance(r, EvalMetrics)]
     return TrainResult(
         run=run.path,
         finished=finished,
-        steps=progress.step,
+        steps=steps,
         eval_loss_before=losses[0] if losses else None,
         eval_loss=losses[-1] if losses else None,
         seconds=seconds,

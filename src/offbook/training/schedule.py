@@ -82,6 +82,33 @@ def check_warmup(schedule: Schedule, settings: TrainSettings) -> str | None:
     )
 
 
+def describe_change(
+    schedule: Schedule, done: int, before: TrainSettings, now: TrainSettings
+) -> str | None:
+    """How other settings change a run that has taken `done` steps; None if not in its length.
+
+    Raises:
+        ConfigError: when it would be shorter than it is already.
+    """
+    old, new = schedule.total_steps(before), schedule.total_steps(now)
+    if new == old:
+        return None
+    if new < done:
+        key = "num_train_epochs" if now.max_steps is None else "max_steps"
+        raise ConfigError(
+            f"{getattr(now, key):g} means {new:,} steps, and the run has taken {done:,}",
+            where=f"train.{key}",
+            fix="leave it out to continue, or train a new run with another output_dir",
+        )
+    if new == done:
+        return f"the run ends after {new:,} steps instead of {old:,}, which it has taken"
+    told = f"the run has {new:,} steps instead of {old:,}: the learning rate "
+    if done:
+        told += f"was {learning_rate_at(done - 1, old, before):.3g} in step {done:,}, "
+    told += f"is {learning_rate_at(done, new, now):.3g} in step {done + 1:,}"
+    return f"{told}, and {learning_rate_at(new - 1, new, now):.3g} in the last one"
+
+
 def learning_rate_at(step: int, total: int, settings: TrainSettings) -> float:
     """The learning rate of the next step after `step` of `total`, as in transformers' schedules."""
     peak, warmup = settings.learning_rate, math.ceil(settings.warmup_ratio * total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,6 @@ from offbook.config import Config
 from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
 from offbook.engine.ops.library import library
-from offbook.errors import CheckpointError
-from offbook.files.storage import sha256
 from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
@@ -27,10 +26,23 @@ from offbook.models.load import (
 )
 from offbook.models.weights import check_weights
 from offbook.monitor import Monitor
-from offbook.runs import checkpoint
-from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
-from offbook.runs.receipt import Device, Receipt, Rows, hash_base, hash_text, installed_versions
+from offbook.runs.places import (
+    BASE,
+    commits_of,
+    places_from,
+    require_base,
+    resume_with,
+)
+from offbook.runs.receipt import (
+    Device,
+    Receipt,
+    Rows,
+    hash_base,
+    hash_data,
+    hash_text,
+    installed_versions,
+)
 from offbook.tokens.examples import Examples, setting_that_keeps
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
@@ -64,6 +76,7 @@ class RunInputs:
         plan: how steps are divided into micro-batches to fit the machine.
         dtype: of the base.
         device: that computes.
+        commits: of what came from the hub, by setting; `commits.get("model.base")` is the base's.
     """
 
     config: Config
@@ -76,6 +89,7 @@ class RunInputs:
     plan: Plan
     dtype: torch.dtype
     device: torch.device
+    commits: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -97,50 +111,13 @@ class LoadedRun:
         return [p for p in self.model.parameters() if p.requires_grad]
 
 
-def begin(
-    run: RunDirectory, config: Config, monitor: Monitor, *, resume: bool, overwrite: bool
-) -> tuple[LoadedRun, torch.optim.Optimizer, Progress]:
-    """Start a run, or restore the state of its newest checkpoint.
-
-    Args:
-        run: a directory that no other process writes to.
-        config: all settings, with absolute paths.
-        monitor: receives messages of reading and loading.
-        resume: continue the run in the directory.
-        overwrite: replace it.
-
-    Raises:
-        OffbookError: of the class that names what is wrong.
-    """
-    run.clean()
-    start = Receipt()
-    if resume:
-        config = run.settings_to_resume(config)
-        start = run.receipt()
-    elif not overwrite:
-        run.refuse_to_replace()
-    inputs = gather(config, monitor, start=start)
-    run.require_space(inputs.shape.adapter * FLOAT32, config.train.save_total_limit)
-    loaded = load(inputs, monitor)
-    receipt = make_receipt(inputs)
-    optimizer = torch.optim.AdamW(
-        loaded.trained_parameters(),
-        lr=config.train.learning_rate,
-        weight_decay=config.train.weight_decay,
-        fused=True,
-    )
-    if resume:
-        return loaded, optimizer, _restore(run, receipt, loaded, optimizer, monitor)
-    run.begin(inputs.config, receipt)
-    return loaded, optimizer, Progress(inputs.plan.micro_batch_tokens)
-
-
 def gather(
     config: Config,
     monitor: Monitor,
     *,
     weights: bool = True,
     start: Receipt | None = None,
+    resumed: RunDirectory | None = None,
     device: torch.device | None = None,
     available: int | None = None,
 ) -> RunInputs:
@@ -150,23 +127,27 @@ def gather(
         config: of the run.
         monitor: receives what is read and planned.
         weights: whether the base's weights will be needed.
-        start: what a resumed run was started with. Its date is kept, and its micro-batches where
-            they still fit.
+        start: what a resumed run was started with. Its date and commits are kept, and its
+            micro-batches where they still fit.
+        resumed: a run whose base this has to be.
         device: to plan for; by default, the one that will compute.
         available: bytes of its memory to plan for; by default, what it has now.
     """
     start = start or Receipt()
     device = device or choose_device()
     require_quantization(config.model.quantization)
-    base = resolve_base(config.model.base, config.model.revision, monitor.announce, weights)
+    revision = start.commits.get(BASE, config.model.revision)
+    base = resolve_base(config.model.base, revision, monitor.announce, weights)
     template = ChatTemplate(load_tokenizer(base), start.date)
+    if resumed:
+        require_base(resumed, base, template, resume_with(resumed, BASE))
     for note in template.notes:
         monitor.announce(note)
     if has_weights(base):
         check_weights(base)
     setting = config.data.max_length
     limit = context_length(base) if setting == "auto" else setting
-    data = read_data(config, template, limit, monitor)
+    data = read_data(config, template, limit, monitor, start.commits)
     shape = ModelShape.of(base, config.lora)
     for examples in (data.training, data.validation):
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
@@ -177,7 +158,7 @@ def gather(
     dtype = choose_precision(config.model.precision, device)
     case = Case(config, shape, data.longest, dtype, device, Memory.of(device, available))
     case = _resolve_precision(case, monitor)
-    case, data = _resolve_max_length(case, data, template, limit, monitor)
+    case, data = _resolve_max_length(case, data, template, limit, monitor, start.commits)
     plan = make_plan(case, start.micro_batch_tokens)
     monitor.announce(plan.describe())
     return RunInputs(
@@ -191,6 +172,7 @@ def gather(
         plan=plan,
         dtype=case.dtype,
         device=device,
+        commits=commits_of(case.config, base, data.files),
     )
 
 
@@ -221,14 +203,14 @@ def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
     return LoadedRun(inputs, model, engine)
 
 
-def make_receipt(inputs: RunInputs) -> Receipt:
-    """What goes into a run."""
+def make_receipt(inputs: RunInputs, run: Path) -> Receipt:
+    """What goes into the run in a directory."""
     device = inputs.device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return Receipt(
         base=hash_base(inputs.base),
         chat_template=hash_text(str(inputs.template.tokenizer.chat_template)),
-        data={path.name: sha256(path) for path in inputs.data},
+        data=hash_data(inputs.data),
         rows=Rows(
             training=len(inputs.training),
             validation=len(inputs.validation),
@@ -243,6 +225,8 @@ def make_receipt(inputs: RunInputs) -> Receipt:
         ),
         micro_batch_tokens=inputs.plan.micro_batch_tokens,
         date=inputs.template.date,
+        commits=inputs.commits,
+        places=places_from(run, inputs.config),
     )
 
 
@@ -258,7 +242,12 @@ def _resolve_precision(case: Case, monitor: Monitor) -> Case:
 
 
 def _resolve_max_length(
-    case: Case, data: Data, template: ChatTemplate, limit: int | None, monitor: Monitor
+    case: Case,
+    data: Data,
+    template: ChatTemplate,
+    limit: int | None,
+    monitor: Monitor,
+    commits: Mapping[str, str],
 ) -> tuple[Case, Data]:
     """The run with `data.max_length` resolved, and its examples, read again where they are shorter.
 
@@ -268,6 +257,7 @@ def _resolve_max_length(
         template: that makes them.
         limit: the setting, or with `auto` the base's context, if it has one.
         monitor: receives what is truncated or left out.
+        commits: that the data is of, by setting.
     """
     setting = case.config.data.max_length
     keep = setting_that_keeps(setting)
@@ -276,7 +266,7 @@ def _resolve_max_length(
         if fitting < data.longest:
             advice = describe(replace(case, whole=True), least_memory)
             limit, keep = fitting, f"make room in memory: {advice}"
-            data = read_data(case.config, template, limit, Monitor())
+            data = read_data(case.config, template, limit, Monitor(), commits)
         # With rows truncated, only the same limit truncates them in the same way on resume.
         resolved = max(data.longest, 8) if data.whole else limit
         config = case.config.override(f"data.max_length={resolved}")
@@ -287,43 +277,3 @@ def _resolve_max_length(
         for notice in part.notices(limit, keep):
             monitor.announce(notice)
     return case, data
-
-
-def _restore(
-    run: RunDirectory,
-    receipt: Receipt,
-    loaded: LoadedRun,
-    optimizer: torch.optim.Optimizer,
-    monitor: Monitor,
-) -> Progress:
-    """Load the newest checkpoint, where base and data are those the run was started with."""
-    start = run.receipt()
-    start.require_base(receipt.base, str(receipt.chat_template), run.path)
-    if receipt.data != start.data:
-        raise CheckpointError(
-            "the data has changed since the run was started",
-            where=str(run.path),
-            fix="restore it, or start again with --overwrite",
-        )
-    if notice := start.missing_date(receipt.date):
-        monitor.announce(notice)
-    if start.rows and receipt.rows and start.rows.counts != receipt.rows.counts:
-        raise CheckpointError(
-            "this version of offbook makes other examples of the data than the version that "
-            "started the run",
-            where=str(run.path),
-            fix="resume with that version, or start again with --overwrite",
-        )
-    if changed := start.changes_to_last_bits(receipt):
-        monitor.announce(
-            f"changed since the run was started: {', '.join(changed)}; "
-            "the result may differ in its last bits"
-        )
-    planned = loaded.inputs.plan.micro_batch_tokens
-    progress = checkpoint.restore(run, loaded.model, optimizer, monitor.announce)
-    progress = progress or Progress(planned)
-    progress.micro_batch_tokens = min(progress.micro_batch_tokens, planned)
-    # Before the first checkpoint everything is repeated, the evaluation of the base included.
-    run.forget_after(progress.step if progress.step else -1)
-    monitor.announce(f"resuming after step {progress.step}")
-    return progress

@@ -1,0 +1,158 @@
+"""A run is started, or continued as if it had not stopped: what has to be the same for that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from offbook.config import Config
+from offbook.errors import CheckpointError
+from offbook.files import storage
+from offbook.monitor import Monitor
+from offbook.runs import checkpoint
+from offbook.runs.checkpoint import Progress
+from offbook.runs.directory import COMMITTED, RunDirectory, step_of
+from offbook.runs.places import BASE, find_base, find_data, resume_with
+from offbook.runs.receipt import Receipt
+from offbook.training.schedule import Schedule, describe_change
+from offbook.training.setup import LoadedRun, RunInputs, gather, load, make_receipt
+
+FLOAT32 = 4  # bytes of a trained parameter
+
+
+def begin(
+    run: RunDirectory, config: Config, monitor: Monitor, *, resume: bool
+) -> tuple[LoadedRun, torch.optim.Optimizer, Progress]:
+    """Start a run, or restore the state of its newest checkpoint.
+
+    Args:
+        run: a directory that no other process writes to.
+        config: all settings; of a run to resume, what `settings_to_resume` gives.
+        monitor: receives messages of reading and loading.
+        resume: continue the run in the directory; otherwise, one that is there is replaced.
+
+    Raises:
+        OffbookError: of the class that names what is wrong.
+    """
+    start, own = Receipt(), config
+    if resume:
+        start, own = run.receipt(), run.config()
+        config = find_data(run, config)
+        place, _ = find_base(run, config, monitor.announce, resume_with(run, BASE))
+        config = config.with_value(BASE, place)
+        start = replace(start, commits=_same_commits(start.commits, own, config))
+    else:
+        config = config.with_absolute_paths()
+    inputs = gather(config, monitor, start=start, resumed=run if resume else None)
+    run.require_space(inputs.shape.adapter * FLOAT32, config.train.save_total_limit)
+    receipt = make_receipt(inputs, run.path)
+    if resume:
+        _require_same_data(run, receipt)
+        _tell_changes(run, receipt, monitor)
+        _tell_schedule(run, own, inputs, monitor)
+    loaded = load(inputs, monitor)
+    optimizer = torch.optim.AdamW(
+        loaded.trained_parameters(),
+        lr=config.train.learning_rate,
+        weight_decay=config.train.weight_decay,
+        fused=True,
+    )
+    if resume:
+        return loaded, optimizer, _restore(run, own, loaded, optimizer, monitor)
+    run.begin(inputs.config, receipt)
+    return loaded, optimizer, Progress(inputs.plan.micro_batch_tokens)
+
+
+def finished_steps(run: RunDirectory, config: Config) -> int | None:
+    """How many steps a run has taken, if it has finished and is not to be continued.
+
+    Args:
+        run: to look at.
+        config: the settings to resume it with.
+    """
+    rows, own = run.receipt().rows, run.config().train
+    if rows is None or storage.verify(run.adapter) is not None:
+        return None
+    schedule = Schedule(rows.training, own.batch_size, own.seed)
+    steps = schedule.total_steps(own)
+    return steps if schedule.total_steps(config.train) == steps else None
+
+
+def _same_commits(commits: dict[str, str], own: Config, config: Config) -> dict[str, str]:
+    """The commits of what a resumed run still has from the hub."""
+    before, now = own.flat(), config.flat()
+    return {
+        key: commit
+        for key, commit in commits.items()
+        if before[key] == now[key]
+        and (key != BASE or before["model.revision"] == now["model.revision"])
+    }
+
+
+def _require_same_data(run: RunDirectory, receipt: Receipt) -> None:
+    """Refuse to resume a run with other rows, or with other examples of them."""
+    start = run.receipt()
+    if not start.has_data(receipt):
+        raise CheckpointError(
+            "the data has changed since the run was started",
+            where=str(run.path),
+            fix="restore it, or start again with --overwrite",
+        )
+    if start.rows and receipt.rows and start.rows.counts != receipt.rows.counts:
+        raise CheckpointError(
+            "this version of offbook makes other examples of the data than the version that "
+            "started the run",
+            where=str(run.path),
+            fix="resume with that version, or start again with --overwrite",
+        )
+
+
+def _tell_changes(run: RunDirectory, receipt: Receipt, monitor: Monitor) -> None:
+    """Announce why a resumed run may end in other bits."""
+    start = run.receipt()
+    if notice := start.missing_date(receipt.date):
+        monitor.announce(notice)
+    if changed := start.changes_to_last_bits(receipt):
+        monitor.announce(
+            f"changed since the run was started: {', '.join(changed)}; "
+            "the result may differ in its last bits"
+        )
+
+
+def _tell_schedule(run: RunDirectory, own: Config, inputs: RunInputs, monitor: Monitor) -> None:
+    """Announce that a resumed run has other steps than before, or refuse."""
+    schedule = Schedule.of(inputs.training, own.train)
+    newest = checkpoint.newest(run, lambda text: None)
+    done = (newest and step_of(newest)) or 0
+    if told := describe_change(schedule, done, own.train, inputs.config.train):
+        if run.finished and done < schedule.total_steps(own.train):
+            raise CheckpointError(
+                "the checkpoint of the last step is missing or damaged, so the run cannot go on",
+                where=str(run.path),
+                fix="restore it from a copy, or start again with --overwrite",
+            )
+        monitor.announce(told)
+
+
+def _restore(
+    run: RunDirectory,
+    own: Config,
+    loaded: LoadedRun,
+    optimizer: torch.optim.Optimizer,
+    monitor: Monitor,
+) -> Progress:
+    """Load the newest checkpoint, and write the settings that have changed."""
+    config, planned = loaded.inputs.config, loaded.inputs.plan.micro_batch_tokens
+    progress = checkpoint.restore(run, loaded.model, optimizer, monitor.announce)
+    progress = progress or Progress(planned)
+    progress.micro_batch_tokens = min(progress.micro_batch_tokens, planned)
+    schedule = Schedule.of(loaded.inputs.training, config.train)
+    if progress.step < schedule.total_steps(config.train) != schedule.total_steps(own.train):
+        storage.discard(run.adapter, COMMITTED)  # the checkpoint has the same weights
+    if config != own:
+        run.write_settings(config)
+    # Before the first checkpoint everything is repeated, the evaluation of the base included.
+    run.forget_after(progress.step if progress.step else -1)
+    monitor.announce(f"resuming after step {progress.step}")
+    return progress
