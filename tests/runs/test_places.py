@@ -134,8 +134,6 @@ def test_a_run_is_resumed_where_it_is(way: Way, project: Path, made: Path) -> No
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_is_overwritten_where_it_is(way: Way, project: Path, made: Path) -> None:
-    if way is moved_with_its_project:
-        pytest.skip("its settings name a base and rows that are no longer there")
     original, before = project / "runs" / "role", contents(project / "runs" / "role")
     run = way(project)
     result = train(Config.load(run / "config.yaml"), overwrite=True)
@@ -210,7 +208,7 @@ def test_another_base_or_other_rows_are_refused_with_the_command(project: Path) 
         with pytest.raises(CheckpointError, match=f"`offbook train {run} --resume {key}=PATH`"):
             train(config, resume=True)
     config = Config.load(run / "config.yaml", ["data.validation=0.5"])
-    with pytest.raises(ConfigError, match="started with other settings: data.validation was"):
+    with pytest.raises(ConfigError, match=r"other settings: data\.validation was"):
         train(config, resume=True)
     assert contents(run) == before
 
@@ -221,9 +219,7 @@ def test_of_two_places_the_one_that_agrees_is_used(project: Path, made: Path) ->
     (run.parents[1] / "base" / "model.safetensors").write_bytes(b"damaged")
     heard = Listener()
     assert train(Config.load(run / "config.yaml"), resume=True, monitor=heard).finished
-    assert (
-        f"{run.parents[1] / 'rows.jsonl'}: alpaca rows (instruction, input, output)" in heard.heard
-    )
+    assert any(text.startswith(f"{run.parents[1] / 'rows.jsonl'}: ") for text in heard.heard)
     assert open_run(run).base == project / "base"
     assert sha256(run / ADAPTER) == sha256(made / "runs" / "whole" / ADAPTER)
 

@@ -34,9 +34,10 @@ def verify(folder: Path) -> str | None:
 def listed(folder: Path) -> list[str] | None:
     """The names in a folder's manifest, then that of the manifest; None where none can be read."""
     try:
-        return [*dict(json.loads((folder / MANIFEST).read_bytes())), MANIFEST]
-    except (OSError, ValueError, TypeError):
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
         return None
+    return [*manifest, MANIFEST] if isinstance(manifest, dict) else None
 
 
 def sha256(path: Path) -> str:

@@ -91,6 +91,18 @@ def find_data(run: RunDirectory, config: Config) -> Config:
     return config
 
 
+def find_moved(run: RunDirectory, config: Config) -> Config:
+    """The settings to replace a run with; files that are gone are those that moved with the run.
+
+    Unlike those of a run to resume, they may have changed.
+    """
+    for key in PATH_KEYS:
+        places = _places(run, config, key)
+        if len(places) > 1 and not local_path(places[1]) and local_path(places[0]):
+            config = config.with_value(key, places[0])
+    return config
+
+
 def find_base(
     run: RunDirectory, config: Config, announce: Callable[[str], None], command: str
 ) -> tuple[str, Path]:

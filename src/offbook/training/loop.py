@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from offbook.config import Config, TrainSettings
 from offbook.engine.check import check_gradients
@@ -15,9 +18,11 @@ from offbook.files import storage
 from offbook.models.adapter import adapter_files
 from offbook.monitor import EvalMetrics, Metrics, Monitor, StepMetrics
 from offbook.runs import checkpoint
+from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
 from offbook.training.resume import begin, finished_steps
 from offbook.training.schedule import Schedule, learning_rate_at
+from offbook.training.setup import LoadedRun
 from offbook.training.step import Log, Stepper, StepResult, Stopped
 
 
@@ -132,7 +137,8 @@ def train(
     monitor = monitor or Monitor()
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other", fix="give one of them")
-    run = RunDirectory(Path(config.output_dir).expanduser())
+    # Unlike pathlib's, this leaves an unknown ~user as it is.
+    run = RunDirectory(Path(os.path.expanduser(config.output_dir)))  # noqa: PTH111
     with run.claim():
         run.clean()
         if resume and not run.begun:
@@ -147,24 +153,44 @@ def train(
         elif not overwrite:
             run.refuse_to_replace()
         loaded, optimizer, progress = begin(run, config, monitor, resume=resume)
-        seconds, examples, finished = 0.0, 0, True
-        with _log(run, loaded.inputs.config.train, monitor, progress.step) as log:
-            stepper = Stepper(loaded, optimizer, progress, log, monitor.announce, should_stop)
-            try:
-                for result in training_steps(run, stepper, monitor):
-                    seconds += result.seconds
-                    examples += result.examples
-            except Stopped:
-                finished = False
-                if progress.step > 0:
-                    stepper.save(run)
-            except OffbookError:
-                if progress.step == 0 and not resume:
-                    run.undo_begin()
-                raise
+        try:
+            seconds, examples, finished = _train(
+                run, loaded, optimizer, progress, monitor, should_stop
+            )
+        except OffbookError:
+            if progress.step == 0 and not resume:
+                run.undo_begin()
+            raise
         if finished and not checkpoint.is_result(run):
             storage.commit(run.adapter, adapter_files(loaded.model))
         return _result(run, progress.step, finished, seconds, examples)
+
+
+def _train(
+    run: RunDirectory,
+    loaded: LoadedRun,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    monitor: Monitor,
+    should_stop: Callable[[], bool],
+) -> tuple[float, int, bool]:
+    """Take the steps that are left, and save where the run is stopped.
+
+    Returns:
+        Seconds spent in steps, examples seen in them, and whether the run has finished.
+    """
+    seconds, examples = 0.0, 0
+    with _log(run, loaded.inputs.config.train, monitor, progress.step) as log:
+        stepper = Stepper(loaded, optimizer, progress, log, monitor.announce, should_stop)
+        try:
+            for result in training_steps(run, stepper, monitor):
+                seconds += result.seconds
+                examples += result.examples
+        except Stopped:
+            if progress.step > 0:
+                stepper.save(run)
+            return seconds, examples, False
+    return seconds, examples, True
 
 
 def _result(

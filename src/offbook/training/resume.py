@@ -13,7 +13,7 @@ from offbook.monitor import Monitor
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import COMMITTED, RunDirectory, step_of
-from offbook.runs.places import BASE, find_base, find_data, resume_with
+from offbook.runs.places import BASE, find_base, find_data, find_moved, resume_with
 from offbook.runs.receipt import Receipt
 from offbook.training.schedule import Schedule, describe_change
 from offbook.training.setup import LoadedRun, RunInputs, gather, load, make_receipt
@@ -44,6 +44,8 @@ def begin(
         start = replace(start, commits=_same_commits(start.commits, own, config))
     else:
         config = config.with_absolute_paths()
+        if run.begun:
+            config = find_moved(run, config)
     inputs = gather(config, monitor, start=start, resumed=run if resume else None)
     run.require_space(inputs.shape.adapter * FLOAT32, config.train.save_total_limit)
     receipt = make_receipt(inputs, run.path)

@@ -1,0 +1,99 @@
+"""Runs on the command line: printed commands work, and an `init` folder is no run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from offbook.cli.train import report
+from offbook.errors import quote
+from offbook.training.loop import TrainResult
+from support.tiny import ROWS
+
+Cli = Callable[..., tuple[int, str, str]]
+NAMES = ["run", "it's a run", "-run", "a=b", "~", "$HOME", "跑"]
+
+
+@pytest.fixture
+def arguments(tiny_base: Path, tmp_path: Path) -> list[str]:
+    (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+    settings = {"model.base": tiny_base, "model.precision": "float32", "data.train": "rows.jsonl"}
+    settings |= {"train.batch_size": 3, "train.max_steps": 1, "data.validation": 0}
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def typed(command: str) -> list[str]:
+    """The arguments of `offbook ...`, as a shell passes them."""
+    program, *arguments = shlex.split(command)
+    assert program == "offbook"
+    return arguments
+
+
+def test_without_rows_it_asks_for_them(cli: Cli, tmp_path: Path) -> None:
+    code, out, err = cli("train")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: there are no rows to train on; add data.train=FILE; or run `offbook init myrole` "
+        "for a folder to start from, or `offbook demo` for a sample role\n"
+    )
+    (tmp_path / "settings.yaml").write_text("train: {max_steps: 1}\n")
+    assert cli("train", "settings.yaml")[2].startswith("error: settings.yaml: there are no rows")
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
+
+
+def test_no_command_changes_an_init_folder(cli: Cli, tmp_path: Path) -> None:
+    assert cli("init", "role")[0] == 0
+    config = tmp_path / "role" / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    before = {path: path.read_bytes() for path in (tmp_path / "role").iterdir()}
+    for more in ([], ["--overwrite"], ["--resume"]):
+        for named in ("role", "role/config.yaml"):
+            code, _, err = cli("train", named, "output_dir=role", "train.max_steps=1", *more)
+            assert code == 2
+            assert "role: config.yaml is here, and is not that of a run; set another" in err
+    assert cli("init", "role")[0] == 2
+    assert cli("chat", "role")[0] == 4
+    assert {path: path.read_bytes() for path in (tmp_path / "role").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["my role", "-role", "a: b #c", "it's"])
+def test_what_init_prints_works_for_any_name(cli: Cli, tmp_path: Path, name: str) -> None:
+    code, out, _ = cli("init", "--", name)
+    assert code == 0
+    check, train, chat = re.findall(r"^offbook .*$", out, re.MULTILINE)
+    assert cli(*typed(check), "--json")[0] == 0
+    code, _, err = cli(*typed(train), "model.base=nothing")
+    assert (code, "no such model" in err) == (2, True)
+    assert Path(typed(chat)[1]) == Path("runs", name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_printed_command_works_as_it_is(
+    cli: Cli, arguments: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"./{name}" if name == "~" else name
+    report(TrainResult(Path(name), False, 1, None, None, 0.0, 0.0))
+    (resume,) = re.findall(r"`(.*)`", capsys.readouterr().err)
+    # Where nothing has begun, the command of a run that was stopped needs its settings.
+    code, out, err = cli("train", *arguments, f"output_dir={name}", "--resume")
+    assert code == 0, err
+    (chat,) = re.findall(r"talk to it: (.*)$", out, re.MULTILINE)
+    assert cli(*typed(chat), "-p", "hello", "--max-new-tokens", "2")[0] == 0
+    code, _, err = cli("train", *arguments, f"output_dir={name}")
+    assert code == 2
+    (again,) = re.findall(r"\(`(.*)`\)", err)
+    assert again == resume
+    code, out, err = cli(*typed(again), "--json")
+    assert (code, json.loads(out)["steps"]) == (0, 1)
+    assert "the run has finished before: 1 steps" in err
+
+
+def test_a_path_is_one_word_for_the_shell() -> None:
+    for name in (*NAMES, "a;b", 'a"b', "*", "-x y"):
+        assert [Path(word) for word in shlex.split(quote(Path(name)))] == [Path(name)]
+        assert not quote(Path(name)).startswith(("-", "'-"))
