@@ -220,7 +220,8 @@ class Config(Section):
         if path is not None:
             values, origins = read_yaml(Path(path))
             if Path(path).name == RUN_SETTINGS and Path(path).with_name(RECEIPT).exists():
-                values["output_dir"] = str(Path(path).parent)
+                # "~" would be the user's home.
+                values["output_dir"] = os.path.join(os.curdir, Path(path).parent)  # noqa: PTH118
         for override in overrides:
             apply_override(override, values, origins)
         return cls._validated(values, origins)
@@ -260,7 +261,10 @@ class Config(Section):
         for key in PATH_KEYS:
             path = local_path(str(flat[key]))
             if path and flat[key] not in (EMBEDDED_BASE, *SAMPLE_ROLES):
-                copy = copy.with_value(key, str(path.absolute()))
+                # A link keeps its name, which says what type of file it is.
+                named = path.name not in ("", "..")
+                absolute = path.parent.resolve() / path.name if named else path.resolve()
+                copy = copy.with_value(key, str(absolute))
         return copy
 
     def to_yaml(self) -> str:

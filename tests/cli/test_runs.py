@@ -90,7 +90,7 @@ def test_every_printed_command_works_as_it_is(
     assert again == resume
     code, out, err = cli(*typed(again), "--json")
     assert (code, json.loads(out)["steps"]) == (0, 1)
-    assert "the run has finished before: 1 steps" in err
+    assert "the run has finished already, in step 1" in err
 
 
 def test_a_path_is_one_word_for_the_shell() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from offbook.config import Config
-from offbook.errors import ConfigError, OffbookError
+from offbook.errors import ConfigError, NonFiniteError, OffbookError
 from offbook.files import storage
+from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 from support.disks import Snapshots
@@ -120,7 +121,6 @@ FAILURES: dict[str, tuple[str, ...]] = {
     "base": ("model.base=nothing",),
     "layers": ("lora.target_modules=[nothing]",),
     "warm-up": ("train.max_steps=1", "train.warmup_ratio=1"),
-    "first step": ("train.learning_rate=1e30",),
 }
 
 
@@ -134,6 +134,25 @@ def test_a_start_that_fails_leaves_nothing_behind(
     with pytest.raises(OffbookError):
         train(config, **how)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_run_that_fails_before_its_first_step_leaves_nothing_behind(
+    tiny_config: MakeConfig, tmp_path: Path, how: dict[str, bool]
+) -> None:
+    class Broken(Monitor):
+        def begin(self, step: int, total: int) -> None:
+            raise NonFiniteError("the loss is nan")
+
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(NonFiniteError):
+        train(tiny_config(), monitor=Broken(), **how)
+    assert sorted(tmp_path.rglob("*")) == before
+    # A run that has taken steps stays.
+    train(tiny_config(), should_stop=stop_after(4))
+    with pytest.raises(NonFiniteError):
+        train(tiny_config(), monitor=Broken(), resume=True)
+    assert train(tiny_config(), resume=True).finished
 
 
 def test_in_a_folder_of_the_users_nothing_is_left_either(

@@ -31,7 +31,7 @@ def test_a_finished_run_says_so_without_its_base_or_rows(tiny_config: MakeConfig
     Path(tiny_config().data.train).unlink()
     result, heard = again(run)
     assert (result.finished, result.steps, result.run) == (True, 5, run)
-    assert heard == ["the run has finished before: 5 steps"]
+    assert heard == ["the run has finished already, in step 5"]
     assert result.eval_loss is not None
     with pytest.raises(ConfigError, match=r"other settings: lora\.r was 8, is 4"):
         again(run, "lora.r=4")
@@ -50,7 +50,7 @@ def test_a_longer_run_goes_on_as_if_it_had_been_so_long(
     assert any(text.startswith("the run has 7 steps instead of 4: the") for text in heard)
     assert hashes(run) == hashes(whole.run)
     assert RunDirectory(run).config().train.max_steps == 7
-    assert again(run)[1] == ["the run has finished before: 7 steps"]
+    assert again(run)[1] == ["the run has finished already, in step 7"]
     if stopped:
         assert [r["step"] for r in curve(run)] == [r["step"] for r in curve(whole.run)]
 
@@ -95,7 +95,7 @@ def test_a_run_cannot_be_shorter_than_it_is(tiny_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match=r"num_train_epochs: 1 means 2 steps, and the run has"):
         again(run, "train.num_train_epochs=1", "train.max_steps=null")
     assert RunDirectory(run).finished
-    assert again(run)[1] == ["the run has finished before: 4 steps"]
+    assert again(run)[1] == ["the run has finished already, in step 4"]
 
 
 def test_a_run_stopped_early_may_be_shorter(tiny_config: MakeConfig) -> None:
@@ -112,7 +112,7 @@ def test_a_finished_run_without_its_last_checkpoint_is_not_trained_again(
     run = train(tiny_config("train.max_steps=4")).run
     (run / "checkpoints" / "step-4").rename(run / "gone")
     before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
-    assert again(run)[1] == ["the run has finished before: 4 steps"]
+    assert again(run)[1] == ["the run has finished already, in step 4"]
     with pytest.raises(CheckpointError, match="the checkpoint of the last step is missing or dam"):
         again(run, "train.max_steps=6")
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before

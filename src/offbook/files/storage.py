@@ -267,6 +267,8 @@ def lock(folder: Path) -> Iterator[None]:
     """
     held = FileLock(folder / LOCK, blocking=False)
     with _as_disk_error(folder / LOCK):
+        if (folder / LOCK).is_symlink():  # in a copy made of links; its lock is its own
+            (folder / LOCK).unlink()
         try:
             held.acquire()
         except Timeout:

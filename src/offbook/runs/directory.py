@@ -239,10 +239,18 @@ class RunDirectory:
         storage.require_space(self.path, adapter_bytes * (3 * (keep + 1) + 1) - present)
 
     def begin(self, config: Config, receipt: Receipt) -> None:
-        """Start a new run, and remove a run that was there before."""
+        """Start a new run, and remove a run that was there before.
+
+        Raises:
+            DiskError: when the disk is full or fails; then there is none.
+        """
         self._remove()
-        storage.replace_file(self.receipt_file, receipt.to_json())
-        self.write_settings(config)
+        try:
+            storage.replace_file(self.receipt_file, receipt.to_json())
+            self.write_settings(config)
+        except DiskError:
+            self.undo_begin()
+            raise
 
     def write_settings(self, config: Config) -> None:
         """Write `config.yaml`, without the place of the run."""
@@ -250,14 +258,15 @@ class RunDirectory:
         storage.replace_file(self.config_file, write_yaml(values).encode())
 
     def undo_begin(self) -> None:
-        """Remove a run that has taken no step."""
-        self._remove()
-        storage.discard(self.receipt_file)
+        """Remove a run that has taken no step, as far as the disk allows it."""
+        with suppress(DiskError):
+            self._remove()
+            storage.discard(self.receipt_file)
 
     def _remove(self) -> None:
         """Remove all that a run wrote except its receipt, and nothing else."""
         storage.discard(self.config_file)
-        for _, folder in self.steps():
+        for _, folder in () if self.checkpoints.is_symlink() else self.steps():
             storage.discard(folder, COMMITTED)
         storage.discard(self.checkpoints)  # where nothing of others is in it
         storage.discard(self.adapter, COMMITTED)

@@ -148,7 +148,7 @@ def train(
             config = run.settings_to_resume(config)
             if (steps := finished_steps(run, config)) is not None:
                 run.forget_after(steps)
-                monitor.announce(f"the run has finished before: {steps:,} steps")
+                monitor.announce(f"the run has finished already, in step {steps:,}")
                 return _result(run, steps)
         elif not overwrite:
             run.refuse_to_replace()
