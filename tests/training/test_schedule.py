@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offbook.config import TrainSettings
-from offbook.training.schedule import Schedule
+from offbook.config import LoraSettings, TrainSettings
+from offbook.training.schedule import Schedule, fitting_rate, learning_rate_at, warmup_steps
 
 
 def test_an_epoch_sees_every_row_once() -> None:
@@ -29,3 +29,37 @@ def test_the_order_is_new_each_epoch_and_the_same_each_time() -> None:
 )
 def test_total_steps(settings: dict[str, float], steps: int) -> None:
     assert Schedule(50, 16, 3).total_steps(TrainSettings(**settings)) == steps
+
+
+@pytest.mark.parametrize(
+    ("family", "width", "rate"),
+    [
+        ("llama", 2000, 5.0e-4),
+        ("llama", 576, 1.3e-3),  # SmolLM2-135M
+        ("llama", 4096, 2.9e-4),  # DeepSeek-LLM 7B, Llama 3.1 8B
+        ("mistral", 4096, 2.9e-4),
+        ("qwen2", 3584, 4.8e-4),
+        ("qwen3", 1024, 5.3e-4),
+    ],
+)
+def test_the_rate_is_that_of_the_published_rule(family: str, width: int, rate: float) -> None:
+    assert fitting_rate(width, family, LoraSettings()) == rate
+
+
+def test_the_rate_does_not_depend_on_the_rank_but_on_the_scale() -> None:
+    def rate(**lora: float) -> float:
+        return fitting_rate(2000, "llama", LoraSettings(**lora))
+
+    assert rate(r=1) == rate(r=64) == rate(r=16, lora_alpha=8, use_rslora=True) == 5.0e-4
+    assert (rate(lora_alpha=16), rate(lora_alpha=64)) == (1.0e-3, 2.5e-4)
+
+
+@pytest.mark.parametrize(
+    ("total", "warmup"), [(1, 0), (9, 0), (12, 1), (32, 3), (100, 10), (5000, 10)]
+)
+def test_warm_up_is_a_few_steps_by_default(total: int, warmup: int) -> None:
+    settings = TrainSettings(learning_rate=1.0)
+    assert warmup_steps(total, settings) == warmup
+    rates = [learning_rate_at(step, total, settings) for step in range(total)]
+    assert rates.index(max(rates)) == warmup
+    assert max(rates) == 1

@@ -47,7 +47,7 @@ from offbook.training.plan import (
     longest_that_fits,
     make_plan,
 )
-from offbook.training.schedule import Schedule, check_warmup
+from offbook.training.schedule import Schedule, check_warmup, fitting_rate
 
 FLOAT32 = 4  # bytes of a trained parameter
 
@@ -57,7 +57,7 @@ class RunInputs:
     """What is known of a run before its base is loaded.
 
     Attributes:
-        config: with its precision resolved.
+        config: with its precision, `max_length`, learning rate and epochs resolved.
         base: the folder of the base model.
         template: of its chats.
         data: the files the examples come from.
@@ -126,8 +126,7 @@ def begin(
     loaded = load(inputs, monitor)
     receipt = make_receipt(inputs)
     optimizer = torch.optim.AdamW(
-        loaded.trained_parameters(),
-        lr=config.train.learning_rate,
+        loaded.trained_parameters(),  # each step sets the learning rate
         weight_decay=config.train.weight_decay,
         fused=True,
     )
@@ -173,6 +172,11 @@ def gather(
     memory = Memory.of(device, available)
     for examples in (training, validation):
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
+    if config.train.learning_rate == "auto":
+        width = shape.config.hidden_size
+        rate = fitting_rate(width, shape.config.model_type, config.lora)
+        config = config.override(f"train.learning_rate={rate}")
+        monitor.announce(f"learning rate {rate:g}, from the base's width ({width:,})")
     if warmup := check_warmup(Schedule.of(training, config.train), config.train):
         monitor.announce(warmup)
     for note in shape.notes:
