@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from offbook.config import LoraSettings, TrainSettings
-from offbook.training.schedule import Schedule, fitting_rate, learning_rate_at, warmup_steps
+from offbook.training.schedule import (
+    STEPS_FOR_A_VOICE,
+    Schedule,
+    check_steps,
+    fitting_rate,
+    learning_rate_at,
+    warmup_steps,
+)
 
 
 def test_an_epoch_sees_every_row_once() -> None:
@@ -63,3 +70,20 @@ def test_warm_up_is_a_few_steps_by_default(total: int, warmup: int) -> None:
     rates = [learning_rate_at(step, total, settings) for step in range(total)]
     assert rates.index(max(rates)) == warmup
     assert max(rates) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 17, 48])
+def test_few_steps_come_with_the_epochs_that_make_enough(rows: int) -> None:
+    schedule, settings = Schedule(rows, 16, 3), TrainSettings()
+    notice = check_steps(schedule, settings) or ""
+    assert notice.startswith(f"{schedule.total_steps(settings)} steps are few")
+    epochs = int(notice.split("train.num_train_epochs=")[1].split()[0])
+    enough = TrainSettings(num_train_epochs=epochs)
+    assert STEPS_FOR_A_VOICE <= schedule.total_steps(enough) < STEPS_FOR_A_VOICE + 3
+    assert f"makes {schedule.total_steps(enough)}" in notice
+    assert check_steps(schedule, enough) is None
+
+
+def test_enough_steps_or_a_number_of_steps_need_no_advice() -> None:
+    assert check_steps(Schedule(57, 16, 3), TrainSettings()) is None  # 60 rows, 3 of them held out
+    assert check_steps(Schedule(5, 16, 3), TrainSettings(max_steps=1)) is None

@@ -40,7 +40,7 @@ def init(
         (str(config), "all settings, explained"),
         (str(rows), "a sample role of 260 rows: replace them with your own"),
         (f"offbook check {rows}", "count them, and see which tokens are trained on"),
-        (f"offbook train {config}", "train (about 3 minutes with the sample)"),
+        (f"offbook train {config}", "train (about 5 minutes with the sample)"),
         (f"offbook chat runs/{name}", "talk to it"),
     ):
         out.print(f"{what}\n    {why}", markup=False, soft_wrap=True)

@@ -23,11 +23,6 @@ LINE: TypeAdapter[Metrics] = TypeAdapter(
         Field(union_mode="left_to_right"),
     ]
 )
-# Settings of which `auto` means, when a run is resumed, what the run has.
-KEPT_BY_AUTO = (
-    *("model.precision", "data.max_length"),
-    *("train.learning_rate", "train.warmup_ratio", "train.num_train_epochs"),
-)
 # Settings that may change when a run is resumed, since they do not change its result.
 FREE_ON_RESUME = ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to")
 
@@ -92,9 +87,9 @@ class RunDirectory:
             ConfigError: when `requested` differs in a setting that would change the result.
         """
         own = self.config()
-        for key in KEPT_BY_AUTO:
-            if requested.flat()[key] == "auto":
-                requested = requested.override(f"{key}={own.flat()[key]}")
+        for key, value in own.flat().items():  # the run has what `auto` was resolved to
+            if Config().flat()[key] == requested.flat()[key] == "auto":
+                requested = requested.override(f"{key}={value}")
         free = {key: getattr(requested.train, key) for key in FREE_ON_RESUME}
         train = own.train.model_copy(update=free)
         merged = own.model_copy(update={"train": train, "output_dir": requested.output_dir})

@@ -47,7 +47,7 @@ from offbook.training.plan import (
     longest_that_fits,
     make_plan,
 )
-from offbook.training.schedule import Schedule, check_warmup, fitting_rate
+from offbook.training.schedule import Schedule, check_steps, check_warmup, fitting_rate
 
 FLOAT32 = 4  # bytes of a trained parameter
 
@@ -57,7 +57,7 @@ class RunInputs:
     """What is known of a run before its base is loaded.
 
     Attributes:
-        config: with its precision, `max_length`, learning rate and epochs resolved.
+        config: with its precision, `max_length` and learning rate resolved.
         base: the folder of the base model.
         template: of its chats.
         data: the files the examples come from.
@@ -177,8 +177,9 @@ def gather(
         rate = fitting_rate(width, shape.config.model_type, config.lora)
         config = config.override(f"train.learning_rate={rate}")
         monitor.announce(f"learning rate {rate:g}, from the base's width ({width:,})")
-    if warmup := check_warmup(Schedule.of(training, config.train), config.train):
-        monitor.announce(warmup)
+    for check in (check_warmup, check_steps):
+        if notice := check(Schedule.of(training, config.train), config.train):
+            monitor.announce(notice)
     for note in shape.notes:
         monitor.announce(note)
     longest, keep = _longest(training, validation), setting_that_keeps(setting)
