@@ -155,7 +155,7 @@ class TrainSettings(Section):
 
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """Share of the steps in which the learning rate rises from 0 (arXiv:1706.02677). `auto` is a
-    tenth of them, but at most 10 steps."""
+    tenth of them, but at most 10 steps, and begins above 0."""
 
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay (arXiv:1711.05101)."""

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from offbook.config import LoraSettings, TrainSettings
+from offbook.config import Config, LoraSettings, TrainSettings
+from offbook.models.base import read_config
+from offbook.monitor import Monitor, StepMetrics
+from offbook.runs.directory import RunDirectory
+from offbook.training.forecast import forecast
+from offbook.training.loop import train
 from offbook.training.schedule import (
     STEPS_FOR_A_VOICE,
     Schedule,
@@ -14,6 +22,7 @@ from offbook.training.schedule import (
     learning_rate_at,
     warmup_steps,
 )
+from support.runs import Listener, records_of, stop_after
 
 
 def test_an_epoch_sees_every_row_once() -> None:
@@ -69,7 +78,8 @@ def test_warm_up_is_a_few_steps_by_default(total: int, warmup: int) -> None:
     assert warmup_steps(total, settings) == warmup
     rates = [learning_rate_at(step, total, settings) for step in range(total)]
     assert rates.index(max(rates)) == warmup
-    assert max(rates) == 1
+    assert (min(rates) > 0, max(rates)) == (True, 1)
+    assert rates[: warmup + 1] == sorted(rates[: warmup + 1])
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 17, 48])
@@ -87,3 +97,33 @@ def test_few_steps_come_with_the_epochs_that_make_enough(rows: int) -> None:
 def test_enough_steps_or_a_number_of_steps_need_no_advice() -> None:
     assert check_steps(Schedule(57, 16, 3), TrainSettings()) is None  # 60 rows, 3 of them held out
     assert check_steps(Schedule(5, 16, 3), TrainSettings(max_steps=1)) is None
+
+
+MakeConfig = Callable[..., Config]
+
+
+def test_a_fitting_rate_is_said_used_and_written_as_a_number(tiny_config: MakeConfig) -> None:
+    config, monitor = tiny_config("train.learning_rate=auto"), Listener()
+    result = train(config, monitor=monitor)
+    base = read_config(Path(config.model.base))
+    rate = fitting_rate(base.hidden_size, base.model_type, config.lora)
+    assert (
+        monitor.heard.count(f"learning rate {rate:g}, from the base's width ({base.hidden_size})")
+        == 1
+    )
+    assert records_of(StepMetrics, result.run)[0].learning_rate == rate
+    assert RunDirectory(result.run).config().train.learning_rate == rate
+    assert forecast(config, Monitor()).learning_rate == rate
+
+
+def test_a_rate_that_is_named_is_kept_and_not_spoken_of(tiny_config: MakeConfig) -> None:
+    monitor = Listener()
+    train(tiny_config("train.max_steps=1"), monitor=monitor)
+    assert not [text for text in monitor.heard if "learning rate" in text]
+
+
+def test_on_resume_auto_is_what_the_run_has(tiny_config: MakeConfig) -> None:
+    train(tiny_config("train.warmup_ratio=0.5"), should_stop=stop_after(2))
+    result = train(tiny_config("train.learning_rate=auto"), resume=True)
+    assert RunDirectory(result.run).config().train.learning_rate == 0.01
+    assert [r.learning_rate for r in records_of(StepMetrics, result.run)][3:] == [0.01, 0.005]

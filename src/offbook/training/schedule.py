@@ -127,12 +127,14 @@ def warmup_steps(total: int, settings: TrainSettings) -> int:
 def learning_rate_at(step: int, total: int, settings: TrainSettings) -> float:
     """The learning rate of the next step after `step` of `total`, as in transformers' schedules.
 
-    `settings.learning_rate` is a number here; see `fitting_rate`.
+    Those begin a warm-up with a step at a rate of 0. `warmup_ratio: auto` does not, since a short
+    run would lose it. `settings.learning_rate` is a number here; see `fitting_rate`.
     """
     peak, warmup = settings.learning_rate, warmup_steps(total, settings)
     assert peak != "auto"
     if step < warmup:
-        return peak * step / warmup
+        first = settings.warmup_ratio == "auto"
+        return peak * (step + first) / (warmup + first)
     if settings.lr_scheduler_type == "constant":
         return peak
     done = (step - warmup) / max(total - warmup, 1)
