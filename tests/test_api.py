@@ -57,6 +57,12 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             assert heading in anchors, f"{target}#{heading}"
 
 
+def test_the_changelog_knows_the_version() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## {offbook.__version__}\n" in changes
+    assert changes.index("\n## Unreleased\n") < changes.index(f"\n## {offbook.__version__}\n")
+
+
 def commands(page: str) -> list[str]:
     """The lines of a page's code blocks, without comments."""
     blocks = re.findall(r"^```\w+\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
