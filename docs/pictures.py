@@ -32,7 +32,7 @@ def recorder(width: int) -> Console:
     return Console(record=True, width=width, file=Path("/dev/null").open("w"), force_terminal=True)
 
 
-chat = Chat.open(sys.argv[1], Sampling(temperature=0, max_new_tokens=60))
+chat = Chat.open(sys.argv[1], Sampling(temperature=0))
 template = chat.template
 row = next(iter(read_conversations("lighthouse")))
 console = recorder(90)

@@ -55,9 +55,15 @@ def complaint(path: Path | None = None, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_the_defaults_are_the_tutorials_numbers():
+def test_the_defaults_are_the_tutorials_numbers_where_they_fit_any_base():
     settings = Config().flat()
-    assert {key: settings[key] for key in TUTORIAL} == TUTORIAL
+    fitted = dict.fromkeys(("train.learning_rate", "train.warmup_ratio"), "auto")
+    assert {key: settings[key] for key in TUTORIAL} == TUTORIAL | fitted
+
+
+def test_the_demo_recipe_keeps_the_rate_that_it_names():
+    train = Config.load(ROOT / "recipes/smollm2-demo.yaml").train
+    assert (train.learning_rate, train.warmup_ratio, train.num_train_epochs) == (1e-3, 0, 2)
 
 
 def test_without_a_file_the_defaults_are_loaded():
@@ -380,9 +386,9 @@ def test_an_argument_that_sets_nothing_is_refused(argument):
 @pytest.mark.parametrize("number", [".nan", ".inf"])
 def test_a_learning_rate_that_is_not_finite_is_refused(number):
     message = complaint(None, f"train.learning_rate={number}")
+    start = f"command line: train.learning_rate={number}: train.learning_rate: input should be"
     assert message == (
-        f"command line: train.learning_rate={number}: "
-        f"train.learning_rate: input should be a finite number, not {number[1:]}"
+        f"{start} a finite number, not {number[1:]}\n{start} 'auto', not {number[1:]}"
     )
 
 
@@ -525,8 +531,6 @@ def test_what_the_sample_configuration_comments_out_is_the_default(tmp_path):
         "data.train",
         "data.validation",
         "lora.lora_dropout",
-        "train.num_train_epochs",
-        "train.learning_rate",
         "train.logging_steps",
         "output_dir",
     }

@@ -144,15 +144,20 @@ class TrainSettings(Section):
     batch_size: int = Field(default=16, ge=1)
     """Examples per optimizer step, over all devices."""
 
-    learning_rate: float = Field(default=1e-4, gt=0)
-    """Learning rate after warm-up, the highest of the run."""
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Learning rate after warm-up, the highest of the run. `auto` computes it from the base's width
+    (`hidden_size`): `5e-4 * (2000 / width) ** 0.781`, with the exponent 0.0775 for Qwen models, and
+    rounded to two digits. This is the rule of "LoRA Without Regret" (Schulman and others, 2025,
+    https://thinkingmachines.ai/blog/lora/), whose adapters are scaled by `32 / r`. Where
+    `lora_alpha` is not 32, or with rsLoRA, the rate is divided by the scale's ratio to that."""
 
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after warm-up. It falls to 0 in a straight line or in half a cosine
     (arXiv:1608.03983), or stays constant."""
 
-    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps in which the learning rate rises from 0 (arXiv:1706.02677)."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """Share of the steps in which the learning rate rises from 0 (arXiv:1706.02677). `auto` is a
+    tenth of them, but at most 10 steps, and begins above 0."""
 
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay (arXiv:1711.05101)."""

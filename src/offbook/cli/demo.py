@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from offbook.inference.chat import Chat
 
 QUESTIONS = 6
+BASE_TOKENS = 60  # of a reply of the base, which are long
 
 
 def demo() -> None:
@@ -50,7 +51,7 @@ def demo() -> None:
     if not result.finished:
         report(result)
         raise typer.Exit(code)
-    session = Chat.open(result.run, Sampling(temperature=0, max_new_tokens=60), say)
+    session = Chat.open(result.run, Sampling(temperature=0), say)
     questions = json.loads((samples / "lighthouse-questions.json").read_text(encoding="utf-8"))
     out.print(compare(session, questions[:QUESTIONS]))
     report(result)
@@ -59,12 +60,16 @@ def demo() -> None:
 def compare(session: Chat, questions: Sequence[str]) -> Table:
     """A table of questions with the replies of the untuned and of the tuned model."""
     table = Table(title="Questions it was not trained on", box=box.HORIZONTALS, show_lines=True)
-    for heading in ("question", "before", "after"):
+    for heading in ("question", f"before (first {BASE_TOKENS} tokens)", "after"):
         table.add_column(heading, ratio=2 if heading == "question" else 4)
+    whole = session.sampling
+    short = whole.model_copy(update={"max_new_tokens": BASE_TOKENS})
     for number, question in enumerate(questions, 1):
         say(f"question {number} of {len(questions)}: {question}", "dim")
         session.reset()
+        session.sampling = short
         before = session.ask(question, base=True)
+        session.sampling = whole
         after = session.ask(question)
         table.add_row(*(Text(printable(text.strip())) for text in (question, before, after)))
     return table

@@ -46,7 +46,7 @@ def init(
         (str(config), "all settings, explained"),
         (str(rows), "a sample role of 260 rows: replace them with your own"),
         (f"offbook check {quote(rows)}", "count them, and see which tokens are trained on"),
-        (f"offbook train {quote(config)}", "train (about 3 minutes with the sample)"),
+        (f"offbook train {quote(config)}", "train (about 5 minutes with the sample)"),
         (f"offbook chat {quote(run)}", "talk to it"),
     ):
         out.print(f"{what}\n    {why}", markup=False, soft_wrap=True)

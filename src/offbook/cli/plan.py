@@ -83,6 +83,7 @@ def plan(
             f"{prediction.step_tokens:,.0f} tokens, {prediction.step_flops / 1e12:.2f} TFLOP",
         ),
         ("steps", f"{prediction.steps:,}"),
+        ("learning rate", f"up to {prediction.learning_rate:g}"),
     ):
         table.add_row(name, value)
     speed = prediction.flops_per_second

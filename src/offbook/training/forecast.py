@@ -32,6 +32,7 @@ class Forecast:
         trained: parameters of the adapter.
         plan: the memory, and the size of micro-batches.
         steps: optimizer steps in all.
+        learning_rate: the highest of the run.
         step_tokens: of an average step; a shared prefix counts once.
         step_flops: of an average step.
         flops_per_second: measured on one layer of the model's widths; None where the device is not
@@ -43,6 +44,7 @@ class Forecast:
     trained: int
     plan: Plan
     steps: int
+    learning_rate: float
     step_tokens: float
     step_flops: float
     flops_per_second: float | None
@@ -65,6 +67,8 @@ def forecast(
     """
     run = gather(config, monitor, weights=False, device=device, available=available)
     settings, shape = run.config.train, run.shape
+    rate = settings.learning_rate
+    assert rate != "auto"
     packed = shape.packed and settings.engine == "fast"
     schedule = Schedule.of(run.training, settings)
     steps = [
@@ -87,6 +91,7 @@ def forecast(
         trained=shape.adapter,
         plan=run.plan,
         steps=schedule.total_steps(settings),
+        learning_rate=rate,
         step_tokens=tokens,
         step_flops=flops,
         flops_per_second=speed,

@@ -55,8 +55,7 @@ def begin(
         _tell_schedule(run, own, inputs, monitor)
     loaded = load(inputs, monitor)
     optimizer = torch.optim.AdamW(
-        loaded.trained_parameters(),
-        lr=config.train.learning_rate,
+        loaded.trained_parameters(),  # each step sets the learning rate
         weight_decay=config.train.weight_decay,
         fused=True,
     )

@@ -57,7 +57,7 @@ from offbook.training.plan import (
     longest_that_fits,
     make_plan,
 )
-from offbook.training.schedule import Schedule, check_warmup
+from offbook.training.schedule import Schedule, check_steps, check_warmup, fitting_rate
 
 FLOAT32 = 4  # bytes of a trained parameter
 
@@ -67,7 +67,7 @@ class RunInputs:
     """What is known of a run before its base is loaded.
 
     Attributes:
-        config: with its precision resolved.
+        config: with its precision, `max_length` and learning rate resolved.
         base: the folder of the base model.
         template: of its chats.
         data: the files the examples come from.
@@ -151,8 +151,14 @@ def gather(
     shape = ModelShape.of(base, config.lora)
     for examples in (data.training, data.validation):
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
-    if warmup := check_warmup(Schedule.of(data.training, config.train), config.train):
-        monitor.announce(warmup)
+    if config.train.learning_rate == "auto":
+        width = shape.config.hidden_size
+        rate = fitting_rate(width, shape.config.model_type, config.lora)
+        config = config.override(f"train.learning_rate={rate}")
+        monitor.announce(f"learning rate {rate:g}, from the base's width ({width:,})")
+    for check in (check_warmup, check_steps):
+        if notice := check(Schedule.of(data.training, config.train), config.train):
+            monitor.announce(notice)
     for note in shape.notes:
         monitor.announce(note)
     dtype = choose_precision(config.model.precision, device)
