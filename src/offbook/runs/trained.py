@@ -89,9 +89,10 @@ def open_run(path: str | Path, announce: Callable[[str], None] = lambda text: No
     template = ChatTemplate(load_tokenizer(base), receipt.date)
     if notice := receipt.missing_date(template.date):
         announce(notice)
-    receipt.require_base(
-        hash_base(base), hash_text(str(template.tokenizer.chat_template)), run.path
-    )
+    hashes = hash_base(base)
+    receipt.require_base(hashes, hash_text(str(template.tokenizer.chat_template)), run.path)
+    if notice := receipt.other_conversion(hashes):
+        announce(notice)
     return TrainedRun(
         path=run.path,
         config=config,

@@ -12,8 +12,8 @@ from offbook.config import Config, TrainSettings
 from offbook.engine.check import check_gradients
 from offbook.errors import ConfigError
 from offbook.files import storage
-from offbook.models.adapter import adapter_files
 from offbook.monitor import EvalMetrics, Metrics, Monitor, StepMetrics
+from offbook.runs.card import finished_adapter
 from offbook.runs.directory import RunDirectory
 from offbook.training.schedule import Schedule, learning_rate_at
 from offbook.training.setup import begin
@@ -150,7 +150,13 @@ def train(
                 if progress.step > 0:
                     stepper.save(run)
         if finished and storage.verify(run.adapter) is not None:
-            storage.commit(run.adapter, adapter_files(loaded.model))
+            inputs = loaded.inputs
+            storage.commit(
+                run.adapter,
+                finished_adapter(
+                    loaded.model, inputs.config, run.receipt(), inputs.base, inputs.template
+                ),
+            )
         losses = [r.eval_loss for r in run.metrics() if isinstance(r, EvalMetrics)]
     return TrainResult(
         run=run.path,

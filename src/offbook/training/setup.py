@@ -19,8 +19,14 @@ from offbook.engine.ops.library import library
 from offbook.errors import CheckpointError
 from offbook.files.storage import sha256
 from offbook.libraries import quiet_transformers
-from offbook.models.adapter import attach_adapter
-from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
+from offbook.models.adapter import attach_adapter, notes_for_readers
+from offbook.models.base import (
+    context_length,
+    has_weights,
+    published_name,
+    resolve_base,
+    vocabulary_size,
+)
 from offbook.models.load import (
     base_of,
     choose_device,
@@ -175,7 +181,7 @@ def gather(
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
     if warmup := check_warmup(Schedule.of(training, config.train), config.train):
         monitor.announce(warmup)
-    for note in shape.notes:
+    for note in (*shape.notes, *notes_for_readers(config.lora)):
         monitor.announce(note)
     longest, keep = _longest(training, validation), setting_that_keeps(setting)
     needs = partial(least_memory, device=device, memory=memory)
@@ -215,7 +221,8 @@ def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
     config, device = inputs.config, inputs.device
     keep_freed_memory()
     base = load_base(inputs.base, inputs.dtype, device, config.model.quantization)
-    model = attach_adapter(base, config.lora, config.train.seed, config.model.base)
+    name, revision = published_name(config.model.base, inputs.base)
+    model = attach_adapter(base, config.lora, config.train.seed, name, revision)
     engine = Engine(model, fast=config.train.engine == "fast")
     if engine.plain_layers:
         monitor.announce(f"left to transformers and PEFT: {', '.join(engine.plain_layers)}")
@@ -305,8 +312,9 @@ def _restore(
             where=str(run.path),
             fix="restore it, or start again with --overwrite",
         )
-    if notice := start.missing_date(receipt.date):
-        monitor.announce(notice)
+    for notice in (start.missing_date(receipt.date), start.other_conversion(receipt.base)):
+        if notice:
+            monitor.announce(notice)
     if start.rows and receipt.rows and start.rows.counts != receipt.rows.counts:
         raise CheckpointError(
             "this version of offbook makes other examples of the data than the version that "

@@ -1,0 +1,79 @@
+"""How a GGUF's model rotates queries and keys, where transformers reads less than the file says.
+
+transformers takes the base of the frequencies from a GGUF and no scaling of them. Without it, the
+models from Llama 3.1 on, and those extended by linear scaling, compute something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offbook.errors import ModelError
+
+FACTORS = "rope_freqs.weight"  # what Llama 3 divides each frequency by
+# Of all published models with the scaling of Llama 3, which differ in `factor`.
+LLAMA_3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def rope_from_gguf(
+    path: Path, metadata: Mapping[str, Any], tensors: Collection[str], dimensions: int, base: float
+) -> dict[str, Any]:
+    """The `rope_parameters` of a model's configuration.
+
+    Args:
+        path: of the GGUF.
+        metadata: the keys and values of its header.
+        tensors: their names.
+        dimensions: that are rotated, of a head.
+        base: of the frequencies, `rope_theta`.
+
+    Raises:
+        ModelError: when they are scaled in another way than by Llama 3's rule or linearly.
+    """
+    prefix = f"{metadata.get('general.architecture')}.rope.scaling"
+    kind = metadata.get(f"{prefix}.type", "none")
+    plain = {"rope_type": "default", "rope_theta": base}
+    if FACTORS in tensors and kind in ("none", "llama3"):
+        factors = _read(path, FACTORS)
+        if np.allclose(factors, 1):
+            return plain
+        factor = float(round(float(factors.max()), 3))
+        if np.allclose(factors, _llama_3_factors(dimensions, base, factor), rtol=1e-3):
+            return plain | {"rope_type": "llama3", "factor": factor, **LLAMA_3}
+        kind = "of an unknown kind"
+    elif any(name.startswith("rope_") for name in tensors):
+        kind = "longrope"
+    elif kind == "none":
+        return plain
+    elif kind == "linear":
+        return plain | {"rope_type": "linear", "factor": float(metadata[f"{prefix}.factor"])}
+    raise ModelError(
+        f"the scaling of its rotary positions ({kind}) is not read from a GGUF",
+        where=str(path),
+        fix="use the model with safetensors weights, by its hub id (owner/name) or as a folder",
+    )
+
+
+def _llama_3_factors(dimensions: int, base: float, factor: float) -> np.ndarray:
+    """[dimensions / 2]: what each frequency is divided by, as transformers computes it."""
+    low, high, length = LLAMA_3.values()
+    wavelengths = 2 * math.pi * base ** (np.arange(0, dimensions, 2) / dimensions)
+    smooth = (length / wavelengths - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    return np.where(smooth >= 1, 1, np.where(smooth <= 0, factor, between))
+
+
+def _read(path: Path, name: str) -> np.ndarray:
+    from gguf import GGUFReader
+
+    tensor = next(t for t in GGUFReader(str(path)).tensors if t.name == name)
+    return np.asarray(tensor.data, dtype=np.float32)
