@@ -2,10 +2,10 @@
 
     python benchmarks/adapter_readers.py runs/demo --python /path/to/other/python
 
-reads the run's adapter with the PEFT of this interpreter and of each `--python` (such as one with PEFT
-0.10 and transformers 4.40): onto its base, by `AutoPeftModelForCausalLM` without network, and merged.
-A base that is named by its hub id is put into a hub cache of its own for that. Prints, for each
-program, how many replies have the same tokens, and exits with 8 if one has not.
+reads the run's adapter with the PEFT of this interpreter and of each `--python` (such as one with
+PEFT 0.10 and transformers 4.40): onto its base, by `AutoPeftModelForCausalLM` without network, and
+merged. A base that is named by its hub id is put into a hub cache of its own for that. Prints, for
+each program, how many replies have the same tokens, and exits with 8 if one has not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ tokenizer = AutoTokenizer.from_pretrained(adapter)
 options = {"torch_dtype": torch.float32}
 
 def load():
-    return peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **options), adapter)
+    model = AutoModelForCausalLM.from_pretrained(base, **options)
+    return peft.PeftModel.from_pretrained(model, adapter)
 
 def replies(model):
     for question in questions:
@@ -48,13 +49,17 @@ def replies(model):
         )
         yield out[0].tolist()
 
-auto = lambda: peft.AutoPeftModelForCausalLM.from_pretrained(adapter, **options)
-ways = {"PeftModel": load, "AutoPeftModelForCausalLM": auto, "merged": lambda: load().merge_and_unload()}
+ways = {
+    "PeftModel": load,
+    "AutoPeft": lambda: peft.AutoPeftModelForCausalLM.from_pretrained(adapter, **options),
+    "merged": lambda: load().merge_and_unload(),
+}
 found = {}
 for way, make in ways.items():
     with torch.no_grad():
         found[way] = list(replies(make().eval()))
-print(json.dumps({"version": f"PEFT {peft.__version__}, transformers {transformers.__version__}", "found": found}))
+version = f"PEFT {peft.__version__}, transformers {transformers.__version__}"
+print(json.dumps({"version": version, "found": found}))
 """
 
 
@@ -85,10 +90,11 @@ def expected(run: Path, length: int) -> tuple[Path, Path, int, list[list[int]]]:
 def hub_cache(folder: Path, name: str, base: Path) -> None:
     """A hub cache in which a model is the files of `base`."""
     repo = folder / "hub" / f"models--{name.replace('/', '--')}"
-    snapshot = repo / "snapshots" / "0" / ""
+    commit = "0" * 40
+    snapshot = repo / "snapshots" / commit
     snapshot.mkdir(parents=True)
     (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("0")
+    (repo / "refs" / "main").write_text(commit)
     for file in base.iterdir():
         (snapshot / file.name).symlink_to(file)
 

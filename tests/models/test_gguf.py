@@ -18,7 +18,7 @@ from offbook.errors import ModelError
 from offbook.files.storage import sha256
 from offbook.models.base import published_name, resolve_base
 from offbook.models.gguf import CONVERSION, check_gguf, source_of
-from offbook.models.gguf_rope import FACTORS, rope_from_gguf
+from offbook.models.gguf_rope import FACTORS, scaling_from_gguf
 from offbook.models.load import load_base
 from offbook.runs.receipt import Receipt, fingerprint, hash_base
 from support.gguf_files import HEADS, WIDTH, Vocabulary, write_gguf
@@ -101,8 +101,7 @@ def llama_3(factor: float) -> np.ndarray:
 def test_the_scaling_of_llama_3_is_read_from_its_tensor(factor: float, tmp_path: Path) -> None:
     scaled = {FACTORS.replace(".", "__"): llama_3(factor)}
     path = write_gguf(tmp_path / "a.gguf", Vocabulary.of_bytes(), **scaled)
-    metadata, tensors = check_gguf(path)
-    rope = rope_from_gguf(path, metadata, tensors, DIMENSIONS, BASE)
+    rope = {"rope_theta": BASE, **scaling_from_gguf(path, *check_gguf(path))}
     assert (rope["rope_type"], rope["factor"]) == ("llama3", factor)
     sizes = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "max_position_embeddings": 131072}
     config = AutoConfig.for_model("llama", **sizes, rope_parameters=rope)
@@ -115,8 +114,7 @@ def test_no_scaling_and_a_scaling_by_one_are_plain(tmp_path: Path) -> None:
     ones = {FACTORS.replace(".", "__"): np.ones(DIMENSIONS // 2, np.float32)}
     for tensors in ({}, ones):
         path = write_gguf(tmp_path / "a.gguf", Vocabulary.of_bytes(), **tensors)
-        found = rope_from_gguf(path, *check_gguf(path), DIMENSIONS, BASE)
-        assert found == {"rope_type": "default", "rope_theta": BASE}
+        assert scaling_from_gguf(path, *check_gguf(path)) == {}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +130,7 @@ def test_another_scaling_is_refused_by_name(
 ) -> None:
     path = write_gguf(tmp_path / "a.gguf", Vocabulary.of_bytes(more=more), **tensors)
     with pytest.raises(ModelError) as caught:
-        rope_from_gguf(path, *check_gguf(path), DIMENSIONS, BASE)
+        scaling_from_gguf(path, *check_gguf(path))
     assert str(caught.value) == (
         f"{path}: the scaling of its rotary positions ({kind}) is not read from a GGUF; use the "
         "model with safetensors weights, by its hub id (owner/name) or as a folder"

@@ -90,7 +90,7 @@ def test_control_tokens_are_whole_and_only_they_are_special(tmp_path: Path) -> N
         rule="deepseek-v3",
     )
     tokenizer = read(written(vocabulary, tmp_path))
-    assert encode(tokenizer, "<s><｜User｜><think></s>") == [0, 258, 259, 1]
+    assert encode(tokenizer, "<s><｜User｜><think></s>") == [0, 259, 260, 1]
     special = {
         token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
     }

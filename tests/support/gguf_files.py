@@ -41,7 +41,7 @@ class Vocabulary:
     more: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_bytes(cls, merges: Sequence[str] = (), **rest: Any) -> Vocabulary:
+    def of_bytes(cls, merges: Sequence[str] = ("Ġ t",), **rest: Any) -> Vocabulary:
         """The control tokens `<s>` and `</s>`, all bytes, and what merges make of them."""
         tokens = ["<s>", "</s>", *byte_alphabet(), *(m.replace(" ", "") for m in merges)]
         kinds = [CONTROL] * 2 + [NORMAL] * (len(tokens) - 2)

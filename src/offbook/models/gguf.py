@@ -18,7 +18,7 @@ from offbook.files.cache import cache_folder
 from offbook.files.storage import sha256
 from offbook.files.untrusted import read_json, refuse_pointer
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
-from offbook.models.gguf_rope import rope_from_gguf
+from offbook.models.gguf_rope import scaling_from_gguf
 from offbook.models.gguf_tokenizer import tokenizer_from_gguf
 from offbook.models.skeleton import make_skeleton
 
@@ -46,16 +46,21 @@ def from_gguf(path: Path, announce: Callable[[str], None]) -> Path:
     folder = first.with_name(f"{first.name}-{CONVERSION}")
     if folder.is_dir():
         return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    files, scaling = _describe(path)  # first, since it is quick, and weights may take minutes
     if not first.is_dir():
         announce(f"reading {path.name} for the first time (about 20 seconds for 135M parameters)")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
         if first.is_dir():
             _reuse_weights(first, partial)
         else:
             _convert(path, partial)
-        _describe(path, partial)
+        config = read_json(partial / "config.json", ModelError)
+        files["config.json"] = _to_json(_with_scaling(config, scaling))
+        for name, content in files.items():
+            (partial / name).unlink(missing_ok=True)  # it may be a link to that of an older version
+            (partial / name).write_bytes(content)
         partial.rename(folder)
     except OSError:
         if not folder.is_dir():  # else another process finished first
@@ -86,7 +91,6 @@ def _convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    check_gguf(path)
     with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent) as own_folder:
         # In a folder of its own, or transformers would also read a config.json beside it.
         Path(own_folder, GGUF_NAME).symlink_to(path.resolve())
@@ -118,31 +122,38 @@ def _convert(path: Path, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
-def _describe(path: Path, folder: Path) -> None:
-    """Write the tokenizer and what else the weights do not say."""
+def _describe(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The files that do not depend on the weights, and the scaling of rotary frequencies."""
     metadata, tensors = check_gguf(path)
-    config = read_json(folder / "config.json", ModelError)
     try:
         files = dict(tokenizer_from_gguf(metadata, str(path)))
-        if "rope_parameters" in config:
-            base, size = config["rope_parameters"]["rope_theta"], config["hidden_size"]
-            head = config.get("head_dim") or size // config["num_attention_heads"]
-            rope = rope_from_gguf(path, metadata, tensors, head, base)
-            # Readers before transformers 5 look for these two, and use 10,000 and no scaling else.
-            scaling = (
-                {k: v for k, v in rope.items() if k != "rope_theta"} if len(rope) > 2 else None
-            )
-            config |= {"rope_parameters": rope, "rope_theta": base, "rope_scaling": scaling}
+        scaling = scaling_from_gguf(path, metadata, tensors)
     except ModelError:
         raise
     except LIBRARY_ERRORS as error:
         raise ModelError(f"not a GGUF that can be read: {error!r}", where=str(path)) from error
-    files["config.json"] = json.dumps(config, indent=2).encode()
     source = {"file": path.name, "sha256": sha256(path), "conversion": CONVERSION}
-    files[SOURCE] = json.dumps(source, indent=2).encode()
-    for name, content in files.items():
-        (folder / name).unlink(missing_ok=True)  # it may be a link to that of an older version
-        (folder / name).write_bytes(content)
+    return files | {SOURCE: _to_json(source)}, scaling
+
+
+def _with_scaling(config: dict[str, Any], scaling: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with its rotary frequencies as this and older versions of transformers read.
+
+    Before transformers 5 they are looked for in `rope_theta` and `rope_scaling`; where these are
+    missing, 10,000 is used, and no scaling.
+    """
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" not in rope:
+        return config
+    return config | {
+        "rope_parameters": rope | scaling,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": scaling or None,
+    }
+
+
+def _to_json(contents: dict[str, Any]) -> bytes:
+    return json.dumps(contents, indent=2).encode()
 
 
 def _fingerprint(path: Path) -> str:

@@ -24,38 +24,40 @@ LLAMA_3 = {
 }
 
 
-def rope_from_gguf(
-    path: Path, metadata: Mapping[str, Any], tensors: Collection[str], dimensions: int, base: float
+def scaling_from_gguf(
+    path: Path, metadata: Mapping[str, Any], tensors: Collection[str]
 ) -> dict[str, Any]:
-    """The `rope_parameters` of a model's configuration.
+    """What `rope_parameters` of a model's configuration says beside `rope_theta`.
 
     Args:
         path: of the GGUF.
         metadata: the keys and values of its header.
         tensors: their names.
-        dimensions: that are rotated, of a head.
-        base: of the frequencies, `rope_theta`.
+
+    Returns:
+        Empty where frequencies are not scaled.
 
     Raises:
         ModelError: when they are scaled in another way than by Llama 3's rule or linearly.
     """
-    prefix = f"{metadata.get('general.architecture')}.rope.scaling"
-    kind = metadata.get(f"{prefix}.type", "none")
-    plain = {"rope_type": "default", "rope_theta": base}
+    family = metadata["general.architecture"]
+    kind = metadata.get(f"{family}.rope.scaling.type", "none")
     if FACTORS in tensors and kind in ("none", "llama3"):
         factors = _read(path, FACTORS)
         if np.allclose(factors, 1):
-            return plain
-        factor = float(round(float(factors.max()), 3))
-        if np.allclose(factors, _llama_3_factors(dimensions, base, factor), rtol=1e-3):
-            return plain | {"rope_type": "llama3", "factor": factor, **LLAMA_3}
+            return {}
+        base = metadata[f"{family}.rope.freq_base"]
+        factor = round(float(factors.max()), 3)
+        if np.allclose(factors, _llama_3_factors(len(factors), base, factor), rtol=1e-3):
+            return {"rope_type": "llama3", "factor": factor, **LLAMA_3}
         kind = "of an unknown kind"
     elif any(name.startswith("rope_") for name in tensors):
         kind = "longrope"
     elif kind == "none":
-        return plain
+        return {}
     elif kind == "linear":
-        return plain | {"rope_type": "linear", "factor": float(metadata[f"{prefix}.factor"])}
+        factor = float(metadata[f"{family}.rope.scaling.factor"])
+        return {"rope_type": "linear", "factor": factor}
     raise ModelError(
         f"the scaling of its rotary positions ({kind}) is not read from a GGUF",
         where=str(path),
@@ -63,10 +65,10 @@ def rope_from_gguf(
     )
 
 
-def _llama_3_factors(dimensions: int, base: float, factor: float) -> np.ndarray:
-    """[dimensions / 2]: what each frequency is divided by, as transformers computes it."""
+def _llama_3_factors(count: int, base: float, factor: float) -> np.ndarray:
+    """[count]: what each frequency is divided by, as transformers computes it."""
     low, high, length = LLAMA_3.values()
-    wavelengths = 2 * math.pi * base ** (np.arange(0, dimensions, 2) / dimensions)
+    wavelengths = 2 * math.pi * base ** (np.arange(count) / count)
     smooth = (length / wavelengths - low) / (high - low)
     between = 1 / ((1 - smooth) / factor + smooth)
     return np.where(smooth >= 1, 1, np.where(smooth <= 0, factor, between))

@@ -164,7 +164,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], name: str) -> Iterator[tupl
 
 def _rule(metadata: Mapping[str, Any], name: str) -> str:
     """The name of the rule by which text is split."""
-    kind, rule = metadata.get(MODEL), metadata.get(RULE)
+    kind, rule = metadata[MODEL], metadata.get(RULE)
     if kind == BYTE_LEVEL and rule in RULES:
         return str(rule)
     if kind != BYTE_LEVEL:
