@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from offbook.config import LoraSettings
 from offbook.errors import CheckpointError, ConfigError
-from offbook.models.adapter import attach_adapter, load_adapter, restore_adapter
+from offbook.models.adapter import (
+    attach_adapter,
+    load_adapter,
+    notes_for_readers,
+    restore_adapter,
+    saved_alpha,
+)
 from offbook.models.load import load_base
 from support.tiny import make_base, make_tokenizer, save_adapter
 
 CPU = torch.device("cpu")
 SELF = "base_model.model.model.layers.0.self_attn."
 CASES = 200
+KEYS_OF_PEFT_0_10 = {
+    "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform",
+    "loftq_config", "lora_alpha", "lora_dropout", "megatron_config", "megatron_core",
+    "modules_to_save", "peft_type", "r", "rank_pattern", "alpha_pattern", "revision",
+    "target_modules", "task_type", "use_dora", "use_rslora",
+}  # fmt: skip
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -114,13 +130,13 @@ def test_variants_are_pefts(tiny_base: Path, variant: dict[str, bool]) -> None:
 @pytest.mark.parametrize(
     "lora", [{}, {"target_modules": "all-linear"}, {"target_modules": ".*_proj", "use_dora": True}]
 )
-def test_an_adapter_is_written_as_peft_writes_it(
+def test_peft_reads_an_adapter_as_one_that_it_wrote(
     tiny_base: Path, tmp_path: Path, lora: dict[str, object]
 ) -> None:
     def config(folder: Path) -> dict[str, object]:
-        values = json.loads((folder / "adapter_config.json").read_text())
-        # PEFT writes sets in any order.
-        return {k: sorted(v) if isinstance(v, list) else v for k, v in values.items()}
+        values = LoraConfig.from_pretrained(str(folder)).to_dict()
+        # PEFT writes sets in any order, and takes the version that reads where none is written.
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
 
     model = attach(tiny_base, **lora)
     ours, pefts = tmp_path / "ours", tmp_path / "pefts"
@@ -136,9 +152,76 @@ def test_a_saved_adapter_is_a_plain_peft_folder(tiny_base: Path, tmp_path: Path)
     save_adapter(model, tmp_path)
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    text = (tmp_path / "adapter_config.json").read_text()
+    assert json.loads(text) == {
+        "base_model_name_or_path": "tiny",
+        "bias": "none",
+        "inference_mode": True,
+        "lora_alpha": 32,
+        "lora_dropout": 0.1,
+        "peft_type": "LORA",
+        "r": 8,
+        "target_modules": sorted(SEVEN),
+        "task_type": "CAUSAL_LM",
+        "use_rslora": False,
+    }
+    assert '"lora_alpha": 32,' in text  # Ollama refuses 32.0
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [{}, {"use_dora": True}, {"use_rslora": True, "r": 2}, {"target_modules": "all-linear"}],
+)
+def test_an_old_release_of_peft_knows_every_key(
+    tiny_base: Path, tmp_path: Path, lora: dict[str, object]
+) -> None:
+    save_adapter(attach(tiny_base, **lora), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "tiny"
-    assert (config["r"], config["lora_alpha"]) == (8, 32)
+    assert config.keys() <= KEYS_OF_PEFT_0_10
+    assert {"r", "lora_alpha", "target_modules", "peft_type", "task_type"} <= config.keys()
+
+
+def test_the_revision_of_the_base_is_written_where_there_is_one(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    model = attach_adapter(base_in(tiny_base), LoraSettings(), 1, "who/model", "0123abcd")
+    save_adapter(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("who/model", "0123abcd")
+
+
+@pytest.mark.parametrize(("r", "alpha", "saved"), [(16, 32, 128), (9, 32, 96), (8, 32, None)])
+def test_rslora_is_saved_as_plain_scaling(
+    tiny_base: Path, tmp_path: Path, r: int, alpha: float, saved: int | None
+) -> None:
+    model = attach(tiny_base, r=r, lora_alpha=alpha, use_rslora=True)
+    save_adapter(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["use_rslora"] is False
+    if saved is not None:
+        assert (config["lora_alpha"], type(config["lora_alpha"])) == (saved, int)
+    loaded = load_adapter(base_in(tiny_base), tmp_path)
+    trained, used = (m.base_model.model.model.layers[0].self_attn.q_proj for m in (model, loaded))
+    assert used.scaling == trained.scaling
+
+
+def test_the_scale_of_a_saved_adapter_is_exact() -> None:
+    chance = random.Random(0)
+    for _ in range(2000):
+        r, alpha = chance.randrange(1, 300), chance.choice([1, 16, 8.5, chance.uniform(0.1, 200)])
+        scales = alpha / math.sqrt(r), saved_alpha(alpha, r, use_rslora=True) / r
+        assert np.float32(scales[0]) == np.float32(scales[1])  # adapters are float32
+        assert saved_alpha(alpha, r, use_rslora=False) == alpha
+
+
+def test_programs_that_do_not_take_an_adapter_are_named() -> None:
+    assert notes_for_readers(LoraSettings()) == []
+    assert notes_for_readers(LoraSettings(use_rslora=True, r=16)) == []
+    (dora,) = notes_for_readers(LoraSettings(use_dora=True))
+    assert "llama.cpp, Ollama, vLLM and SGLang do not" in dora
+    for lora in (LoraSettings(lora_alpha=8.5), LoraSettings(use_rslora=True)):
+        (note,) = notes_for_readers(lora)
+        assert "Ollama takes whole numbers only" in note
 
 
 def test_an_adapter_comes_back_bit_for_bit(tiny_base: Path, tmp_path: Path) -> None:
@@ -234,7 +317,6 @@ def test_unknown_keys_that_change_nothing_are_accepted(
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "adapter_config.json"
     config = json.loads(path.read_text()) | {"use_future": False, "future_config": None}
-    del config["use_dora"], config["velora_config"]
     path.write_text(json.dumps(config))
     load_adapter(base_in(tiny_base), tmp_path)
     path.write_text(json.dumps(config | {"use_future": True}))

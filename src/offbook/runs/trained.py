@@ -17,7 +17,7 @@ from offbook.models.load import choose_device, choose_precision, load_base
 from offbook.runs import checkpoint
 from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.places import chat_with, find_base, require_base
-from offbook.runs.receipt import Receipt
+from offbook.runs.receipt import Receipt, hash_base
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 
@@ -98,6 +98,8 @@ def open_run(
     if notice := receipt.missing_date(template.date):
         announce(notice)
     require_base(run, folder, template, command)
+    if notice := receipt.other_conversion(hash_base(folder)):
+        announce(notice)
     return TrainedRun(
         path=run.path,
         config=config,

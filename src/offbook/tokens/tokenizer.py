@@ -8,6 +8,7 @@ few probe texts, token by token.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,37 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     tokenizer.backend_tokenizer.no_padding()
     prove(tokenizer, raw)
     return tokenizer
+
+
+def tokenizer_files(
+    tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> Iterator[tuple[str, bytes]]:
+    """The files with which other programs tokenize as offbook does, for a folder of their own.
+
+    `tokenizer.json` is the base's. The configuration names the class that takes this file as it is:
+    others build a tokenizer from it that may differ (see above). It has the chat template, too, so
+    that releases of transformers find it that do not know `chat_template.jinja`.
+
+    Args:
+        tokenizer: loaded from `folder`, with a chat template.
+        folder: of the base.
+
+    Returns:
+        The name and content of each file.
+    """
+    config_file = folder / "tokenizer_config.json"
+    config = read_json(config_file, ModelError) if config_file.exists() else {}
+    for key in ("auto_map", "chat_template"):  # code, and perhaps a list of templates
+        config.pop(key, None)
+    config |= {
+        "tokenizer_class": PreTrainedTokenizerFast.__name__,
+        "chat_template": tokenizer.get_chat_template(),
+    }
+    for role in ("bos", "eos", "unk", "pad"):
+        if token := getattr(tokenizer, f"{role}_token"):
+            config[f"{role}_token"] = token
+    yield "tokenizer.json", (folder / "tokenizer.json").read_bytes()
+    yield "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False).encode()
 
 
 def prove(tokenizer: PreTrainedTokenizerBase, raw: Path) -> None:

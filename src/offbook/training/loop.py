@@ -15,9 +15,9 @@ from offbook.config import Config, TrainSettings
 from offbook.engine.check import check_gradients
 from offbook.errors import ConfigError, OffbookError
 from offbook.files import storage
-from offbook.models.adapter import adapter_files
 from offbook.monitor import EvalMetrics, Metrics, Monitor, StepMetrics
 from offbook.runs import checkpoint
+from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
 from offbook.training.resume import begin, finished_steps
@@ -162,7 +162,11 @@ def train(
                 run.undo_begin()
             raise
         if finished and not checkpoint.is_result(run):
-            storage.commit(run.adapter, adapter_files(loaded.model))
+            inputs = loaded.inputs
+            files = finished_adapter(
+                loaded.model, inputs.config, run.receipt(), inputs.base, inputs.template
+            )
+            storage.commit(run.adapter, files)
         return _result(run, progress.step, finished, seconds, examples)
 
 

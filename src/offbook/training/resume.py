@@ -112,8 +112,9 @@ def _require_same_data(run: RunDirectory, receipt: Receipt) -> None:
 def _tell_changes(run: RunDirectory, receipt: Receipt, monitor: Monitor) -> None:
     """Announce why a resumed run may end in other bits."""
     start = run.receipt()
-    if notice := start.missing_date(receipt.date):
-        monitor.announce(notice)
+    for notice in (start.missing_date(receipt.date), start.other_conversion(receipt.base)):
+        if notice:
+            monitor.announce(notice)
     if changed := start.changes_to_last_bits(receipt):
         monitor.announce(
             f"changed since the run was started: {', '.join(changed)}; "

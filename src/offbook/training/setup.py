@@ -15,8 +15,14 @@ from offbook.engine.engine import Engine
 from offbook.engine.memory import keep_freed_memory
 from offbook.engine.ops.library import library
 from offbook.libraries import quiet_transformers
-from offbook.models.adapter import attach_adapter
-from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
+from offbook.models.adapter import attach_adapter, notes_for_readers
+from offbook.models.base import (
+    context_length,
+    has_weights,
+    published_name,
+    resolve_base,
+    vocabulary_size,
+)
 from offbook.models.load import (
     base_of,
     choose_device,
@@ -159,7 +165,7 @@ def gather(
     for check in (check_warmup, check_steps):
         if notice := check(Schedule.of(data.training, config.train), config.train):
             monitor.announce(notice)
-    for note in shape.notes:
+    for note in (*shape.notes, *notes_for_readers(config.lora)):
         monitor.announce(note)
     dtype = choose_precision(config.model.precision, device)
     case = Case(config, shape, data.longest, dtype, device, Memory.of(device, available))
@@ -192,7 +198,8 @@ def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
     config, device = inputs.config, inputs.device
     keep_freed_memory()
     base = load_base(inputs.base, inputs.dtype, device, config.model.quantization)
-    model = attach_adapter(base, config.lora, config.train.seed, config.model.base)
+    name, revision = published_name(config.model.base, inputs.base)
+    model = attach_adapter(base, config.lora, config.train.seed, name, revision)
     engine = Engine(model, fast=config.train.engine == "fast")
     if engine.plain_layers:
         monitor.announce(f"left to transformers and PEFT: {', '.join(engine.plain_layers)}")
