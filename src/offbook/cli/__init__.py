@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from offbook import __version__
-from offbook.cli import chat, check, demo, init, plan, settings, train
+from offbook.cli import chat, check, demo, init, plan, settings, streams, train
 from offbook.cli.console import say
-from offbook.errors import INTERRUPTED, OffbookError
+from offbook.errors import INTERRUPTED, DiskError, OffbookError
 
 app = typer.Typer(
     name="offbook",
@@ -59,13 +59,21 @@ def _options(
 
 def main() -> None:
     """Run the command line. An OffbookError ends in its message and its exit code."""
+    streams.prepare()
+    code: str | int | None = 0
     try:
-        app(prog_name="offbook")
+        try:
+            app(prog_name="offbook")
+        except SystemExit as stop:
+            code = stop.code
+        sys.stdout.flush()
     except OffbookError as error:
         say(f"error: {error}", "red")
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # our output is no longer read, as in `offbook check ... | head`
-        sys.exit(0)
+        code = INTERRUPTED
+    except streams.ReaderGoneError:
+        code = 0
+    if streams.notices_failure() and not code:
+        code = DiskError.exit_code
+    sys.exit(code)
