@@ -17,7 +17,10 @@ works in a notebook. The command line turns them into exit codes.
 from __future__ import annotations
 
 import difflib
+import os
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 INTERRUPTED = 130  # 128 + SIGINT: the exit code of a run stopped by Ctrl-C after it has saved
 TERMINATED = 143  # 128 + SIGTERM; a closed terminal (SIGHUP) ends a run the same way
@@ -99,6 +102,21 @@ def joined(errors: list[DataError], more: bool = False) -> DataError:
 def shorten(text: str) -> str:
     """Text as an error quotes it: at most MAX_QUOTED characters, and then `...`."""
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
+
+
+def quoted(word: str | Path) -> str:
+    """A path or text as one word of a shell command that is printed."""
+    text = str(word)
+    if text.startswith("-"):
+        text = f"./{text}"  # else it would be an option
+    if text.isprintable():
+        return shlex.quote(text)
+    # Printed as they are, control characters and bytes that are no text would be lost.
+    escaped = (
+        chr(b) if 32 <= b < 127 and chr(b) not in "'\\" else f"\\x{b:02x}"
+        for b in os.fsencode(text)
+    )
+    return f"$'{''.join(escaped)}'"
 
 
 def first_few(names: Sequence[str], most: int, separator: str = ", ") -> str:

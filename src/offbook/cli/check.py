@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from offbook.cli.arguments import Settings
-from offbook.cli.console import RowsRead, out, printable, say
+from offbook.cli.console import ProgressMonitor, out, printable, put, say
 from offbook.errors import first_few
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def check(
         say(note)
     census, setting = Census(), config.data.max_length
     limit = context_length(base) if setting == "auto" else setting
-    examples = tokenize(census.watch(reader), template, limit, RowsRead())
+    with ProgressMonitor() as monitor:
+        monitor.busy("reading the rows")
+        examples = tokenize(census.watch(reader), template, limit, monitor.reading)
     check_vocabulary(examples, template.tokenizer, vocabulary_size(base), str(base))
     lengths = measure(examples)
     if as_json:
@@ -77,7 +79,7 @@ def check(
         return
     _print_counts(census, lengths, examples.replies)
     for notice in (*reader.notices(), *examples.notices(limit, setting_that_keeps(setting))):
-        out.print(printable(notice), markup=False, soft_wrap=True)
+        put(notice)
     for example in examples[:show]:
         out.print()
         out.print(f"{Path(example.source).name}, token by token", style="bold", markup=False)
@@ -111,7 +113,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _line(name: str, text: str) -> None:
-    out.print(f"{name:<16}{printable(text)}", markup=False, soft_wrap=True)
+    put(f"{name:<16}{text}")
 
 
 def draw(spans: list[Span], width: int | None = None) -> Iterator[Text]:

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from offbook.cli.console import out, printable, say
+from offbook.cli.console import out, printable, say, waiting
 from offbook.cli.train import report, run_training
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def demo() -> None:
     if not result.finished:
         report(result, "")
         raise typer.Exit(code)
-    session = Chat.open(result.run, Sampling(temperature=0, max_new_tokens=60), say)
+    with waiting("loading the trained model"):
+        session = Chat.open(result.run, Sampling(temperature=0, max_new_tokens=60), say)
     questions = json.loads((samples / "lighthouse-questions.json").read_text(encoding="utf-8"))
     out.print(compare(session, questions[:QUESTIONS]))
     report(result, "")

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from offbook.cli.console import out
-from offbook.errors import ConfigError
+from offbook.cli.console import put
+from offbook.errors import ConfigError, quoted
 
 
 def init(
@@ -39,8 +39,8 @@ def init(
     for what, why in (
         (str(config), "all settings, explained"),
         (str(rows), "a sample role of 260 rows: replace them with your own"),
-        (f"offbook check {rows}", "count them, and see which tokens are trained on"),
-        (f"offbook train {config}", "train (about 3 minutes with the sample)"),
-        (f"offbook chat runs/{name}", "talk to it"),
+        (f"offbook check {quoted(rows)}", "count them, and see which tokens are trained on"),
+        (f"offbook train {quoted(config)}", "train (about 3 minutes with the sample)"),
+        (f"offbook chat {quoted(f'runs/{name}')}", "talk to it"),
     ):
-        out.print(f"{what}\n    {why}", markup=False, soft_wrap=True)
+        put(f"{what}\n    {why}")

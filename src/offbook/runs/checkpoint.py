@@ -7,7 +7,6 @@ adapter, the optimizer's moments and the progress are enough. Safetensors and JS
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.torch import save as to_bytes
 from offbook.errors import CheckpointError
 from offbook.files import storage
 from offbook.models.adapter import adapter_files, restore_adapter
-from offbook.runs.directory import RunDirectory
+from offbook.runs.directory import RunDirectory, step_of
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
@@ -98,6 +97,25 @@ def newest(run: RunDirectory, announce: Callable[[str], None]) -> Path | None:
     return usable[0] if usable else None
 
 
+def at_step(run: RunDirectory, step: int) -> Path:
+    """The checkpoint of a step.
+
+    Raises:
+        CheckpointError: when there is none, naming those that there are, or it is not intact.
+    """
+    folders = dict(_checkpoints(run))
+    if step not in folders:
+        steps = ", ".join(map(str, folders)) or "none"
+        raise CheckpointError(
+            f"no checkpoint of step {step}",
+            where=str(run.path),
+            fix=f"there are {steps}; train.save_total_limit says how many are kept",
+        )
+    if problem := storage.verify(folders[step]):
+        raise CheckpointError(problem, where=str(folders[step]), fix="use another step")
+    return folders[step]
+
+
 def restore(
     run: RunDirectory,
     model: PeftModel,
@@ -131,12 +149,6 @@ def restore(
 
     usable = _first_usable(run, announce, load)
     return usable[1] if usable else None
-
-
-def step_of(checkpoint: Path) -> int | None:
-    """The step in a checkpoint folder's name; None for other folders."""
-    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
-    return int(match[1]) if match else None
 
 
 def _first_usable(

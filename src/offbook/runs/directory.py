@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -197,3 +198,9 @@ class RunDirectory:
                         where=f"{self.metrics_file}:{number}",
                         fix="remove it; training does not depend on it",
                     ) from None
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in a checkpoint folder's name; None for other folders."""
+    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None

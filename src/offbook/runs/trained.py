@@ -10,13 +10,13 @@ import torch
 from peft import PeftModel
 
 from offbook.config import Config
-from offbook.errors import CheckpointError
+from offbook.errors import CheckpointError, ModelError, quoted
 from offbook.files import storage
 from offbook.models.adapter import load_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import choose_device, choose_precision, load_base
 from offbook.runs import checkpoint
-from offbook.runs.directory import RunDirectory
+from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.receipt import Receipt, hash_base, hash_text
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
@@ -59,13 +59,21 @@ class TrainedRun:
         return load_adapter(base, self.adapter)
 
 
-def open_run(path: str | Path, announce: Callable[[str], None] = lambda text: None) -> TrainedRun:
+def open_run(
+    path: str | Path,
+    announce: Callable[[str], None] = lambda text: None,
+    *,
+    base: str | None = None,
+    step: int | None = None,
+) -> TrainedRun:
     """Open a run directory, finished or not, and check adapter and base; loads no weights.
 
     Args:
         path: the run directory.
         announce: receives a line when the run is not finished, its adapter was changed, or
             something slow begins.
+        base: where the base is now, if it was moved; it must be the same.
+        step: the checkpoint to use; by default the result, or the newest one.
 
     Raises:
         CheckpointError: when there is no run or no adapter yet, or the base is another one than
@@ -75,31 +83,50 @@ def open_run(path: str | Path, announce: Callable[[str], None] = lambda text: No
     run = RunDirectory.open(path)
     config, receipt = run.config(), run.receipt()
     finished = run.adapter.is_dir()
-    adapter = run.adapter if finished else checkpoint.newest(run, announce)
+    if step is not None:
+        adapter: Path | None = checkpoint.at_step(run, step)
+    else:
+        adapter = run.adapter if finished else checkpoint.newest(run, announce)
     if adapter is None:
         raise CheckpointError(
             "the run has no adapter yet", where=str(path), fix="finish it with --resume"
         )
-    if not finished:
+    if step is None and not finished:
         announce(f"the run is not finished; this is {adapter.name}")
-    elif problem := storage.verify(adapter):
+    elif step is None and (problem := storage.verify(adapter)):
         announce(f"the adapter is not as training left it: {problem}")
     device = choose_device()
-    base = resolve_base(config.model.base, config.model.revision, announce)
-    template = ChatTemplate(load_tokenizer(base), receipt.date)
+    folder = _base(config, run.path, announce, base)
+    template = ChatTemplate(load_tokenizer(folder), receipt.date)
     if notice := receipt.missing_date(template.date):
         announce(notice)
     receipt.require_base(
-        hash_base(base), hash_text(str(template.tokenizer.chat_template)), run.path
+        hash_base(folder), hash_text(str(template.tokenizer.chat_template)), run.path
     )
     return TrainedRun(
         path=run.path,
         config=config,
         receipt=receipt,
         adapter=adapter,
-        checkpoint=checkpoint.step_of(adapter),
-        base=base,
+        checkpoint=step_of(adapter),
+        base=folder,
         template=template,
         device=device,
         dtype=choose_precision(config.model.precision, device),
     )
+
+
+def _base(
+    config: Config, run: Path, announce: Callable[[str], None], elsewhere: str | None
+) -> Path:
+    """The folder of a run's base: where the run says it is, or elsewhere."""
+    if elsewhere is not None:
+        return resolve_base(elsewhere, announce=announce)
+    name = config.model.base
+    if Path(name).is_absolute() and not Path(name).exists():
+        raise ModelError(
+            "the base is no longer here",
+            where=name,
+            fix=f"say where it is now: `offbook chat {quoted(run)} --base PATH`",
+        )
+    return resolve_base(name, config.model.revision, announce)

@@ -157,6 +157,7 @@ def gather(
         device: to plan for; by default, the one that will compute.
         available: bytes of its memory to plan for; by default, what it has now.
     """
+    monitor.busy("reading the base")
     start = start or Receipt()
     device = device or choose_device()
     require_quantization(config.model.quantization)
@@ -214,6 +215,7 @@ def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
     """Load the base, and attach an adapter to it."""
     config, device = inputs.config, inputs.device
     keep_freed_memory()
+    monitor.busy("loading the base")
     base = load_base(inputs.base, inputs.dtype, device, config.model.quantization)
     model = attach_adapter(base, config.lora, config.train.seed, config.model.base)
     engine = Engine(model, fast=config.train.engine == "fast")
@@ -264,6 +266,7 @@ def _examples(
     share = config.data.validation
     reader = read_conversations(config.data.train, config.data)
     monitor.announce(reader.describe())
+    monitor.busy("reading the rows")
     examples = tokenize(reader, template, limit, monitor.reading)
     for notice in reader.notices():
         monitor.announce(notice)
