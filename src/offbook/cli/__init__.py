@@ -6,6 +6,7 @@ does not have to load PyTorch.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import Annotated
 
@@ -13,14 +14,16 @@ import typer
 
 from offbook import __version__
 from offbook.cli import chat, check, demo, init, plan, settings, streams, train
-from offbook.cli.console import say
+from offbook.cli.console import NARROW, say
 from offbook.errors import INTERRUPTED, DiskError, OffbookError
 
+# On a narrow terminal, rich's panels would cut the names of options short.
+IS_NARROW = shutil.get_terminal_size().columns < NARROW
 app = typer.Typer(
     name="offbook",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None if IS_NARROW else "rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
@@ -50,10 +53,12 @@ def _options(
     """Teach a chat model a role from its lines.
 
     \b
-    [bold]See it work[/]      offbook demo
-    [bold]Your own role[/]    offbook init myrole
-                     offbook train myrole/config.yaml
-                     offbook chat runs/myrole
+    See it work:
+      offbook demo
+    Your own role:
+      offbook init myrole
+      offbook train myrole/config.yaml
+      offbook chat runs/myrole
     """
 
 

@@ -72,12 +72,12 @@ def chat(
 
     \b
     offbook chat runs/myrole
-    offbook chat runs/myrole -p "Who are you?" --temperature 0
-    offbook chat runs/myrole -p "Who are you?" --untuned
+    offbook chat runs/myrole -p "Who are you?"
+    offbook chat runs/myrole -p hello --untuned
     offbook chat runs/myrole -p - < question.txt
     offbook chat runs/myrole --step 200
-    offbook chat adapter --base HuggingFaceTB/SmolLM2-135M-Instruct
-    offbook chat merged
+    offbook chat adapter-folder --base base-folder
+    offbook chat merged-model
     """
     from offbook.inference.sources import Source, identify
 

@@ -45,7 +45,7 @@ def check(
     from offbook.doctor.inspection import Census, measure, token_view
     from offbook.files.cache import cache_folder
     from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
-    from offbook.tokens.examples import setting_that_keeps, tokenize
+    from offbook.tokens.examples import beyond_context, setting_that_keeps, tokenize
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
     from offbook.tokens.vocabulary import check_vocabulary
@@ -65,7 +65,8 @@ def check(
     for note in template.notes:
         say(note)
     census, setting = Census(), config.data.max_length
-    limit = context_length(base) if setting == "auto" else setting
+    context = context_length(base)
+    limit = context if setting == "auto" else setting
     with ProgressMonitor() as monitor:
         monitor.busy("reading the rows")
         examples = tokenize(census.watch(reader), template, limit, monitor.reading)
@@ -78,7 +79,12 @@ def check(
         print(json.dumps(counts))
         return
     _print_counts(census, lengths, examples.replies)
-    for notice in (*reader.notices(), *examples.notices(limit, setting_that_keeps(setting))):
+    beyond = beyond_context(setting, context, examples.lengths)
+    for notice in (
+        *reader.notices(),
+        *examples.notices(limit, setting_that_keeps(setting)),
+        *([beyond] if beyond else []),
+    ):
         put(notice)
     for example in examples[:show]:
         out.print()

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from offbook.cli.console import out, printable, say, waiting
+from offbook.cli.console import NARROW, out, printable, say, waiting
 from offbook.cli.train import report, run_training
 
 if TYPE_CHECKING:
@@ -50,12 +50,18 @@ def demo() -> None:
 def compare(session: Chat, questions: Sequence[str]) -> Table:
     """A table of questions with the replies of the untuned and of the tuned model."""
     table = Table(title="Questions it was not trained on", box=box.HORIZONTALS, show_lines=True)
-    for heading in ("question", "before", "after"):
+    narrow = out.width < NARROW
+    for heading in () if narrow else ("question", "before", "after"):
         table.add_column(heading, ratio=2 if heading == "question" else 4)
     for number, question in enumerate(questions, 1):
         say(f"question {number} of {len(questions)}: {question}", "dim")
         session.reset()
         before = session.ask(question, base=True)
         after = session.ask(question)
-        table.add_row(*(Text(printable(text.strip())) for text in (question, before, after)))
+        cells = [Text(printable(text.strip())) for text in (question, before, after)]
+        if narrow:
+            cells = [
+                Text("\n").join([cells[0], Text("before: ") + cells[1], Text("after: ") + cells[2]])
+            ]
+        table.add_row(*cells)
     return table

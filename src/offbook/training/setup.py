@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 
@@ -34,7 +35,7 @@ from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Device, Receipt, Rows, hash_base, hash_text, installed_versions
-from offbook.tokens.examples import Examples, setting_that_keeps, tokenize
+from offbook.tokens.examples import Examples, beyond_context, setting_that_keeps, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from offbook.tokens.vocabulary import check_vocabulary
@@ -167,8 +168,8 @@ def gather(
         monitor.announce(note)
     if has_weights(base):
         check_weights(base)
-    setting = config.data.max_length
-    limit = context_length(base) if setting == "auto" else setting
+    setting, context = config.data.max_length, context_length(base)
+    limit = context if setting == "auto" else setting
     training, validation, files = _examples(config, template, monitor, limit)
     shape = ModelShape.of(base, config.lora)
     memory = Memory.of(device, available)
@@ -195,6 +196,9 @@ def gather(
         # With rows truncated, only the same limit truncates them in the same way on resume.
         whole = training.complete and validation.complete
         config = config.override(f"data.max_length={max(longest, 8) if whole else limit}")
+    lengths = np.concatenate([training.lengths, validation.lengths])
+    if beyond := beyond_context(setting, context, lengths):
+        monitor.announce(beyond)
     # The parts of one file have its notices in common.
     sets = [training, validation] if isinstance(config.data.validation, str) else [training]
     for notice in (text for part in sets for text in part.notices(limit, keep)):
