@@ -17,6 +17,7 @@ works in a notebook. The command line turns them into exit codes.
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,10 +104,19 @@ def shorten(text: str) -> str:
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
-def quote(path: Path) -> str:
-    """A path as a word of a command, as the shell needs it."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+def quoted(word: str | Path) -> str:
+    """A path or text as one word of a shell command that is printed."""
+    text = str(word)
+    if text.startswith("-"):
+        text = f"./{text}"  # else it would be an option
+    if text.isprintable():
+        return shlex.quote(text)
+    # Printed as they are, control characters and bytes that are no text would be lost.
+    escaped = (
+        chr(b) if 32 <= b < 127 and chr(b) not in "'\\" else f"\\x{b:02x}"
+        for b in os.fsencode(text)
+    )
+    return f"$'{''.join(escaped)}'"
 
 
 def first_few(names: Sequence[str], most: int, separator: str = ", ") -> str:

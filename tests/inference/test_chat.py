@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from offbook.config import Config, LoraSettings
-from offbook.data.conversations import read_conversations
-from offbook.errors import CheckpointError, ConfigError
+from offbook.data.conversations import Message, read_conversations
+from offbook.errors import CheckpointError, ConfigError, ModelError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling, generate
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import load_base
 from offbook.tokens.template import ChatTemplate
 from offbook.training.loop import train
+from support.tiny import make_tokenizer
 
 GREEDY = Sampling(temperature=0, max_new_tokens=8)
 
@@ -106,6 +107,67 @@ def test_a_question_longer_than_the_context_is_refused(chat: Chat) -> None:
     with pytest.raises(ConfigError, match=r"the question has \d+ tokens; this model takes 248"):
         chat.ask("one two three " * 200)
     assert chat.messages == []
+
+
+@pytest.mark.parametrize("text", ["hello \ud800", "\udce4\udcbd"])
+def test_half_a_character_is_refused(chat: Chat, text: str) -> None:
+    with pytest.raises(ConfigError, match="the question is not text"):
+        chat.ask(text)
+    chat.system = text
+    with pytest.raises(ConfigError, match="the system text is not text"):
+        chat.ask("hello")
+    assert chat.messages == []
+
+
+def test_a_reply_says_why_it_ended(chat: Chat) -> None:
+    chat.ask("hello")
+    assert (chat.finish_reason, chat.reply_tokens) == ("length", 8)
+    chat.reset()
+    prompt = chat.template.build_prompt([Message("user", "hello")])
+    stop = next(generate(chat._model, prompt, (), GREEDY, torch.Generator()))
+    chat._stop_ids = {stop}
+    assert chat.ask("hello") == ""
+    assert (chat.finish_reason, chat.reply_tokens) == ("stop", 0)
+
+
+def test_a_reply_stops_at_the_end_of_the_context(chat: Chat) -> None:
+    chat.sampling = Sampling(temperature=0, max_new_tokens=10_000)
+    chat._stop_ids = set()
+    chat.ask("hello")
+    prompt = chat.template.build_prompt([Message("user", "hello")])
+    assert chat.context == 256
+    assert (chat.finish_reason, chat.reply_tokens) == ("context", 256 - len(prompt))
+
+
+def test_exchanges_that_do_not_fit_are_counted(chat: Chat) -> None:
+    counts = []
+    for _ in range(12):
+        chat.ask("one two three four five six seven")
+        counts.append(chat.left_out)
+        assert len(chat.template.build_prompt(chat.messages[2 * chat.left_out : -1])) <= 248
+    assert counts[0] == 0
+    assert counts == sorted(counts)
+    assert counts[-1] > 0
+
+
+def test_an_interrupted_reply_is_kept(chat: Chat) -> None:
+    pieces = chat.stream("hello")
+    first = next(pieces)
+    pieces.close()
+    assert [m.content for m in chat.messages] == ["hello", first]
+    assert chat.finish_reason is None
+
+
+def test_a_token_without_an_embedding_is_refused(
+    tiny_base: Path, tmp_path: Path, template: ChatTemplate
+) -> None:
+    base = load_base(tiny_base, torch.float32, torch.device("cpu"))
+    tokenizer = make_tokenizer(tmp_path, added=("<lamp>",))
+    odd = Chat(base, ChatTemplate(tokenizer), sampling=GREEDY)
+    assert odd.ask("hello")
+    with pytest.raises(ModelError, match=r"'<lamp>' is token \d+ of the tokenizer, but the base"):
+        odd.ask("a <lamp> there")
+    assert len(odd.messages) == 2
 
 
 def test_a_run_is_opened_by_its_path(tiny_config: Callable[..., Config]) -> None:

@@ -6,21 +6,24 @@ does not have to load PyTorch.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import Annotated
 
 import typer
 
 from offbook import __version__
-from offbook.cli import chat, check, demo, init, plan, settings, train
-from offbook.cli.console import say
-from offbook.errors import INTERRUPTED, OffbookError
+from offbook.cli import chat, check, demo, init, plan, settings, streams, train
+from offbook.cli.console import NARROW, say
+from offbook.errors import INTERRUPTED, DiskError, OffbookError
 
+# On a narrow terminal, rich's panels would cut the names of options short.
+IS_NARROW = shutil.get_terminal_size().columns < NARROW
 app = typer.Typer(
     name="offbook",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None if IS_NARROW else "rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
@@ -50,22 +53,32 @@ def _options(
     """Teach a chat model a role from its lines.
 
     \b
-    [bold]See it work[/]      offbook demo
-    [bold]Your own role[/]    offbook init myrole
-                     offbook train myrole/config.yaml
-                     offbook chat runs/myrole
+    See it work:
+      offbook demo
+    Your own role:
+      offbook init myrole
+      offbook train myrole/config.yaml
+      offbook chat runs/myrole
     """
 
 
 def main() -> None:
     """Run the command line. An OffbookError ends in its message and its exit code."""
+    streams.prepare()
+    code: str | int | None = 0
     try:
-        app(prog_name="offbook")
+        try:
+            app(prog_name="offbook")
+        except SystemExit as stop:
+            code = stop.code
+        sys.stdout.flush()
     except OffbookError as error:
         say(f"error: {error}", "red")
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # our output is no longer read, as in `offbook check ... | head`
-        sys.exit(0)
+        code = INTERRUPTED
+    except streams.ReaderGoneError:
+        code = 0
+    if streams.notices_failure() and not code:
+        code = DiskError.exit_code
+    sys.exit(code)

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import cell_len
+from rich.text import Text
 
-from offbook.cli.console import out, printable, say
-from offbook.errors import ConfigError, OffbookError
+from offbook.cli.console import WordWrap, err, out, printable, say, waiting
+from offbook.errors import ConfigError, OffbookError, suggest
 
 if TYPE_CHECKING:
     from offbook.inference.chat import Chat
 
-HELP = """\
-/base            answer the last question with the untuned model
-/retry           answer the last question again
-/undo            remove the last question and reply
-/reset           start a new conversation
-/system [TEXT]   set the system text, or remove it
-/save FILE       append the conversation to a JSONL file
-/exit            end the chat (or Ctrl-D)"""
+COMMANDS = {
+    "/base": "ask the model without its adapter",
+    "/retry": "answer the last question again",
+    "/undo": "forget the last question and reply",
+    "/reset": "start a new conversation",
+    "/system": "followed by a system text, or by none",
+    "/save": "followed by a JSONL file to append to",
+    "/help": "list these commands",
+    "/exit": "end the chat; so do exit, quit, Ctrl-D",
+}
+HELP = "\n".join([f"{name:<8} {what}" for name, what in COMMANDS.items()])
+ENDS = ("/exit", "/quit", "exit", "quit")
+MAX_LABEL = 20  # characters of a run's name before its replies
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run directory, an adapter with --base, or a whole model.")
+    ],
     question: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="Ask one question and exit.")
+        str | None,
+        typer.Option("-p", "--prompt", help="Ask one question and exit; - reads it from stdin."),
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="With -p: ask the untuned model.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The base of an adapter, or where a run's base is now.")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="Use this checkpoint of the run.")] = None,
+    untuned: Annotated[
+        bool, typer.Option("--untuned", help="With -p: ask the model without its adapter.")
+    ] = False,
     temperature: Annotated[
         float | None, typer.Option(help="Randomness of sampling; 0 for none.")
     ] = None,
@@ -49,23 +65,30 @@ def chat(
         int | None, typer.Option(help="Seed of the sampling, for repeatable replies.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With -p: print question and reply as JSON.")
+        bool, typer.Option("--json", help="With -p: print the reply and why it ended as JSON.")
     ] = False,
 ) -> None:
-    """Talk to a trained model.
+    """Talk to a trained model. Each line is a message; so is pasted text of several lines.
 
     \b
     offbook chat runs/myrole
-    offbook chat runs/myrole -p "Who are you?" --temperature 0
-    offbook chat runs/myrole -p "Who are you?" --base
+    offbook chat runs/myrole -p "Who are you?"
+    offbook chat runs/myrole -p hello --untuned
+    offbook chat runs/myrole -p - < question.txt
+    offbook chat runs/myrole --step 200
+    offbook chat adapter-folder --base base-folder
+    offbook chat merged-model
     """
-    if question is None and (base or as_json):
-        raise ConfigError("--base and --json need -p", fix="in a chat, type /base")
+    from offbook.inference.sources import Source, identify
+
+    if question is None and (untuned or as_json):
+        raise ConfigError("--untuned and --json need -p", fix="in a chat, type /base")
+    if identify(run, base, step) == Source.MODEL and untuned:
+        raise ConfigError("a whole model has no adapter", where=str(run), fix="omit --untuned")
+    if question == "-":
+        question = sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
     if question is not None and not question.strip():
         raise ConfigError("the question is empty", where="-p")
-    from offbook.inference.chat import Chat
-    from offbook.inference.generate import make_sampling
-
     given = {
         "temperature": temperature,
         "top_p": top_p,
@@ -74,51 +97,109 @@ def chat(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
-    sampling = make_sampling({name: value for name, value in given.items() if value is not None})
-    session = Chat.open(run, sampling, say)
+    with waiting(f"loading {run}"):
+        from offbook.inference.chat import Chat
+        from offbook.inference.generate import make_sampling
+
+        options = {name: value for name, value in given.items() if value is not None}
+        session = Chat.open(run, make_sampling(options), say, base=base, step=step)
     if question is None:
-        _converse(session)
+        _converse(session, printable(run.resolve().name)[:MAX_LABEL])
     elif as_json:
-        reply = session.ask(question, base)
-        print(json.dumps({"question": question, "reply": reply}, ensure_ascii=False))
+        reply = session.ask(question, untuned)
+        _tell_limits(session, 0)
+        _print_json({"question": question, "reply": reply, "finish_reason": session.finish_reason})
     else:
-        _print_reply(session, question, base)
+        _print_reply(session, question, "", untuned)
 
 
-def _converse(session: Chat) -> None:
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (arrow keys and history in input())
-    say("type a message, or /help", "dim")
+def _print_json(values: dict[str, str | None]) -> None:
+    text = json.dumps(values, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(values)
+    print(text)
+
+
+def _converse(session: Chat, name: str) -> None:
+    """Answer line by line. On a terminal, replies are labelled, and Ctrl-C does not end the chat
+    where there is something else that it can end.
+    """
+    on_terminal = sys.stdin.isatty()
+    label = f"{name}> " if on_terminal and sys.stdout.isatty() else ""
+    half_typed = _edit_lines()
+    say(f"type a message, or a command: {' '.join(COMMANDS)}", "dim")
     while True:
         try:
-            line = input("you> " if sys.stdin.isatty() else "").strip()
-        except (EOFError, KeyboardInterrupt):
-            out.print()
+            line = _read_line(on_terminal, bool(label)).strip()
+        except EOFError:
+            if on_terminal:
+                out.print()
             return
-        if line == "/exit":
+        except KeyboardInterrupt:
+            if not on_terminal:
+                raise
+            out.print()
+            if half_typed():
+                continue
+            return
+        if line.lower() in ENDS:
             return
         try:
-            if line.startswith("/"):
-                _command(session, line)
+            if _is_command(line):
+                _command(session, line, label)
             elif line:
-                _print_reply(session, line)
+                _print_reply(session, line, label)
         except OffbookError as error:
             say(str(error), "red")
         except KeyboardInterrupt:
-            out.print()  # Ctrl-C stops the reply, not the chat
+            if not on_terminal:
+                raise
+            say("stopped; /retry answers again, /undo forgets it", "dim")
 
 
-def _command(session: Chat, line: str) -> None:
-    name, _, rest = line.partition(" ")
-    rest = rest.strip()
+def _edit_lines() -> Callable[[], str]:
+    """Let `input` have arrow keys, a history, and pasted text of several lines as one line.
+
+    Returns:
+        What is typed so far, when it was interrupted.
+    """
+    try:
+        import readline
+    except ImportError:  # Windows
+        return str
+    readline.parse_and_bind("set enable-bracketed-paste on")
+    return readline.get_line_buffer
+
+
+def _read_line(on_terminal: bool, with_labels: bool) -> str:
+    if on_terminal and not with_labels:
+        err.print("you> ", end="")  # stdout is a file, for replies alone
+    return input("you> " if with_labels else "")
+
+
+def _is_command(line: str) -> bool:
+    """Whether a line is for us. Pasted text may begin with a slash, such as that of a path."""
+    return line.startswith("/") and ("\n" not in line or line.split(maxsplit=1)[0] in COMMANDS)
+
+
+def _command(session: Chat, line: str, label: str) -> None:
+    name, *more = line.split(maxsplit=1)
+    rest = "".join(more)
     last = session.last_question()
     if name in ("/base", "/retry") and last is None:
         raise ConfigError("there is no question yet")
     if name == "/base":
-        _print_reply(session, str(last), base=True)
+        _print_reply(session, str(last), label and "base> ", base=True)
     elif name == "/retry":
+        before = list(session.messages)
         session.undo()
-        _print_reply(session, str(last))
+        try:
+            _print_reply(session, str(last), label)
+        except OffbookError:
+            session.messages = before
+            raise
     elif name == "/undo":
         session.undo()
         say("removed the last question and reply", "dim")
@@ -126,6 +207,9 @@ def _command(session: Chat, line: str) -> None:
         session.reset()
         say("started a new conversation", "dim")
     elif name == "/system":
+        from offbook.inference.chat import require_text
+
+        require_text(rest, "system text")
         session.system = rest or None
         say(f"system text: {rest}" if rest else "no system text", "dim")
     elif name == "/save":
@@ -136,11 +220,39 @@ def _command(session: Chat, line: str) -> None:
     elif name == "/help":
         say(HELP)
     else:
-        raise ConfigError(f"unknown command {name}", fix="/help lists all")
+        guess = suggest(name, list(COMMANDS))
+        raise ConfigError(f"unknown command {name}", fix=guess or "/help lists all")
 
 
-def _print_reply(session: Chat, question: str, base: bool = False) -> None:
-    for piece in session.stream(question, base):
-        # Not through rich: it would wrap a line before it is complete.
-        print(printable(piece), end="", flush=True)
-    print()
+def _print_reply(session: Chat, question: str, label: str, base: bool = False) -> None:
+    """Print a reply while it arrives; on a terminal, word by word."""
+    wrap = WordWrap(out.width, cell_len(label)) if sys.stdout.isatty() else None
+    left_out, begun = session.left_out, False
+    try:
+        for piece in session.stream(question, base):
+            if not begun:
+                out.print(Text(label, style="bold"), end="")
+                begun = True
+            # Not through rich: it would wrap a line before it is complete.
+            text = printable(piece)
+            print(wrap.feed(text) if wrap else text, end="", flush=True)
+    finally:
+        if begun:
+            print(wrap.end() if wrap else "")
+    if not begun:
+        print(label)
+    _tell_limits(session, left_out)
+
+
+def _tell_limits(session: Chat, left_out: int) -> None:
+    """Say what the last prompt and reply lack; `left_out` exchanges were told before."""
+    context = f"the context of {session.context:,} tokens" if session.context else ""
+    if session.left_out > left_out:
+        count = f"the oldest {session.left_out} exchanges were"
+        if session.left_out == 1:
+            count = "the oldest exchange was"
+        say(f"{count} left out of the prompt, to fit in {context}", "dim")
+    if session.finish_reason == "length":
+        say(f"cut at {session.reply_tokens} tokens; --max-new-tokens allows more", "dim")
+    elif session.finish_reason == "context":
+        say(f"cut at {session.reply_tokens} tokens, where {context} ends", "dim")

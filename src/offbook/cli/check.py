@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from offbook.cli.arguments import Settings
-from offbook.cli.console import RowsRead, out, printable, say
+from offbook.cli.console import ProgressMonitor, out, printable, put, say
 from offbook.errors import first_few
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def check(
     from offbook.doctor.inspection import Census, measure, token_view
     from offbook.files.cache import cache_folder
     from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
-    from offbook.tokens.examples import setting_that_keeps, tokenize
+    from offbook.tokens.examples import beyond_context, setting_that_keeps, tokenize
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
     from offbook.tokens.vocabulary import check_vocabulary
@@ -65,8 +65,11 @@ def check(
     for note in template.notes:
         say(note)
     census, setting = Census(), config.data.max_length
-    limit = context_length(base) if setting == "auto" else setting
-    examples = tokenize(census.watch(reader), template, limit, RowsRead())
+    context = context_length(base)
+    limit = context if setting == "auto" else setting
+    with ProgressMonitor() as monitor:
+        monitor.busy("reading the rows")
+        examples = tokenize(census.watch(reader), template, limit, monitor.reading)
     check_vocabulary(examples, template.tokenizer, vocabulary_size(base), str(base))
     lengths = measure(examples)
     if as_json:
@@ -76,8 +79,13 @@ def check(
         print(json.dumps(counts))
         return
     _print_counts(census, lengths, examples.replies)
-    for notice in (*reader.notices(), *examples.notices(limit, setting_that_keeps(setting))):
-        out.print(printable(notice), markup=False, soft_wrap=True)
+    beyond = beyond_context(setting, context, examples.lengths)
+    for notice in (
+        *reader.notices(),
+        *examples.notices(limit, setting_that_keeps(setting)),
+        *([beyond] if beyond else []),
+    ):
+        put(notice)
     for example in examples[:show]:
         out.print()
         out.print(f"{Path(example.source).name}, token by token", style="bold", markup=False)
@@ -111,7 +119,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _line(name: str, text: str) -> None:
-    out.print(f"{name:<16}{printable(text)}", markup=False, soft_wrap=True)
+    put(f"{name:<16}{text}")
 
 
 def draw(spans: list[Span], width: int | None = None) -> Iterator[Text]:

@@ -1,19 +1,24 @@
-"""How commands print: two consoles, safe text, and the progress of a run."""
+"""How commands print: two consoles, safe text in whole words, and the progress of a run."""
 
 from __future__ import annotations
 
-import time
+import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
-from offbook.monitor import EvalMetrics, Metrics, Monitor, StepMetrics
+from offbook.monitor import Heartbeat, LineMonitor, Metrics, StepMetrics
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)  # progress and notices; stdout is for results
 
+NARROW = 72  # columns; below, tables become lines and the bar has fewer facts
 # These reorder the text after them, so that a reply could look like something else.
 DIRECTION_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -33,42 +38,102 @@ def printable(text: str) -> str:
     )
 
 
+WIDE = re.compile(
+    "[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60"
+    "\uffe0-\uffe6"
+    "\U0001f300-\U0001faff\U00020000-\U0003fffd]"
+)
+# A newline; a wide character or a word, with the white space before it; white space at the end.
+UNITS = re.compile(rf"\n|[^\S\n]*(?:{WIDE.pattern}|[^\s{WIDE.pattern[1:-1]}]+)|[^\S\n]+")
+
+
+class WordWrap:
+    """Keeps words whole at the edge of a terminal, while text arrives piece by piece.
+
+    A row is filled up with spaces, not ended by a newline, so that a command that takes several
+    rows is still one line when it is copied. A word that is longer than a row is left to the
+    terminal, and so is Chinese, which may be broken anywhere.
+
+    Args:
+        width: of the terminal, in columns.
+        column: where the text begins.
+    """
+
+    def __init__(self, width: int, column: int = 0) -> None:
+        self._width, self._column, self._held = width, column, ""
+
+    def feed(self, text: str) -> str:
+        """What can be shown now; a last word is held until it is complete."""
+        units = UNITS.findall(self._held + text)
+        whole = not units or units[-1] == "\n" or WIDE.search(units[-1])
+        self._held = "" if whole else units.pop()
+        return "".join(map(self._place, units))
+
+    def end(self) -> str:
+        """What is held."""
+        held, self._held = self._held, ""
+        return self._place(held)
+
+    def _place(self, unit: str) -> str:
+        if unit == "\n":
+            self._column = 0
+            return unit
+        word = unit.lstrip()
+        spaces, size = len(unit) - len(word), cell_len(word)
+        is_wide = WIDE.search(word) is not None
+        left = self._width - self._column
+        # One column stays free, so that there is a space between the last word and the next.
+        if not is_wide and 0 < left < self._width and left <= spaces + size and size < self._width:
+            self._column = size
+            return " " * left + word
+        self._column += spaces + size
+        if self._column > self._width:
+            self._column = size if is_wide else (self._column - 1) % self._width + 1
+        return unit
+
+
 def say(text: str, style: str | None = None) -> None:
-    """Print a notice to stderr, without markup and wrapping."""
-    err.print(printable(text), style=style, markup=False, soft_wrap=True)
+    """Print a notice to stderr, without markup."""
+    _print(err, text, style)
 
 
-class RowsRead:
-    """Reports the progress of reading a large data set, every `every` rows."""
-
-    def __init__(self, every: int = 200_000) -> None:
-        self._every = self._next = every
-
-    def __call__(self, rows: int) -> None:
-        """Report `rows`, the number of rows read so far, when it is time."""
-        if rows >= self._next:
-            say(f"{rows:,} rows read", "dim")
-            self._next = rows + self._every
+def put(text: str, style: str | None = None) -> None:
+    """Print a result to stdout, without markup."""
+    _print(out, text, style)
 
 
-class ProgressMonitor(Monitor):
-    """A progress bar on a terminal; elsewhere, a line for each logged step."""
+def _print(console: Console, text: str, style: str | None) -> None:
+    text = printable(text)
+    if console.is_terminal:
+        wrap = WordWrap(console.width)
+        text = wrap.feed(text) + wrap.end()
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say at once that something slow begins, and every few seconds that it is going on."""
+    say(what, "dim")
+    heartbeat = Heartbeat(_say_dim)
+    heartbeat.begin(what)
+    try:
+        yield
+    finally:
+        heartbeat.end()
+
+
+def _say_dim(text: str) -> None:
+    say(text, "dim")
+
+
+class ProgressMonitor(LineMonitor):
+    """A progress bar on a terminal; elsewhere, lines."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed}/{task.total}  {task.fields[facts]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=err,
-        )
+        super().__init__(say)
+        facts = TextColumn("{task.description}", table_column=Column(no_wrap=True))
+        self._bar = Progress(BarColumn(bar_width=None), facts, console=err)
         self._task: TaskID | None = None
-        self._rows_read = RowsRead()
-        self._first, self._total, self._started = 0, 0, 0.0
-
-    def __enter__(self) -> ProgressMonitor:
-        return self
 
     def __exit__(
         self,
@@ -76,33 +141,30 @@ class ProgressMonitor(Monitor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        super().__exit__(kind, error, trace)
         if self._task is not None:
             self._bar.stop()
 
     def announce(self, text: str) -> None:
+        self._heartbeat.end()
         say(text, "dim")
 
-    def reading(self, rows: int) -> None:
-        self._rows_read(rows)
-
     def begin(self, step: int, total: int) -> None:
-        self._first, self._total, self._started = step, total, time.monotonic()
+        super().begin(step, total)
         if err.is_terminal:
-            self._task = self._bar.add_task("training", total=total, completed=step, facts="")
+            self._task = self._bar.add_task(f"{step}/{total}", total=total, completed=step)
             self._bar.start()
 
     def step(self, step: int, loss: float, examples_per_second: float) -> None:
-        if self._task is not None:
-            facts = f"loss {loss:.3f}  {examples_per_second:.1f} examples/s"
-            self._bar.update(self._task, completed=step, facts=facts)
+        if self._task is None:
+            super().step(step, loss, examples_per_second)
+            return
+        self._heartbeat.end()
+        self.pace.step(step)
+        speed = f"{examples_per_second:.1f} examples/s  " if err.width >= NARROW else ""
+        facts = f"{step}/{self.pace.total}  loss {loss:.3f}  {speed}left {self.pace.left()}"
+        self._bar.update(self._task, completed=step, description=facts)
 
     def metrics(self, record: Metrics) -> None:
-        if isinstance(record, EvalMetrics):
-            say(f"step {record.step}: validation loss {record.eval_loss:.3f}")
-        elif isinstance(record, StepMetrics) and not err.is_terminal:
-            pace = (time.monotonic() - self._started) / (record.step - self._first)
-            left = time.strftime("%H:%M:%S", time.gmtime(pace * (self._total - record.step)))
-            say(
-                f"step {record.step}/{self._total}: loss {record.loss:.3f}, "
-                f"{record.examples_per_second:.1f} examples/s, left {left}"
-            )
+        if self._task is None or not isinstance(record, StepMetrics):
+            super().metrics(record)

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from offbook.cli.console import out, printable, say
+from offbook.cli.console import NARROW, out, printable, say, waiting
 from offbook.cli.train import report, run_training
 from offbook.errors import ConfigError
 
@@ -51,7 +51,8 @@ def demo() -> None:
     if not result.finished:
         report(result)
         raise typer.Exit(code)
-    session = Chat.open(result.run, Sampling(temperature=0), say)
+    with waiting("loading the trained model"):
+        session = Chat.open(result.run, Sampling(temperature=0), say)
     questions = json.loads((samples / "lighthouse-questions.json").read_text(encoding="utf-8"))
     out.print(compare(session, questions[:QUESTIONS]))
     report(result)
@@ -60,7 +61,9 @@ def demo() -> None:
 def compare(session: Chat, questions: Sequence[str]) -> Table:
     """A table of questions with the replies of the untuned and of the tuned model."""
     table = Table(title="Questions it was not trained on", box=box.HORIZONTALS, show_lines=True)
-    for heading in ("question", f"before (first {BASE_TOKENS} tokens)", "after"):
+    narrow = out.width < NARROW
+    headings = ("question", f"before (first {BASE_TOKENS} tokens)", "after")
+    for heading in () if narrow else headings:
         table.add_column(heading, ratio=2 if heading == "question" else 4)
     whole = session.sampling
     short = whole.model_copy(update={"max_new_tokens": BASE_TOKENS})
@@ -71,5 +74,10 @@ def compare(session: Chat, questions: Sequence[str]) -> Table:
         before = session.ask(question, base=True)
         session.sampling = whole
         after = session.ask(question)
-        table.add_row(*(Text(printable(text.strip())) for text in (question, before, after)))
+        cells = [Text(printable(text.strip())) for text in (question, before, after)]
+        if narrow:
+            cells = [
+                Text("\n").join([cells[0], Text("before: ") + cells[1], Text("after: ") + cells[2]])
+            ]
+        table.add_row(*cells)
     return table

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from offbook.cli.console import out
-from offbook.errors import ConfigError, quote
+from offbook.cli.console import put
+from offbook.errors import ConfigError, quoted
 from offbook.settings_file import write_text
 
 
@@ -45,8 +45,8 @@ def init(
     for what, why in (
         (str(config), "all settings, explained"),
         (str(rows), "a sample role of 260 rows: replace them with your own"),
-        (f"offbook check {quote(rows)}", "count them, and see which tokens are trained on"),
-        (f"offbook train {quote(config)}", "train (about 5 minutes with the sample)"),
-        (f"offbook chat {quote(run)}", "talk to it"),
+        (f"offbook check {quoted(rows)}", "count them, and see which tokens are trained on"),
+        (f"offbook train {quoted(config)}", "train (about 5 minutes with the sample)"),
+        (f"offbook chat {quoted(run)}", "talk to it"),
     ):
-        out.print(f"{what}\n    {why}", markup=False, soft_wrap=True)
+        put(f"{what}\n    {why}")

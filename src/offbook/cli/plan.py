@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from offbook.cli.arguments import Settings, file_and_settings
-from offbook.cli.console import ProgressMonitor, out, say
+from offbook.cli.console import ProgressMonitor, out, put, say
 from offbook.errors import ConfigError, MemoryPlanError, shorten
 
 UNITS = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
@@ -66,7 +66,7 @@ def plan(
         print(json.dumps(asdict(prediction) | facts))
         return
     chosen, seconds = prediction.plan, prediction.step_seconds
-    out.print(f"fits in memory: {_gb(chosen.peak)} of {_gb(chosen.available)}", style="bold")
+    put(f"fits in memory: {_gb(chosen.peak)} of {_gb(chosen.available)}", "bold")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in (
         ("parameters", f"{prediction.parameters:,}, of which {prediction.trained:,} are trained"),

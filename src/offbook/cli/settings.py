@@ -8,10 +8,11 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import typer
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from offbook.cli.console import out
+from offbook.cli.console import NARROW, out, put
 from offbook.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -106,7 +107,12 @@ def markdown() -> str:
 
 def _print_summary(groups: Sequence[Group]) -> None:
     for group in groups:
-        out.print(f"{group.name}: {_first_sentence(group.meaning)}", style="bold", markup=False)
+        put(f"{group.name}: {_first_sentence(group.meaning)}", "bold")
+        if out.width < NARROW:
+            for s in group.settings:
+                put(f"  {s.key}  {s.default}")
+                out.print(Padding(Text(_first_sentence(s.meaning)), (0, 0, 0, 4)))
+            continue
         table = Table.grid(padding=(0, 2))
         for s in group.settings:
             table.add_row(*map(Text, (f"  {s.key}", s.default, _first_sentence(s.meaning))))

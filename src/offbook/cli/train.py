@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offbook.cli.arguments import Settings, file_and_settings
-from offbook.cli.console import ProgressMonitor, out, say
-from offbook.errors import INTERRUPTED, TERMINATED, ConfigError, quote
+from offbook.cli.console import ProgressMonitor, put, say
+from offbook.errors import INTERRUPTED, TERMINATED, ConfigError, quoted
 
 if TYPE_CHECKING:
     from offbook.config import Config
@@ -58,7 +57,7 @@ def train(
 
     config, settings = file_and_settings(config, settings)
     if config is not None and config.suffix.lower() in SUFFIXES:
-        fix = f"offbook train {shlex.quote(f'data.train={config}')}"
+        fix = f"offbook train {quoted(f'data.train={config}')}"
         raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)
     if config is not None and config.is_dir():
         config = config / "config.yaml"
@@ -84,9 +83,10 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
     Returns:
         The result, and the exit code.
     """
-    from offbook.training.loop import train
-
     with ProgressMonitor() as monitor, _signals() as received:
+        monitor.busy("starting")
+        from offbook.training.loop import train
+
         result = train(
             config,
             resume=resume,
@@ -101,24 +101,24 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
 
 def report(result: TrainResult) -> None:
     """Print how a run ended, and what to do next."""
-    run = quote(result.run)
+    run = quoted(result.run)
     if not result.finished:
         again = f"offbook train {run} --resume"
         say(f"stopped and saved after step {result.steps}; continue with `{again}`")
         return
     if result.seconds:
-        out.print(
+        put(
             f"{result.steps} steps; {result.seconds:.0f} s of training, "
             f"{result.examples_per_second:.1f} examples/s"
         )
     if result.eval_loss is not None and result.eval_loss_before is not None:
         change = result.eval_loss / result.eval_loss_before - 1
-        out.print(
+        put(
             f"validation loss {result.eval_loss_before:.3f} before, "
             f"{result.eval_loss:.3f} after ({change:+.0%})"
         )
-    out.print(f"adapter in {result.run / 'adapter'}", soft_wrap=True, markup=False)
-    out.print(f"talk to it: offbook chat {run}", soft_wrap=True, markup=False)
+    put(f"adapter in {result.run / 'adapter'}")
+    put(f"talk to it: offbook chat {run}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A conversation with a trained model, and with its base for comparison. Nothing here prints."""
+"""A conversation with a model, and with its base for comparison. Nothing here prints."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from offbook.data.conversations import Message
-from offbook.errors import ConfigError
+from offbook.errors import ConfigError, ModelError
 from offbook.inference.generate import Sampling, generate
+from offbook.inference.sources import Source, identify
+from offbook.models.adapter import load_adapter
+from offbook.models.base import resolve_base
+from offbook.models.load import base_of, choose_device, choose_precision, load_base
 from offbook.runs.trained import open_run
 from offbook.tokens.template import ChatTemplate
+from offbook.tokens.tokenizer import load_tokenizer
 
 
 class Chat:
@@ -25,11 +32,17 @@ class Chat:
         system: system text for the conversation, if any.
         sampling: how replies are chosen.
         template: turns the conversation into tokens.
+        context: most tokens of prompt and reply together; None where the base does not say.
+        finish_reason: why the last reply ended. `stop`: the model ended it; `length`: it has
+            `sampling.max_new_tokens` tokens; `context`: it reached the end of the context; None: it
+            was interrupted.
+        reply_tokens: how many tokens the last reply has.
+        left_out: how many of the oldest exchanges were not in the last prompt, for lack of room.
     """
 
     def __init__(
         self,
-        model: PeftModel,
+        model: PeftModel | PreTrainedModel,
         template: ChatTemplate,
         system: str | None = None,
         sampling: Sampling | None = None,
@@ -43,8 +56,13 @@ class Chat:
             self._generator.seed()
         else:
             self._generator.manual_seed(self.sampling.seed)
-        eos = model.generation_config.eos_token_id if model.generation_config else None
+        base = base_of(model)
+        eos = base.generation_config.eos_token_id if base.generation_config else None
         self._stop_ids = {template.stop_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+        text_config = base.config.get_text_config()
+        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.finish_reason: Literal["stop", "length", "context"] | None = None
+        self.reply_tokens = self.left_out = 0
 
     @classmethod
     def open(
@@ -52,35 +70,76 @@ class Chat:
         path: str | Path,
         sampling: Sampling | None = None,
         announce: Callable[[str], None] = lambda text: None,
-        base: str | Path | None = None,
+        *,
+        base: str | None = None,
+        step: int | None = None,
     ) -> Chat:
-        """A chat with the adapter of a run directory, finished or not; see `open_run`.
+        """A chat with a run, finished or not; with an adapter on its base; or with a whole model.
+
+        Args:
+            path: a run directory, a PEFT folder, a model's folder or a `.gguf` file.
+            sampling: how replies are chosen.
+            announce: receives a line when something is not as expected, or something slow begins.
+            base: of an adapter: a folder, `.gguf` file or hub id. Of a run: where its base is now.
+            step: of a run: the checkpoint to use.
 
         Raises:
-            CheckpointError: when there is no run or adapter, or its base has changed.
+            CheckpointError: when there is no run, adapter or model, or it does not fit its base.
+            ConfigError: when an adapter has no `base`, or `base` or `step` has no meaning.
+            ModelError: when the base, its tokenizer or its template cannot be used.
         """
-        run = open_run(path, announce, base)
-        return cls(run.load_model(), run.template, run.config.data.system, sampling)
+        path = Path(path)
+        source = identify(path, base, step)
+        if source == Source.RUN:
+            run = open_run(path, announce, base=base, step=step)
+            return cls(run.load_model(), run.template, run.config.data.system, sampling)
+        folder = resolve_base(base or str(path), announce=announce)
+        # An adapter may come with its own tokenizer, whose template it was trained with.
+        has_own = source == Source.ADAPTER and (path / "tokenizer.json").is_file()
+        template = ChatTemplate(load_tokenizer(path if has_own else folder))
+        device = choose_device()
+        model = load_base(folder, choose_precision("auto", device), device)
+        if source == Source.ADAPTER:
+            return cls(load_adapter(model, path), template, sampling=sampling)
+        return cls(model, template, sampling=sampling)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether there is a base without it to compare with."""
+        return isinstance(self._model, PeftModel)
 
     def ask(self, question: str, base: bool = False) -> str:
         """The whole reply to a question; see `stream`."""
         return "".join(self.stream(question, base))
 
     def stream(self, question: str, base: bool = False) -> Iterator[str]:
-        """Yield a reply in pieces of text; when it is complete, it is added to the conversation.
+        """Yield a reply in pieces of text; with its question, it is added to the conversation.
+
+        If it is interrupted, what there is of it is added.
 
         Args:
             question: what the user says.
             base: ask the base without its adapter, outside the conversation: it does not see the
                 earlier turns, and its reply is not added to them.
+
+        Raises:
+            ConfigError: when the question is too long or is no text, or there is no adapter.
+            ModelError: when the base has no embedding for a token of the prompt.
         """
-        asked = [*([] if base else self.messages), Message("user", question)]
+        if base and not self.has_adapter:
+            raise ConfigError("this is a whole model, with no adapter that could be left out")
+        earlier = [] if base else self.messages
+        asked = [*earlier, Message("user", question)]
+        self.finish_reason, self.reply_tokens = None, 0
+        prompt = self._prompt(asked)
         pieces = []
-        for piece in self._reply(asked, base):
-            pieces.append(piece)
-            yield piece
-        if not base:
-            self.messages = [*asked, Message("assistant", "".join(pieces))]
+        try:
+            for piece in self._reply(prompt, base):
+                pieces.append(piece)
+                yield piece
+        finally:
+            if not base:
+                self.messages = [*asked, Message("assistant", "".join(pieces))]
 
     def last_question(self) -> str | None:
         """What the user said last."""
@@ -113,20 +172,38 @@ class Chat:
     def _opening(self) -> list[Message]:
         return [Message("system", self.system)] if self.system else []
 
-    def _reply(self, asked: list[Message], base: bool) -> Iterator[str]:
-        with self._model.disable_adapter() if base else nullcontext():
-            ids = generate(
-                self._model, self._prompt(asked), self._stop_ids, self.sampling, self._generator
-            )
-            yield from self.template.stream_reply(ids)
+    def _reply(self, prompt: list[int], base: bool) -> Iterator[str]:
+        most = self.sampling.max_new_tokens
+        if self.context is not None:
+            most = min(most, self.context - len(prompt))
+        sampling = self.sampling.model_copy(update={"max_new_tokens": most})
+        model = self._model
+        with model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext():
+            ids = generate(model, prompt, self._stop_ids, sampling, self._generator)
+            yield from self.template.stream_reply(self._counted(ids))
+        if self.reply_tokens < most:
+            self.finish_reason = "stop"
+        else:
+            self.finish_reason = "length" if most == self.sampling.max_new_tokens else "context"
+
+    def _counted(self, ids: Iterator[int]) -> Iterator[int]:
+        for index in ids:
+            self.reply_tokens += 1
+            yield index
 
     def _prompt(self, asked: list[Message]) -> list[int]:
         """The ids of a prompt, without the oldest turns where all would exceed the context."""
-        context = self._model.config.max_position_embeddings
-        limit = context - min(self.sampling.max_new_tokens, context // 2)  # leaves room to reply
+        require_text(self.system or "", "system text")
+        require_text(asked[-1].content, "question")
+        limit = None
+        if self.context is not None:  # leaves room to reply
+            limit = self.context - min(self.sampling.max_new_tokens, self.context // 2)
+        before = len(asked)
         while True:
             ids = self.template.build_prompt([*self._opening(), *asked])
-            if len(ids) <= limit:
+            if limit is None or len(ids) <= limit:
+                self._require_embeddings(ids)
+                self.left_out = (before - len(asked)) // 2
                 return ids
             if len(asked) == 1:
                 raise ConfigError(
@@ -134,3 +211,36 @@ class Chat:
                     fix="shorten it",
                 )
             asked = asked[2:]
+
+    def _require_embeddings(self, ids: list[int]) -> None:
+        embedding: Any = base_of(self._model).get_input_embeddings()
+        rows = embedding.weight.shape[0]
+        if beyond := [index for index in ids if index >= rows]:
+            token = self.template.tokenizer.convert_ids_to_tokens(beyond[0])
+            raise ModelError(
+                f"{token!r} is token {beyond[0]:,} of the tokenizer, but the base has embeddings "
+                f"for {rows:,}",
+                fix="ask without it, or use the tokenizer that was published with the base",
+            )
+
+
+def require_text(text: str, what: str) -> None:
+    """Refuse text with half a character: a lone surrogate, or a byte that is not UTF-8.
+
+    Args:
+        text: to check.
+        what: it is, for the message.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        is_byte = 0xDC80 <= code <= 0xDCFF  # as Python reads bytes of a file or a command line
+        name = f"byte 0x{code - 0xDC00:02x}" if is_byte else f"half a character, U+{code:04X},"
+        raise ConfigError(
+            f"the {what} is not text: {name} at character {error.start + 1:,}",
+            fix="write it in UTF-8" if is_byte else "leave that out",
+        ) from None

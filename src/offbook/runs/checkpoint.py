@@ -105,6 +105,25 @@ def is_result(run: RunDirectory) -> bool:
     )
 
 
+def at_step(run: RunDirectory, step: int) -> Path:
+    """The checkpoint of a step.
+
+    Raises:
+        CheckpointError: when there is none, naming those that there are, or it is not intact.
+    """
+    folders = dict(run.steps())
+    if step not in folders:
+        steps = ", ".join(map(str, folders)) or "none"
+        raise CheckpointError(
+            f"no checkpoint of step {step}",
+            where=str(run.path),
+            fix=f"there are {steps}; train.save_total_limit says how many are kept",
+        )
+    if problem := storage.verify(folders[step]):
+        raise CheckpointError(problem, where=str(folders[step]), fix="use another step")
+    return folders[step]
+
+
 def restore(
     run: RunDirectory,
     model: PeftModel,

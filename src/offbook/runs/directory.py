@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from offbook.config import PATH_KEYS, RECEIPT, RUN_SETTINGS, Config
-from offbook.errors import CheckpointError, ConfigError, DiskError, quote
+from offbook.errors import CheckpointError, ConfigError, DiskError, quoted
 from offbook.files import storage
 from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatches, StepMetrics
 from offbook.runs.receipt import Receipt
@@ -106,7 +106,7 @@ class RunDirectory:
     @property
     def command(self) -> str:
         """The command that continues the run, as it is typed."""
-        return f"offbook train {quote(self.path)} --resume"
+        return f"offbook train {quoted(self.path)} --resume"
 
     def config(self) -> Config:
         """The settings of the run; their `output_dir` is where it is now."""
@@ -193,7 +193,7 @@ class RunDirectory:
             ours = False
         for part in () if ours else self._parts:
             if os.path.lexists(part):
-                other = quote(Path("runs") / self.path.name)
+                other = quoted(Path("runs") / self.path.name)
                 raise ConfigError(
                     f"{part.name} is here, and is not that of a run",
                     where=str(self.path),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from offbook.config import EMBEDDED_BASE, PATH_KEYS, SAMPLE_ROLES, Config, local_path
-from offbook.errors import CheckpointError, OffbookError, quote
+from offbook.errors import CheckpointError, OffbookError, quoted
 from offbook.files.hub import commit_of
 from offbook.files.storage import sha256
 from offbook.models.base import resolve_base
@@ -162,7 +162,7 @@ def resume_with(run: RunDirectory, *keys: str) -> str:
 
 def chat_with(run: RunDirectory) -> str:
     """The command that chats with a run whose base is in another place."""
-    return f"offbook chat {quote(run.path)} --base PATH"
+    return f"offbook chat {quoted(run.path)} --base PATH"
 
 
 def _places(run: RunDirectory, config: Config, key: str) -> list[str]:

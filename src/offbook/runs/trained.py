@@ -62,7 +62,9 @@ class TrainedRun:
 def open_run(
     path: str | Path,
     announce: Callable[[str], None] = lambda text: None,
-    base: str | Path | None = None,
+    *,
+    base: str | None = None,
+    step: int | None = None,
 ) -> TrainedRun:
     """Open a run directory, finished or not, and check adapter and base; loads no weights.
 
@@ -70,7 +72,8 @@ def open_run(
         path: the run directory.
         announce: receives a line when the run is not finished, its adapter was changed, or
             something slow begins.
-        base: where its base is now, as `model.base`; by default, where the run has it from.
+        base: where the base is now, if it was moved; it must be the same.
+        step: the checkpoint to use; by default the result, or the newest one.
 
     Raises:
         CheckpointError: when there is no run or no adapter yet, or the base is another one than
@@ -80,14 +83,17 @@ def open_run(
     run = RunDirectory.open(path)
     config, receipt = run.config(), run.receipt()
     finished = run.finished
-    adapter = run.adapter if finished else checkpoint.newest(run, announce)
+    if step is not None:
+        adapter: Path | None = checkpoint.at_step(run, step)
+    else:
+        adapter = run.adapter if finished else checkpoint.newest(run, announce)
     if adapter is None:
         raise CheckpointError(
             "the run has no adapter yet", where=str(path), fix=f"finish it: `{run.command}`"
         )
-    if not finished:
+    if step is None and not finished:
         announce(f"the run is not finished; this is {adapter.name}")
-    elif problem := storage.verify(adapter):
+    elif step is None and (problem := storage.verify(adapter)):
         announce(f"the adapter is not as training left it: {problem}")
     device = choose_device()
     command, named = chat_with(run), config

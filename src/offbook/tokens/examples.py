@@ -218,6 +218,25 @@ def setting_that_keeps(max_length: int | Literal["auto"]) -> str:
     return "set data.max_length=auto, which truncates only what the base or the memory cannot hold"
 
 
+def beyond_context(
+    max_length: int | Literal["auto"], context: int | None, lengths: np.ndarray
+) -> str | None:
+    """What to say where this `data.max_length` is more than a base's context.
+
+    Args:
+        max_length: the setting.
+        context: tokens; None where the base does not say.
+        lengths: of all examples.
+    """
+    if max_length == "auto" or context is None or max_length <= context:
+        return None
+    start = f"data.max_length is {max_length:,}, and the base was made for {context:,} tokens"
+    if count := int((lengths > context).sum()):
+        has = "example has" if count == 1 else "examples have"
+        return f"{start}: {count:,} {has} more; data.max_length={context} truncates"
+    return f"{start}; no example has more"
+
+
 def tokenize(
     conversations: Iterable[Conversation],
     template: ChatTemplate,

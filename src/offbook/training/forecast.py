@@ -85,6 +85,7 @@ def forecast(
     if run.plan.checkpointing:
         flops += tokens * 2 * shape.linear  # the forward pass once more
     here = run.device.type == choose_device().type
+    monitor.busy("measuring the speed of a step")
     speed = measure_speed(run.config, shape, run.dtype) if here else None
     return Forecast(
         parameters=shape.parameters,

@@ -15,7 +15,7 @@ from offbook.config import Config, TrainSettings
 from offbook.engine.check import check_gradients
 from offbook.errors import ConfigError, OffbookError
 from offbook.files import storage
-from offbook.monitor import EvalMetrics, Metrics, Monitor, StepMetrics
+from offbook.monitor import EvalMetrics, LineMonitor, Metrics, Monitor, StepMetrics
 from offbook.runs import checkpoint
 from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress
@@ -43,11 +43,12 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
     eval_steps = settings.eval_steps or schedule.steps_per_epoch
     evaluated = {record.step for record in run.metrics() if isinstance(record, EvalMetrics)}
     saved = progress.step
-    monitor.begin(progress.step, total)
     if progress.step < total:
+        monitor.busy("comparing gradients with those of transformers and PEFT")
         examples = [training[row] for row in schedule.rows(progress.step)]
         # Fast and plain path must give the same gradients on these rows, on this device.
         check_gradients(stepper.loaded.engine, examples, inputs.device)
+    monitor.begin(progress.step, total)
     while True:
         # What is due after `step` steps: save, evaluate, or end. Then the next step.
         step, finished = progress.step, progress.step == total
@@ -57,6 +58,7 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
             stepper.save(run)
             saved = step
         if evaluation_due and len(validation):
+            monitor.busy("validating")
             stepper.log(EvalMetrics(step, stepper.evaluate(validation)))
         if finished:
             return
@@ -118,7 +120,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    monitor: Monitor | None = None,
+    monitor: Monitor | Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Train an adapter with the settings in `config`, into its `output_dir`.
@@ -127,13 +129,19 @@ def train(
         config: all settings.
         resume: continue from the newest checkpoint in `output_dir`; start where no run has begun.
         overwrite: replace a run that is there, but no other files.
-        monitor: receives progress and messages.
+        monitor: receives progress and messages: a function that is called with lines of text, such
+            as `print`, or a `Monitor`.
         should_stop: called before each micro-batch; when it returns true, the run saves and
             returns.
 
     Raises:
         OffbookError: its class says what kind of thing is wrong.
     """
+    if callable(monitor):
+        with LineMonitor(monitor) as lines:
+            return train(
+                config, resume=resume, overwrite=overwrite, monitor=lines, should_stop=should_stop
+            )
     monitor = monitor or Monitor()
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other", fix="give one of them")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 
@@ -49,7 +50,7 @@ from offbook.runs.receipt import (
     hash_text,
     installed_versions,
 )
-from offbook.tokens.examples import Examples, setting_that_keeps
+from offbook.tokens.examples import Examples, beyond_context, setting_that_keeps
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from offbook.tokens.vocabulary import check_vocabulary
@@ -139,6 +140,7 @@ def gather(
         device: to plan for; by default, the one that will compute.
         available: bytes of its memory to plan for; by default, what it has now.
     """
+    monitor.busy("reading the base")
     start = start or Receipt()
     device = device or choose_device()
     require_quantization(config.model.quantization)
@@ -151,8 +153,8 @@ def gather(
         monitor.announce(note)
     if has_weights(base):
         check_weights(base)
-    setting = config.data.max_length
-    limit = context_length(base) if setting == "auto" else setting
+    setting, context = config.data.max_length, context_length(base)
+    limit = context if setting == "auto" else setting
     data = read_data(config, template, limit, monitor, start.commits)
     shape = ModelShape.of(base, config.lora)
     for examples in (data.training, data.validation):
@@ -171,6 +173,9 @@ def gather(
     case = Case(config, shape, data.longest, dtype, device, Memory.of(device, available))
     case = _resolve_precision(case, monitor)
     case, data = _resolve_max_length(case, data, template, limit, monitor, start.commits)
+    lengths = np.concatenate([data.training.lengths, data.validation.lengths])
+    if beyond := beyond_context(setting, context, lengths):
+        monitor.announce(beyond)
     plan = make_plan(case, start.micro_batch_tokens)
     monitor.announce(plan.describe())
     return RunInputs(
@@ -197,6 +202,7 @@ def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
     """Load the base, and attach an adapter to it."""
     config, device = inputs.config, inputs.device
     keep_freed_memory()
+    monitor.busy("loading the base")
     base = load_base(inputs.base, inputs.dtype, device, config.model.quantization)
     name, revision = published_name(config.model.base, inputs.base)
     model = attach_adapter(base, config.lora, config.train.seed, name, revision)

@@ -1,0 +1,144 @@
+"""A chat on a terminal, and with a file in its place."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from offbook.config import Config
+from offbook.training.loop import train
+
+Cli = Callable[..., tuple[int, str, str]]
+SHORT = ["--max-new-tokens", "4", "--temperature", "0"]
+
+
+@pytest.fixture
+def run(tiny_config: Callable[..., Config]) -> Path:
+    """A finished run, called `run`."""
+    return train(tiny_config("train.max_steps=1")).run
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_a_chat_on_a_terminal(run: Path) -> None:
+    from support.terminal import Terminal
+
+    chat = Terminal(["chat", "run", *SHORT], run.parent)
+    assert chat.read_until("loading run\n").strip() == "loading run"
+    assert "/retry" in chat.read_until("you> ")
+
+    chat.type("hello\r")
+    assert "\nrun> " in chat.read_until("cut at 4 tokens; --max-new-tokens allows more")
+    chat.read_until("you> ")
+    chat.type("/base\r")
+    assert "\nbase> " in chat.read_until("you> ")
+
+    # Pasted text is one message, whatever it begins with.
+    for text in ("one\rtwo\nthree", "/home\nis where"):
+        chat.type(f"\x1b[200~{text}\x1b[201~")
+        chat.read_until(text.splitlines()[-1])
+        chat.type("\r")
+        assert chat.read_until("you> ").count("run> ") == 1
+
+    # Ctrl-C clears a line that is half typed.
+    chat.type("half")
+    chat.read_until("half")
+    chat.type("\x03")
+    chat.read_until("you> ")
+    chat.type(b"bad \xff\r")
+    chat.read_until("the question is not text: byte 0xff at character 5; write it in UTF-8\n")
+    chat.read_until("you> ")
+    chat.type("/save saved.jsonl\r")
+    chat.read_until("you> ")
+    chat.type("\x03")
+    assert chat.wait() == 0
+    (line,) = (run.parent / "saved.jsonl").read_text().splitlines()
+    turns = [turn["content"] for turn in json.loads(line)["messages"] if turn["role"] == "user"]
+    assert turns == ["hello", "one\ntwo\nthree", "/home\nis where"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_ctrl_c_stops_a_reply_and_not_the_chat(run: Path) -> None:
+    from support.terminal import Terminal
+
+    long = ["--max-new-tokens", "100000", "--temperature", "1"]
+    chat = Terminal(["chat", str(run), *long], run.parent)
+    chat.read_until("you> ")
+    for _ in range(20):  # until a reply is long enough to be stopped
+        chat.type("hello\r")
+        chat.read_until("run> ")
+        os.kill(chat.process, signal.SIGINT)
+        if "stopped; /retry answers again" in chat.read_until("you> "):
+            break
+    else:
+        pytest.fail("no reply was stopped")
+    chat.type("quit\r")
+    assert chat.wait() == 0
+
+
+def ask(cli: Cli, *arguments: str | Path, stdin: str = "") -> tuple[int, str, str]:
+    return cli("chat", *arguments, *SHORT, stdin=stdin)
+
+
+def test_each_line_of_a_file_is_a_message(cli: Cli, run: Path) -> None:
+    code, out, err = ask(cli, run, stdin="hello\n\none two\nquit\nnever asked\n")
+    assert (code, out.count("\n")) == (0, 2)
+    assert err.count("cut at 4 tokens") == 2
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "exit", "quit", "Exit"])
+def test_words_that_end_a_chat(cli: Cli, run: Path, word: str) -> None:
+    assert ask(cli, run, stdin=f"{word}\nhello\n")[:2] == (0, "")
+
+
+def test_several_lines_from_a_pipe_are_one_question(cli: Cli, run: Path) -> None:
+    code, out, _ = ask(cli, run, "-p", "-", "--json", stdin="\ufeffone\ntwo\n")
+    assert code == 0
+    assert json.loads(out)["question"] == "one\ntwo"
+    assert json.loads(out)["finish_reason"] == "length"
+    assert ask(cli, run, "-p", "-", stdin="\n")[0] == 2
+
+
+def test_json_can_be_read_whatever_the_encoding(
+    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for encoding in ("utf-8", "gbk", "cp1252", "ascii"):
+        raw = io.BytesIO()
+        stream = io.TextIOWrapper(raw, encoding, errors="backslashreplace")
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert ask(cli, run, "-p", "你好 🙂 \x81", "--json")[0] == 0
+        stream.flush()
+        assert json.loads(raw.getvalue().decode(encoding))["question"] == "你好 🙂 \x81"
+
+
+def test_combinations_that_make_no_sense_say_so(cli: Cli, run: Path, tiny_base: Path) -> None:
+    for arguments, expected in (
+        ([run, "--untuned"], "--untuned and --json need -p; in a chat, type /base"),
+        ([run, "-p", "hello", "--step", "7"], "no checkpoint of step 7; there are 1"),
+        ([tiny_base, "-p", "hello", "--untuned"], "a whole model has no adapter; omit --untuned"),
+        ([tiny_base, "--base", "x"], "this is a whole model, which has no other base"),
+        ([run / "adapter"], f"open its run: `offbook chat {run}`"),
+    ):
+        code, out, err = ask(cli, *arguments)
+        assert code in (2, 4)
+        assert out == ""
+        assert expected in err
+        assert "loading" not in err or "--step" in arguments
+    code, out, _ = ask(cli, tiny_base, "-p", "hello")
+    assert (code, out.count("\n")) == (0, 1)
+
+
+def test_retry_keeps_the_last_reply_if_it_cannot_answer(cli: Cli, run: Path) -> None:
+    system = "long " * 200
+    script = f"hello\n/system {system}\n/retry\n/system\n/save {run.parent}/saved.jsonl\n"
+    code, _, err = ask(cli, run, stdin=script)
+    assert code == 0
+    assert "this model takes" in err
+    turns = json.loads((run.parent / "saved.jsonl").read_text())["messages"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"]

@@ -1,0 +1,92 @@
+"""What can be chatted with, and the way out where it is opened in another way."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from offbook.config import Config
+from offbook.errors import CheckpointError, ConfigError, OffbookError
+from offbook.inference.chat import Chat
+from offbook.inference.generate import Sampling
+from offbook.training.loop import train
+
+GREEDY = Sampling(temperature=0, max_new_tokens=8)
+
+
+@pytest.fixture
+def run(tiny_config: Callable[..., Config], tmp_path: Path) -> Path:
+    """A finished run with checkpoints of steps 2 and 4, whose base is in `tmp_path`."""
+    base = tmp_path / "its base"
+    shutil.copytree(tiny_config().model.base, base)
+    config = tiny_config(f"model.base={base}", "train.save_steps=2", "train.max_steps=4")
+    return train(config).run
+
+
+def answer(path: Path, **options: str | int) -> str:
+    return Chat.open(path, GREEDY, **options).ask("who are you")  # type: ignore[arg-type]
+
+
+def refusal(path: Path, **options: str | int) -> OffbookError:
+    with pytest.raises(OffbookError) as caught:
+        answer(path, **options)
+    return caught.value
+
+
+def test_an_adapter_on_its_base_answers_as_its_run(run: Path, tmp_path: Path) -> None:
+    assert answer(run / "adapter", base=str(tmp_path / "its base")) == answer(run)
+
+
+def test_a_checkpoint_is_chosen_by_its_step(run: Path, tmp_path: Path) -> None:
+    base = str(tmp_path / "its base")
+    for step in (2, 4):
+        checkpoint = run / "checkpoints" / f"step-{step}"
+        assert answer(run, step=step) == answer(checkpoint, base=base)
+    assert answer(run, step=4) == answer(run)
+    error = refusal(run, step=3)
+    assert isinstance(error, CheckpointError)
+    assert "no checkpoint of step 3; there are 2, 4" in str(error)
+
+
+def test_a_merged_model_answers_as_its_run(run: Path, tmp_path: Path) -> None:
+    chat = Chat.open(run, GREEDY)
+    merged = tmp_path / "merged"
+    assert chat._model.merge_and_unload().save_pretrained(merged) is None
+    chat.template.tokenizer.save_pretrained(merged)
+    assert answer(merged) == answer(run)
+    whole = Chat.open(merged, GREEDY)
+    with pytest.raises(ConfigError, match="no adapter that could be left out"):
+        whole.ask("hello", base=True)
+    assert "leave --base out: `offbook chat" in str(refusal(merged, base="smollm2-135m"))
+    assert "leave it out, or give the run" in str(refusal(merged, step=2))
+
+
+def test_the_base_of_a_run_may_have_moved(run: Path, tiny_base: Path, tmp_path: Path) -> None:
+    reply = answer(run)
+    moved = (tmp_path / "its base").rename(tmp_path / "elsewhere")
+    assert f"`offbook chat {run} --base PATH`" in str(refusal(run))
+    assert answer(run, base=str(moved)) == reply
+    other = shutil.copytree(tiny_base, tmp_path / "other")
+    values = json.loads((other / "config.json").read_text()) | {"rms_norm_eps": 1e-3}
+    (other / "config.json").write_text(json.dumps(values))
+    assert "the base is not the one" in str(refusal(run, base=str(other)))
+
+
+def test_an_adapter_without_its_base_says_what_to_type(run: Path, tmp_path: Path) -> None:
+    adapter = run / "adapter"
+    assert str(refusal(adapter)).endswith(f"open its run: `offbook chat {run}`")
+    checkpoint = run / "checkpoints" / "step-2"
+    assert str(refusal(checkpoint)).endswith(f"open its run: `offbook chat {run} --step 2`")
+    alone = shutil.copytree(adapter, tmp_path / "alone")
+    base = tmp_path / "its base"
+    command = re.findall(r"`offbook (.*)`", str(refusal(alone)))
+    assert command == [f"chat {alone} --base '{base}'"]
+    base.rename(tmp_path / "elsewhere")
+    assert f"it was {base}, which is not here; say where it is" in str(refusal(alone))
+    assert "leave it out, or give the run" in str(refusal(alone, step=2))
+    assert "not a run directory" in str(refusal(tmp_path))
