@@ -89,16 +89,6 @@ class NonFiniteError(OffbookError, ArithmeticError):
     exit_code = 6
 
 
-def joined(errors: list[DataError], more: bool = False) -> DataError:
-    """One error for many, a line each, so that a user can fix them all at once."""
-    if len(errors) == 1 and not more:
-        return errors[0]
-    lines = [str(error) for error in errors]
-    if more:
-        lines.append(f"stopped after {len(errors)} errors; there may be more")
-    return DataError("\n".join(lines))
-
-
 def shorten(text: str) -> str:
     """Text as an error quotes it: at most MAX_QUOTED characters, and then `...`."""
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import shlex
 from collections.abc import Callable
@@ -69,7 +70,7 @@ def test_the_advice_holds_what_is_ignored_already_and_keys_of_later_rows(tmp_pat
     rows = [{**GOOD, "id": 1}, GOOD, {**GOOD, "id": 2, "at": 3}, {**GOOD, "tag": "x"}]
     message = complaint(tmp_path, rows, "data.ignore_keys=[id]")
     assert message == (
-        '3: unknown keys "at", "tag" (from 4); skip them with data.ignore_keys=[id,at,tag]'
+        '3: unknown keys "at", "tag" (from 4); skip them with \'data.ignore_keys=[id,at,tag]\''
     )
     assert len(list(reader(tmp_path, rows, advised(message)))) == 4
 
@@ -80,7 +81,7 @@ def test_keys_of_rows_and_of_turns_are_in_one_message(tmp_path):
     message = complaint(tmp_path, rows)
     assert message == (
         '1: unknown keys "id", "time" of a turn in 2 rows; skip them with '
-        "data.ignore_keys=[id,time]"
+        "'data.ignore_keys=[id,time]'"
     )
     assert len(list(reader(tmp_path, rows, advised(message)))) == 2
 
@@ -94,7 +95,7 @@ def test_keys_that_are_empty_everywhere_are_announced_and_no_error(tmp_path, emp
         f'{tmp_path / "rows.jsonl"}:1: the key "id" is empty in every row, and ignored'
     ]
     message = complaint(tmp_path, [*rows, {**GOOD, "id": 0}])
-    assert message == '4: unknown key "id" in 4 rows; skip it with data.ignore_keys=[id]'
+    assert message == "4: unknown key \"id\" in 4 rows; skip it with 'data.ignore_keys=[id]'"
 
 
 def test_fields_that_parquet_adds_to_turns_are_no_error(tmp_path):
@@ -130,12 +131,96 @@ def test_a_key_is_renamed_as_the_message_says(tmp_path, names):
     assert len(list(reader(tmp_path, renamed))) == 2
 
 
-def test_preferences_become_rows_of_the_chosen_reply(tmp_path):
-    rows = [{"instruction": "a", "chosen": "b", "rejected": "c"}] * 2
+Row = dict[str, Any]
+TOLD = [{"from": "human", "value": "a"}]
+PREFERENCES: list[tuple[Row, Row]] = [
+    ({"instruction": "a", "chosen": "b", "rejected": "c"}, {"instruction": "a", "output": "b"}),
+    (
+        {"system": "s", "prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1.0},
+        {"system": "s", "instruction": "a", "output": "b", "score_chosen": 1.0},
+    ),
+    ({"prompt": "a", "chosen": [*SAID], "rejected": [*SAID]}, {"prompt": "a", "messages": SAID}),
+    ({"prompt": SAID[:1], "chosen": SAID[1:], "rejected": SAID[1:]}, {"messages": SAID}),
+    (
+        {"conversations": TOLD, "chosen": {"from": "gpt", "value": "b"}, "rejected": {"x": "y"}},
+        {"conversations": [*TOLD, {"from": "gpt", "value": "b"}]},
+    ),
+    (
+        {"conversations": TOLD, "chosen": "b", "rejected": "c"},
+        {"conversations": [*TOLD, {"from": "gpt", "value": "b"}]},
+    ),
+    (
+        {"question": "a", "response_chosen": "b", "response_rejected": "c"},
+        {"instruction": "a", "output": "b"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("pair", "row"), PREFERENCES)
+def test_preferences_become_rows_of_the_preferred_reply(tmp_path, pair, row):
+    message = complaint(tmp_path, [pair] * 8)
+    assert message.startswith("1: pairs of a preferred and another reply (")
+    assert len(message.splitlines()) == 1
+    for name in row.keys() - pair.keys():
+        assert f'to "{name}"' in message
+    rejected = {name: value for name, value in pair.items() if "rejected" in name}
+    (conversation,) = reader(tmp_path, [{**row, **rejected}], advised(message))
+    assert [m.content for m in conversation.messages if m.role != "system"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("tag", ["kto_tag", "label"])
+def test_judged_replies_become_rows_of_the_good_ones(tmp_path, tag):
+    rows = [{**GOOD, tag: True}, {**GOOD, "output": "Bad.", tag: False}]
     message = complaint(tmp_path, rows)
-    assert '"chosen" in 2 rows; did you mean "output"?' in message
-    renamed = [{"instruction": "a", "output": "b", "rejected": "c"}]
-    assert len(list(reader(tmp_path, renamed, advised(message)))) == 1
+    assert message.startswith(f'1: "{tag}" tells good replies from bad ones (KTO)')
+    assert len(message.splitlines()) == 1
+    assert len(list(reader(tmp_path, rows[:1], advised(message)))) == 1
+    kept = complaint(tmp_path, [{**GOOD, "label": "harbour"}])
+    assert 'unknown key "label"; skip it with' in kept
+
+
+@pytest.mark.parametrize("more", [{}, {"id": 3, "url": "x"}])
+def test_plain_text_becomes_prompts_and_replies(tmp_path, more):
+    message = complaint(tmp_path, [{"text": "Q: a\nA: b", **more}] * 3)
+    assert message == (
+        '1: plain text ("text"), of which no part is named as the reply; '
+        'write each prompt as "instruction" and its reply as "output"'
+    )
+    assert len(list(reader(tmp_path, [{"instruction": "a", "output": "b"}]))) == 1
+
+
+def test_rows_whose_prompt_is_their_input_are_renamed(tmp_path):
+    message = complaint(tmp_path, [{"input": "a", "output": "b"}] * 2)
+    assert message == '1: no "instruction" (in 2 rows: 1, 2); rename "input" to "instruction"'
+    assert len(list(reader(tmp_path, [{"instruction": "a", "output": "b"}]))) == 1
+
+
+CALLS = [
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
+    {"role": "assistant", "content": "", "function_call": {"name": "f"}},
+    {"role": "tool", "content": "3", "tool_call_id": "1"},
+    {"from": "function_call", "value": "{}"},
+    {"from": "observation", "value": "3"},
+]
+
+
+@pytest.mark.parametrize("turn", CALLS)
+def test_rows_that_call_tools_are_named_and_left_out(tmp_path, turn):
+    said = [SAID[0], turn, SAID[1]]
+    rows = [{"messages": SAID}, *[{"messages": said, "tools": []}] * 7]
+    message = complaint(tmp_path, rows)
+    assert message == (
+        "2: its turns call tools (in 7 rows: 2, 3, 4, 5, 6, and 2 more); "
+        "offbook trains on replies in text; leave such rows out"
+    )
+    assert len(list(reader(tmp_path, rows[:1]))) == 1
+
+
+def test_tools_that_no_turn_calls_are_a_key_to_skip(tmp_path):
+    rows = [{"messages": SAID, "tools": [{"name": "f"}]}] * 2
+    message = complaint(tmp_path, rows)
+    assert message.startswith('1: unknown key "tools" in 2 rows; skip it')
+    assert len(list(reader(tmp_path, rows, advised(message)))) == 2
 
 
 def test_rows_of_another_format_go_into_a_file_of_their_own(tmp_path):
@@ -165,11 +250,6 @@ VALUES: list[tuple[Any, str, Repair]] = [
     (None, "fill it, or remove the row", lambda _: "Aye."),
     (["one", "two"], "join its texts into one, or write a row for each", joined),
     ({"text": "Aye."}, "write its text alone", lambda value: value["text"]),
-    (
-        [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}],
-        "join their texts into one",
-        lambda value: joined(part["text"] for part in value),
-    ),
     ("half \ud83d", "correct the broken escape", lambda _: "half"),
     (" ", "fill or remove the row", lambda _: "Aye."),
 ]
@@ -197,6 +277,22 @@ def test_one_part_of_text_is_text(tmp_path):
     assert [message.content for message in conversation.messages] == ["a", "b"]
 
 
+def test_several_parts_of_text_are_joined_with_line_breaks_and_remarked_on(tmp_path):
+    parts = [{"type": "text", "text": "one "}, {"type": "output_text", "text": " two"}]
+    rows = [{"messages": [SAID[0], {**SAID[1], "content": parts}]}, {**GOOD, "output": parts}]
+    for row in rows:
+        found = reader(tmp_path, [row])
+        assert [c.messages[-1].content for c in found] == ["one \n two"]
+        assert found.notices() == [
+            f"{tmp_path / 'rows.jsonl'}:1: several parts of text in one turn, "
+            "joined with line breaks"
+        ]
+    nested = [{"type": "text", "text": parts}]
+    assert complaint(tmp_path, [{**GOOD, "output": nested}]).startswith(
+        '1: a part of "output" is a list, not text'
+    )
+
+
 def test_a_part_that_is_no_text_is_named(tmp_path):
     turns = copy.deepcopy(SAID)
     turns[0]["content"] = [{"type": "image_url", "image_url": "x"}]  # type: ignore[assignment]
@@ -212,6 +308,15 @@ def test_the_history_of_a_csv_file_is_json(tmp_path, history):
     assert len(conversation.messages) == (4 if "q" in history else 2)
     message = complaint(tmp_path, [{**GOOD, "history": "q, r"}])
     assert message.endswith('; write it as JSON: [["question", "reply"]]')
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_the_turns_of_a_csv_file_are_json(tmp_path, key):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([[key], [json.dumps(SAID)]])
+    (conversation,) = read_conversations(str(path))
+    assert [message.content for message in conversation.messages] == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", ["gpt", "GPT", "Assistant", "chatgpt", "bard", "bing", "model"])

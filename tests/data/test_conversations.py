@@ -226,7 +226,7 @@ def test_a_misspelt_key_deep_in_a_file_is_refused_with_its_line(tmp_path):
         ({"output": "b"}, 'no "instruction"; every row needs one'),
         (
             {**GOOD, "id": 7},
-            'unknown key "id"; skip it with data.ignore_keys=[id]',
+            "unknown key \"id\"; skip it with 'data.ignore_keys=[id]'",
         ),
         ({**GOOD, "systen": "s"}, 'unknown key "systen"; did you mean "system"?'),
         ({**GOOD, "instruction": 3}, f'"instruction" is a number, not text; {QUOTES}'),
@@ -303,8 +303,8 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         ),
         (said("user", "asistant"), 'turn 2: unknown role "asistant"; did you mean "assistant"?'),
         (
-            said("user", "tool"),
-            'turn 2: unknown role "tool"; '
+            said("user", "tol"),
+            'turn 2: unknown role "tol"; '
             "the roles are system, user, human, "
             "assistant, gpt, chatgpt, bing, bard, model",
         ),
@@ -327,7 +327,7 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         ),
         (
             {**said("user", "assistant"), "id": 3},
-            'unknown key "id"; skip it with data.ignore_keys=[id]',
+            "unknown key \"id\"; skip it with 'data.ignore_keys=[id]'",
         ),
     ],
 )
@@ -366,7 +366,7 @@ def test_a_faulty_sharegpt_row_is_refused_with_its_line(tmp_path, row, problem):
 def test_only_keys_to_ignore_are_skipped(tmp_path):
     path = written(tmp_path, {"id": 1, **GOOD}, {"id": 2, "idd": 3, **GOOD})
     assert complaint(path, ignore_keys=("id",)) == (
-        f'{path}:2: unknown key "idd"; skip it with data.ignore_keys=[id,idd]'
+        f"{path}:2: unknown key \"idd\"; skip it with 'data.ignore_keys=[id,idd]'"
     )
     assert len(read(path, ignore_keys=("id", "idd"))) == 2
 
@@ -436,12 +436,24 @@ def test_the_good_rows_are_yielded_before_the_errors_are_raised(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [19, 20, 21, 500])
-def test_no_more_than_twenty_faults_are_reported(tmp_path, bad):
-    path = written(tmp_path, GOOD, *[{"instruction": "a"}] * bad)
-    expected = [f'{path}:{n + 2}: no "output"; every row needs one' for n in range(min(bad, 20))]
-    if bad >= 20:
-        expected.append("stopped after 20 errors; there may be more")
-    assert complaint(path).splitlines() == expected
+def test_no_more_than_twenty_different_faults_are_reported(tmp_path, bad):
+    names = [f"role{n}x" * 3 for n in range(bad)]
+    path = written(tmp_path, said("user", "assistant"), *map(said, names))
+    lines = complaint(path).splitlines()
+    for n, line in enumerate(lines[:20]):
+        assert line.startswith(f'{path}:{n + 2}: turn 1: unknown role "{names[n]}"; ')
+    assert len(lines) == min(bad, 20) + (bad >= 20)
+    assert (lines[-1] == "stopped after 20 different errors; there may be more") == (bad >= 20)
+
+
+def test_the_same_fault_in_many_rows_is_one_line_with_a_count(tmp_path):
+    bad = [{"instruction": "a"}, {**GOOD, "output": None}]
+    path = written(tmp_path, GOOD, *bad * 250, GOOD, bad[0])
+    assert complaint(path).splitlines() == [
+        f'{path}:2: no "output" (in 251 rows: 2, 4, 6, 8, 10, and 246 more); every row needs one',
+        f'{path}:3: "output" is null, not text (in 250 rows: 3, 5, 7, 9, 11, and 245 more); '
+        "fill it, or remove the row",
+    ]
 
 
 # Keys

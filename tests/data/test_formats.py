@@ -512,6 +512,21 @@ def test_the_header_tells_the_separator(tmp_path, suffix, delimiter, name):
     assert lines == [] if usual else [f":1: the fields are separated by {name}"]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("line", ["sep={}\n", "SEP={}\r\n", '"sep={}"\n'])
+def test_excels_line_tells_the_separator(tmp_path, delimiter, line):
+    fields = [["instruction", "output"], ["a,b;c", "d"], ["e", "f", "g"]]
+    path = tmp_path / "rows.csv"
+    text = "".join(delimiter.join(f'"{field}"' for field in row) + "\n" for row in fields)
+    path.write_text(line.format(delimiter) + text)
+    remarks = Remarks()
+    (row, where), (error, _) = read_rows(path, remarks)
+    assert row == {"instruction": "a,b;c", "output": "d"}
+    assert where == f"{path}:3"
+    assert str(error).startswith(f"{path}:4: 3 columns, not 2; quote fields with ")
+    assert remarks.lines() == [f"{path}:1: its first line tells the separator"]
+
+
 def test_a_long_csv_field_is_read(tmp_path):
     assert csv.field_size_limit() <= 64 * 2**20
     text = "x y " * 100_000

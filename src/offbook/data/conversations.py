@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from offbook.config import DataSettings
+from offbook.data.faults import Faults
+from offbook.data.foreign import foreign, uses_tools
 from offbook.data.formats import read_rows, resolve
 from offbook.data.json_text import Row
 from offbook.data.remarks import Remarks
@@ -23,13 +26,12 @@ from offbook.data.values import (
     kind_of,
     optional_text,
     text_of,
+    unpacked,
 )
-from offbook.errors import DataError, first_few, joined, shorten, suggest
+from offbook.errors import DataError, first_few, shorten, suggest
 
 Role = Literal["system", "user", "assistant"]
 RowFormat = Literal["alpaca", "sharegpt", "messages"]
-
-MAX_ERRORS = 20
 
 FORMAT_KEYS: Mapping[RowFormat, tuple[str, ...]] = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
@@ -41,6 +43,7 @@ FORMAT_NAMES: Mapping[RowFormat, str] = {
     "sharegpt": "ShareGPT rows (conversations: from, value)",
     "messages": "OpenAI rows (messages: role, content)",
 }
+ALL_KEYS = [key for keys in FORMAT_KEYS.values() for key in keys]
 REASONING_KEY = "reasoning_content"  # what a reasoning model thinks before its reply
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -120,12 +123,12 @@ class ConversationReader:
         """Yield each row's conversation.
 
         Raises:
-            DataError: after the last row, naming all unknown keys and up to 20 bad rows.
+            DataError: after the last row, naming all unknown keys and up to 20 different faults.
         """
-        errors: list[DataError] = []
+        faults = Faults()
         self._unknown = UnknownKeys(self._settings.ignore_keys)
         rows = self._rows()
-        while len(errors) < MAX_ERRORS:
+        while not faults.many:
             try:
                 row, where = next(rows)
                 conversation = self._conversation(row, where)
@@ -135,12 +138,9 @@ class ConversationReader:
             except StopIteration:
                 break
             except DataError as error:
-                errors.append(error)
-        more = len(errors) >= MAX_ERRORS
-        if unknown := self._unknown.error():
-            errors.insert(0, unknown)
-        if errors:
-            raise joined(errors, more)
+                faults.add(error)
+        if found := faults.error(self._unknown.error()):
+            raise found
         for what, where in self._unknown.empty():
             self._remarks.add(what, where)
 
@@ -159,13 +159,13 @@ class ConversationReader:
             yield from read_rows(path, self._remarks)
 
     def _detect(self) -> RowFormat:
-        errors: list[DataError] = []
+        faults = Faults()
         for row, where in self._rows():
             if isinstance(row, DataError):
-                errors.append(row)
-                if len(errors) < MAX_ERRORS:
-                    continue
-                break
+                faults.add(row)
+                if faults.many:
+                    break
+                continue
             if not isinstance(row, dict):
                 raise DataError(f"a row is {kind_of(row)}, not an object", where=where)
             if "conversations" in row:
@@ -173,13 +173,16 @@ class ConversationReader:
             if "messages" in row:
                 return "messages"
             if not {"instruction", "output", "input"} & set(row):
-                raise _no_format(row, where)
+                raise self._foreign(row, where) or _no_format(row, where)
             return "alpaca"
-        if errors:
-            raise joined(errors, more=len(errors) >= MAX_ERRORS)
+        if error := faults.error():
+            raise error
         raise DataError(
             "no rows", where=str(self.paths[0]), fix="check that this is the right file"
         )
+
+    def _foreign(self, row: Mapping[str, Any], where: str) -> DataError | None:
+        return foreign(row, ALL_KEYS, self._settings.ignore_keys, where)
 
     def _conversation(self, row: object, where: str) -> Conversation | None:
         """The conversation of a row; None where a key that it needs may have an unknown name."""
@@ -187,17 +190,22 @@ class ConversationReader:
             raise row
         if not isinstance(row, dict):
             raise DataError(f"a row is {kind_of(row)}, not an object", where=where)
+        if error := self._foreign(row, where):
+            raise error
         known = FORMAT_KEYS[self.row_format]
         unknown = self._unknown.check(row, known, where)
         for key in {"alpaca": ("instruction", "output")}.get(self.row_format, known[:1]):
             if key not in row:
                 if unknown:
                     return None
-                raise DataError(f'no "{key}"', where=where, fix="every row needs one")
+                fix = "every row needs one"
+                if key == "instruction" and "input" in row:
+                    fix = 'rename "input" to "instruction"'
+                raise DataError(f'no "{key}"', where=where, fix=fix)
         if self.row_format == "alpaca":
             messages = self._alpaca(row, where)
         elif self.row_format == "sharegpt":
-            messages = _system(row, where) + self._turns(row["conversations"], where)
+            messages = self._system(row, where) + self._turns(row["conversations"], where)
         else:
             messages = self._turns(row["messages"], where)
         if self._settings.system and messages and messages[0].role != "system":
@@ -205,21 +213,27 @@ class ConversationReader:
         _check_order(messages, where)
         return Conversation(_up_to_trained(messages, where), where)
 
+    def _system(self, row: Mapping[str, Any], where: str) -> list[Message]:
+        text = optional_text(row, "system", where, self._remarks)
+        return [Message("system", text)] if text else []
+
     def _alpaca(self, row: Mapping[str, Any], where: str) -> list[Message]:
-        messages = _system(row, where)
+        text = partial(text_of, where=where, remarks=self._remarks)
+        messages = self._system(row, where)
         for number, pair in enumerate(history_of(row, where), 1):
             if not isinstance(pair, list) or len(pair) != 2:
                 raise DataError(f'"history" {number} is not a [question, reply] pair', where=where)
-            messages.append(Message("user", text_of(pair[0], f'"history" {number}', where)))
-            messages.append(Message("assistant", text_of(pair[1], f'"history" {number}', where)))
-        question = text_of(row["instruction"], '"instruction"', where)
-        extra = optional_text(row, "input", where)
+            messages.append(Message("user", text(pair[0], f'"history" {number}')))
+            messages.append(Message("assistant", text(pair[1], f'"history" {number}')))
+        question = text(row["instruction"], '"instruction"')
+        extra = optional_text(row, "input", where, self._remarks)
         separator = self._settings.input_separator if question and extra else ""
         messages.append(Message("user", question + separator + extra))
-        messages.append(Message("assistant", text_of(row["output"], '"output"', where)))
+        messages.append(Message("assistant", text(row["output"], '"output"')))
         return messages
 
     def _turns(self, turns: object, where: str) -> list[Message]:
+        turns = unpacked(turns)
         if not isinstance(turns, list):
             raise DataError(f"the turns are {kind_of(turns)}, not a list", where=where)
         messages = []
@@ -227,18 +241,21 @@ class ConversationReader:
             pairs = TURN_KEYS if self.row_format == "sharegpt" else TURN_KEYS[::-1]
             given = turn if isinstance(turn, dict) else {}
             role_key, text_key = next((pair for pair in pairs if given.keys() >= {*pair}), pairs[0])
+            if uses_tools(given, given.get(role_key), self._settings.ignore_keys):
+                fix = "offbook trains on replies in text; leave such rows out"
+                raise DataError("its turns call tools", where=where, fix=fix)
             known = (role_key, text_key, REASONING_KEY, *WEIGHT_KEYS)
             self._unknown.check(given, known, where, in_turns=True)
             if not given.keys() >= {role_key, text_key}:
                 raise DataError(f'turn {number} has no "{role_key}" or "{text_key}"', where=where)
-            name = text_of(given[role_key], f'turn {number}: "{role_key}"', where)
+            name = text_of(given[role_key], f'turn {number}: "{role_key}"', where, self._remarks)
             role = ROLES.get(name.casefold())
             if role is None:
                 what = f'turn {number}: unknown role "{shorten(name)}"'
                 fix = suggest(name, list(ROLES)) or f"the roles are {', '.join(ROLES)}"
                 raise DataError(what, where=where, fix=fix)
-            content = text_of(given[text_key], f"turn {number}", where)
-            reasoning = optional_text(given, REASONING_KEY, where).strip("\n")
+            content = text_of(given[text_key], f"turn {number}", where, self._remarks)
+            reasoning = optional_text(given, REASONING_KEY, where, self._remarks).strip("\n")
             if reasoning and role != "assistant":
                 what = f'turn {number}: "{REASONING_KEY}" in a message of the role "{name}"'
                 raise DataError(what, where=where, fix="only a reply has one; remove it")
@@ -266,11 +283,6 @@ def read_conversations(
         DataError: when there is no such data, or the format cannot be found from its first row.
     """
     return ConversationReader(resolve(source, commit), settings or DataSettings())
-
-
-def _system(row: Mapping[str, Any], where: str) -> list[Message]:
-    text = optional_text(row, "system", where)
-    return [Message("system", text)] if text else []
 
 
 def _check_order(messages: Sequence[Message], where: str) -> None:
@@ -307,7 +319,7 @@ def _no_format(row: Mapping[str, Any], where: str) -> DataError:
     """The error for a row with the keys of none of the formats."""
     what = f"cannot tell the format from the keys {shorten(', '.join(map(repr, row)))}"
     fix = "use instruction/input/output, conversations (from, value) or messages (role, content)"
-    renamed = renames(row, [key for keys in FORMAT_KEYS.values() for key in keys])
+    renamed = renames(row, ALL_KEYS)
     if renamed:
         pairs = [f'"{name}" to "{known}"' for name, known in renamed.items()]
         fix = f"rename {' and '.join(pairs)}; or {fix}"

@@ -24,6 +24,7 @@ from offbook.files.untrusted import refuse_pointer
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SEPARATOR_LINE = re.compile(r'"?sep=([,;|\t])"?\s*', re.IGNORECASE)
 
 
 def resolve(source: str, commit: str | None = None) -> list[Path]:
@@ -185,13 +186,13 @@ def _extraction(path: Path, key: str) -> str:
 def _read_csv(path: Path, remarks: Remarks) -> Iterator[Row]:
     csv.field_size_limit(MAX_ROW_CHARS)  # a setting of the module; 131,072 unless it is set
     with open_text(path) as file:
-        delimiter = _delimiter(file, path, remarks)
+        delimiter, skipped = _delimiter(file, path, remarks)
         reader = csv.reader(file, strict=True, delimiter=delimiter)
         header: list[str] | None = None
         where = f"{path}:1"
         try:
             while True:
-                where = f"{path}:{reader.line_num + 1}"  # a quoted field may span lines
+                where = f"{path}:{skipped + reader.line_num + 1}"  # a quoted field may span lines
                 values = next(reader, None)
                 if values is None:
                     return
@@ -203,7 +204,7 @@ def _read_csv(path: Path, remarks: Remarks) -> Iterator[Row]:
                     yield dict(zip(header, values, strict=True)), where
                 else:
                     what = f"{len(values)} columns, not {len(header)}"
-                    name = DELIMITERS[delimiter]
+                    name = DELIMITERS.get(delimiter, delimiter)
                     yield DataError(what, where=where, fix=f"quote fields with {name}"), where
         except csv.Error as error:
             what = f"not valid CSV: {error}"
@@ -211,18 +212,26 @@ def _read_csv(path: Path, remarks: Remarks) -> Iterator[Row]:
             raise DataError(what, where=where, fix=fix) from None
 
 
-def _delimiter(file: TextIO, path: Path, remarks: Remarks) -> str:
-    """What separates the fields of a file; a header that commas do not separate says so."""
+def _delimiter(file: TextIO, path: Path, remarks: Remarks) -> tuple[str, int]:
+    """What separates the fields of a file, and how many lines come before its header.
+
+    A line `sep=;`, which Excel writes and reads, says so, or a header that commas do not separate.
+    """
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    stated = SEPARATOR_LINE.fullmatch(file.readline(MAX_ROW_CHARS))
+    if stated:
+        remarks.add("its first line tells the separator", f"{path}:1")
+        return stated[1], 1
+    file.seek(0)
     header = next(
         (line for line in iter(lambda: file.readline(MAX_ROW_CHARS), "") if line.strip()), ""
     )
     file.seek(0)
     present = [delimiter for delimiter in DELIMITERS if delimiter in header]
     if usual in present or len(present) != 1:
-        return usual
+        return usual, 0
     remarks.add(f"the fields are separated by {DELIMITERS[present[0]]}", f"{path}:1")
-    return present[0]
+    return present[0], 0
 
 
 def _header(names: list[str], where: str) -> list[str]:

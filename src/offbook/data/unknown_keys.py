@@ -24,7 +24,6 @@ OTHER_NAMES = {
     "completion": "output",
     "reply": "output",
     "target": "output",
-    "chosen": "output",
     "system_prompt": "system",
     "context": "input",
     "text": "content",
@@ -113,23 +112,28 @@ class UnknownKeys:
             shown = first_few([_quoted(name, filled[name], first) for name in others], 10)
             what = f"unknown key{'s' * (len(others) > 1)} {shown}"
             what += _count(max(filled[name].rows for name in others))
-            fix = f"skip {'them' if len(others) > 1 else 'it'} with {self._setting(others)}"
+            fix = (
+                f"skip {'them' if len(others) > 1 else 'it'} with {ignoring(others, self._ignored)}"
+            )
             if self.too_many:
                 fix = "remove them from the rows; there are too many to name"
             yield str(DataError(what, where=first, fix=fix))
 
-    def _setting(self, names: Sequence[str]) -> str:
-        """`data.ignore_keys=[...]` for a command line, with what is ignored already."""
-        every = list(dict.fromkeys([*self._ignored, *names]))
-        plain = f"[{','.join(every)}]"
-        if all(re.fullmatch(r"\w[\w.-]*", name) for name in every):
-            try:
-                if yaml.safe_load(plain) == every:
-                    return f"data.ignore_keys={plain}"
-            except (yaml.YAMLError, ValueError):
-                pass  # such as 2024-99-99, which is no date
+
+def ignoring(names: Iterable[str], ignored: Iterable[str]) -> str:
+    """`'data.ignore_keys=[...]'` for a command line, with what is ignored already."""
+    every = list(dict.fromkeys([*ignored, *names]))
+    listed = f"[{','.join(every)}]"
+    if not all(re.fullmatch(r"\w[\w.-]*", name) for name in every) or not _is_yaml(listed, every):
         listed = yaml.safe_dump(every, default_flow_style=True, allow_unicode=True, width=10**6)
-        return shlex.quote(f"data.ignore_keys={listed.strip()}")
+    return shlex.quote(f"data.ignore_keys={listed.strip()}")
+
+
+def _is_yaml(text: str, value: object) -> bool:
+    try:
+        return bool(yaml.safe_load(text) == value)
+    except (yaml.YAMLError, ValueError):
+        return False  # such as 2024-99-99, which is no date
 
 
 def renames(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeGuard
 
+from offbook.data.remarks import Remarks
 from offbook.errors import DataError, shorten
 
 WEIGHT_KEYS = ("weight", "train", "loss_weight")
+TEXT_PARTS = ("text", "input_text", "output_text")
 FIXES = {
     "null": "fill it, or remove the row",
     "a list": "join its texts into one, or write a row for each",
@@ -17,38 +19,34 @@ FIXES = {
 }
 
 
-def text_of(value: object, name: str, where: str) -> str:
-    """A value that must be text.
+def text_of(value: object, name: str, where: str, remarks: Remarks) -> str:
+    """A value that must be text, or a list of parts, which is joined and remarked on.
 
     Raises:
         DataError: with advice for the kind of value.
     """
-    if isinstance(value, list) and (part := _only_part(value, name, where)) is not None:
-        value = part
-    if not isinstance(value, str):
-        kind = kind_of(value)
-        raise DataError(
-            f"{name} is {kind}, not text", where=where, fix=FIXES.get(kind, "put it in quotes")
-        )
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise DataError(
-            f"{name} has half a surrogate pair", where=where, fix="correct the broken escape"
-        )
+    if _is_parts(value):
+        value = _joined_parts(value, name, where, remarks)
+    return _plain(value, name, where)
+
+
+def optional_text(row: Mapping[str, Any], key: str, where: str, remarks: Remarks) -> str:
+    """A value that may be missing or null."""
+    value = row.get(key)
+    return "" if value is None else text_of(value, f'"{key}"', where, remarks)
+
+
+def unpacked(value: object) -> object:
+    """A list or an object that is written as JSON in a text, as a CSV file has it."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value) if value.strip() else None
     return value
 
 
-def optional_text(row: Mapping[str, Any], key: str, where: str) -> str:
-    """A value that may be missing or null."""
-    value = row.get(key)
-    return "" if value is None else text_of(value, f'"{key}"', where)
-
-
 def history_of(row: Mapping[str, Any], where: str) -> list[Any]:
-    """The pairs of earlier questions and replies; a CSV file has them as JSON."""
-    value = row.get("history")
-    if isinstance(value, str):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value) if value.strip() else None
+    """The pairs of earlier questions and replies."""
+    value = unpacked(row.get("history"))
     if value is None:
         return []
     if not isinstance(value, list):
@@ -96,16 +94,37 @@ def kind_of(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-def _only_part(parts: list[object], name: str, where: str) -> object:
-    """The text of a list with one part, {"type": "text", "text": ...}; None for other lists."""
-    if not parts or not all(isinstance(part, dict) and "type" in part for part in parts):
-        return None
-    kinds = [str(part["type"]) for part in parts if isinstance(part, dict)]
-    if other := [kind for kind in kinds if kind != "text"]:
-        what = f'{name} has a part of type "{shorten(other[0])}"'
-        raise DataError(what, where=where, fix="offbook trains on text; write what it says as text")
+def _is_parts(value: object) -> TypeGuard[list[dict[str, object]]]:
+    """Whether a value is a list of parts, such as {"type": "text", "text": ...}."""
+    return bool(
+        isinstance(value, list)
+        and value
+        and all(isinstance(part, dict) and "type" in part for part in value)
+    )
+
+
+def _joined_parts(parts: list[dict[str, object]], name: str, where: str, remarks: Remarks) -> str:
+    """Parts of text as one, a line each: as vLLM gives them to a template that takes text."""
+    for part in parts:
+        if part["type"] not in TEXT_PARTS:
+            what = f'{name} has a part of type "{shorten(str(part["type"]))}"'
+            fix = "offbook trains on text; write what it says as text"
+            raise DataError(what, where=where, fix=fix)
     if len(parts) > 1:
-        what = f"{name} has {len(parts)} parts"
-        raise DataError(what, where=where, fix="join their texts into one")
-    part = parts[0]
-    return part.get("text") if isinstance(part, dict) else None
+        remarks.add("several parts of text in one turn, joined with line breaks", where)
+    texts = [_plain(part.get("text"), f"a part of {name}", where) for part in parts]
+    return "\n".join(texts)
+
+
+def _plain(value: object, name: str, where: str) -> str:
+    """A value that must be a JSON string."""
+    if not isinstance(value, str):
+        kind = kind_of(value)
+        raise DataError(
+            f"{name} is {kind}, not text", where=where, fix=FIXES.get(kind, "put it in quotes")
+        )
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise DataError(
+            f"{name} has half a surrogate pair", where=where, fix="correct the broken escape"
+        )
+    return value

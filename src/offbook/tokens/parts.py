@@ -98,8 +98,8 @@ def cut(
         while begin > first and expected + sizes[begin - 2] + sizes[begin - 1] <= max_length:
             expected += sizes[begin - 2] + sizes[begin - 1]
             begin -= 2
-        # Counting takes most of the time, and a conversation that clearly fits need not be counted.
-        fits = single and begin == first and expected * 1.25 + 64 <= max_length
+        # Counting takes most of the time. One that only seems to fit is cut again when it is built.
+        fits = single and begin == first and expected + 64 <= max_length
         too_long = not fits and tokens(begin, end) > max_length
         while too_long and (begin < question or last > done):
             if begin < question:

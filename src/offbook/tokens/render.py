@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, datetime
+from functools import cached_property
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from offbook.data.conversations import Message
 from offbook.errors import DataError, ModelError
 from offbook.tokens.clock import stop_clock
+from offbook.tokens.prompt_ends import PromptEnds, UnclearError
 from offbook.tokens.sandbox import check_source, within_limits
 
 # What a template that is run, or its own `raise_exception`, can raise.
@@ -88,6 +90,37 @@ class Renderer:
             raise
         except RENDERING_ERRORS as error:
             raise DataError(f"the chat template refuses it: {error}") from None
+
+    def prompt_lengths(self, messages: Sequence[Message], text: str) -> dict[int, int]:
+        """The length of prompt k for each k for which `text` is known to begin with it.
+
+        Prompt k is `render(messages[:k], add_generation_prompt=True)`; see `prompt_ends`.
+
+        Args:
+            messages: a conversation.
+            text: what the template writes for it.
+        """
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            loop, ends, header = within_limits(lambda: self._prompt_ends.find(turns))
+        except (UnclearError, *RENDERING_ERRORS):
+            return {}
+        if not text.startswith(loop[: max(ends.values(), default=0)]):
+            return {}
+        found = {k: end + len(header) for k, end in ends.items() if text.startswith(header, end)}
+        for k in {min(found, default=0), max(found, default=0)} - {0}:
+            if self.render(messages[:k], add_generation_prompt=True) != text[: found[k]]:
+                return {}  # transformers renders in another way
+        return found
+
+    @cached_property
+    def _prompt_ends(self) -> PromptEnds:
+        try:  # its environment is hardened, and there is no public way to it
+            from transformers.utils.chat_template_utils import _compile_jinja_template
+        except ImportError:
+            return PromptEnds(None, "", {})  # each prompt is rendered, which takes longer
+        environment = _compile_jinja_template("").environment
+        return PromptEnds(environment, self._source, self._tokenizer.special_tokens_map)
 
     def on(self, date: date) -> Renderer:
         """The same template, on another day."""

@@ -29,6 +29,7 @@ from offbook.tokens.sandbox import within_limits
 from offbook.tokens.verify import verify
 from offbook.tokens.written import Written
 
+FEW = 4  # replies up to which each prompt is rendered
 CHANGED = "the chat template writes something else than its reply"
 
 
@@ -253,10 +254,8 @@ class ChatTemplate:
         """The text of a part and of the prompt of each supervised reply."""
         try:
             messages, originals = self._masked(part.messages)
-            prompts = [
-                self.render(messages[:k], add_generation_prompt=True) for k in part.supervised
-            ]
             text = self.render(messages) if self.traits.writes_replies else ""
+            prompts = self._prompts(messages, part.supervised, text)
         except DataError as error:
             raise DataError(error.what, where=part.place, fix="change or remove it") from None
         if not self.traits.ends_replies:
@@ -266,7 +265,23 @@ class ChatTemplate:
         replies = tuple(messages[k] for k in part.supervised)
         return Written.of(text, prompts, replies, originals, self.encoder)
 
-    def _reply_after(self, prompt: str, reply: Message) -> str:
+    def _prompts(
+        self, messages: list[Message], replies: Sequence[int], text: str
+    ) -> list[str | int]:
+        """The prompt of each reply; or its length, where the text is known to begin with it."""
+        known: dict[int, int] = {}
+        moved = 0  # messages that are not there any more when system text is moved
+        if len(replies) > FEW:
+            own = messages if self.traits.takes_system else move_system_text(messages)
+            moved = len(messages) - len(own)
+            known = self.renderer.prompt_lengths(own, text)
+        return [
+            known.get(k - moved) or self.render(messages[:k], add_generation_prompt=True)
+            for k in replies
+        ]
+
+    def _reply_after(self, prompt: str | int, reply: Message) -> str:
+        assert isinstance(prompt, str)
         return prompt + self._expected(reply) + self.traits.stop_text
 
     def _expected(self, reply: Message) -> str:
@@ -341,7 +356,10 @@ class ChatTemplate:
         plain = [without_text(message) for message in part.messages]
         shape = (*plain, part.supervised, rewritten)
         if shape not in self._control_counts:
-            written = self._write(replace(part, messages=tuple(plain)))
+            plain_part = replace(part, messages=tuple(plain))
+            if not rewritten and self.traits.writes_replies:
+                plain_part = replace(plain_part, supervised=())  # without the prompts
+            written = self._write(plain_part)
             text = written.texts[0]
             if rewritten:
                 text = self._reply_after(written.prompts[0], written.replies[0])

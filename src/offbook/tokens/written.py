@@ -35,14 +35,14 @@ class Written:
 
     Attributes:
         texts: the whole text; then the end of each prompt, from its last control token on.
-        prompts: the prompt of each supervised reply.
+        prompts: the prompt of each supervised reply; or its length, where the text begins with it.
         replies: the supervised replies, with the text of control tokens masked.
         marks: the start, end and text of each control token in the whole text.
         originals: what each masking character stands for; see `TextEncoder.mask`.
     """
 
     texts: tuple[str, ...]
-    prompts: tuple[str, ...]
+    prompts: tuple[str | int, ...]
     replies: tuple[Message, ...]
     marks: tuple[tuple[int, int, str], ...]
     originals: Mapping[int, str]
@@ -51,7 +51,7 @@ class Written:
     def of(
         cls,
         text: str,
-        prompts: Sequence[str],
+        prompts: Sequence[str | int],
         replies: Sequence[Message],
         originals: Mapping[int, str],
         encoder: TextEncoder,
@@ -61,18 +61,20 @@ class Written:
         ends = [end for _, end, _ in marks]
         tails = []
         for prompt in prompts:
-            before = bisect_right(ends, len(prompt))
-            tails.append(prompt[marks[before - 1][0] if before else 0 :])
+            source, length = (text, prompt) if isinstance(prompt, int) else (prompt, len(prompt))
+            before = bisect_right(ends, length)
+            tails.append(source[marks[before - 1][0] if before else 0 : length])
         return cls((text, *tails), tuple(prompts), tuple(replies), marks, originals)
 
     def find(self, reply: int, stop_text: str) -> Reply | None:
         """Where a reply is; None if its prompt is not in the text, or no stop token follows."""
         prompt, text = self.prompts[reply], self.texts[0]
-        if not text.startswith(prompt):
+        if isinstance(prompt, str) and not text.startswith(prompt):
             return None
-        control = bisect_right(self.marks, len(prompt), key=lambda mark: mark[1])
+        length = prompt if isinstance(prompt, int) else len(prompt)
+        control = bisect_right(self.marks, length, key=lambda mark: mark[1])
         for stop in range(control, len(self.marks)):
             start, _, token = self.marks[stop]
             if token == stop_text:
-                return Reply(control, stop, text[len(prompt) : start])
+                return Reply(control, stop, text[length:start])
         return None
