@@ -8,7 +8,7 @@ padded and transformers computes attention; other recognized layers are still re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from offbook.engine.batching import MIN_SHARED_TOKENS, MicroBatch, Step, make_st
 from offbook.engine.layers import Attention, LastLayer, is_replaceable, replacement
 from offbook.engine.layout import Layout
 from offbook.engine.loss import summed_cross_entropy
-from offbook.engine.ops import choose
+from offbook.engine.ops import Backend, choose, threads_for
 from offbook.engine.prefix import Prefix, Recorder
 from offbook.models.load import backbone, head
 from offbook.tokens.examples import IGNORED, Example
@@ -113,16 +113,18 @@ class Engine:
         self, step: Step, should_stop: Callable[[], bool] = lambda: False
     ) -> float | None:
         """As `accumulate`, in the mode that the model is in."""
-        prefix, total = self._prefix(step), 0.0
-        for batch in step.micro_batches:
-            if should_stop():
-                self.model.zero_grad(set_to_none=True)
-                return None
-            loss = self.loss(batch, prefix) / step.supervised
-            loss.backward()
-            total += loss.item()
-        if prefix:
-            prefix.backward()
+        total = 0.0
+        with self._threads():
+            prefix = self._prefix(step)
+            for batch in step.micro_batches:
+                if should_stop():
+                    self.model.zero_grad(set_to_none=True)
+                    return None
+                loss = self.loss(batch, prefix) / step.supervised
+                loss.backward()
+                total += loss.item()
+            if prefix:
+                prefix.backward()
         return total
 
     def mean_loss(
@@ -133,7 +135,7 @@ class Engine:
         Returns None if `should_stop` was true before the end.
         """
         total = 0.0
-        with torch.no_grad(), evaluating(self.model):
+        with torch.no_grad(), evaluating(self.model), self._threads():
             prefix = self._prefix(step)
             for batch in step.micro_batches:
                 if should_stop():
@@ -167,6 +169,14 @@ class Engine:
             yield
         finally:
             self._install()
+
+    def _threads(self) -> AbstractContextManager[None]:
+        if not self.packed:
+            return nullcontext()
+        layers = (vars(layer).values() for *_, layer in self._swaps)
+        backends = [ops for values in layers for ops in values if isinstance(ops, Backend)]
+        weight = next(head(self.model).parameters())
+        return threads_for([*backends, self._head_ops], weight.dtype)
 
     def _prefix(self, step: Step) -> Prefix | None:
         if not len(step.prefix):

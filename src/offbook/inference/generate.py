@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import (
 
 from offbook.config import Section
 from offbook.errors import ConfigError
+from offbook.inference.threads import FasterThreads
 from offbook.models.load import backbone, head
 
 
@@ -78,8 +80,10 @@ def generate(
     seen = list(prompt_ids)
     ids = torch.tensor([seen], device=device)
     processors = _processors(sampling)
-    for _ in range(sampling.max_new_tokens):
-        with torch.no_grad():
+    faster = FasterThreads()
+    for number in range(sampling.max_new_tokens):
+        # The whole prompt is large products, which all threads compute.
+        with torch.no_grad(), faster.token() if number else nullcontext():
             out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
             scores = head(model)(out.last_hidden_state[:, -1]).float().cpu()
         scores = processors(torch.tensor([seen]), scores)  # type: ignore[arg-type]

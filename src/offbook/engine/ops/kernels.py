@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from offbook.engine.dropout import drop_probability
 from offbook.engine.ops.library import Attention, Heads, Linear, LoraBackward, Term, library
+from offbook.engine.ops.threads import threads
 
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
@@ -57,14 +58,15 @@ def _address(x: torch.Tensor | None) -> int | None:
 
 def _workspace(size: int) -> torch.Tensor:
     """Memory for a kernel to work in: `size` bytes for each thread."""
-    return torch.empty(torch.get_num_threads() * size, dtype=torch.uint8)
+    return torch.empty(threads() * size, dtype=torch.uint8)
 
 
 def lora_a(x_TI: torch.Tensor, a_RI: torch.Tensor, dropout: Dropout = NONE) -> torch.Tensor:
     """`drop(x) A'`, in float32 [T, R]; `A` is float32."""
     h_TR = x_TI.new_empty(len(x_TI), len(a_RI), dtype=torch.float32)
     sizes = (*x_TI.shape, len(a_RI))
-    _call("lora_a", x_TI.dtype, x_TI, a_RI, h_TR, *sizes, dropout.seed, dropout.threshold)
+    drop = dropout.seed, dropout.threshold
+    _call("lora_a", x_TI.dtype, x_TI, a_RI, h_TR, *sizes, *drop, threads())
     return h_TR
 
 
@@ -73,7 +75,8 @@ def lora_b_(
 ) -> None:
     """`y += drop(h B)`, in place; `h` and `B` are float32."""
     sizes = (*y_TO.shape, len(b_RO))
-    _call("lora_b", y_TO.dtype, y_TO, h_TR, b_RO, *sizes, dropout.seed, dropout.threshold)
+    drop = dropout.seed, dropout.threshold
+    _call("lora_b", y_TO.dtype, y_TO, h_TR, b_RO, *sizes, *drop, threads())
 
 
 def lora_backward(
@@ -90,7 +93,7 @@ def lora_backward(
     tensors = (x_TI, dy_TO, b_RO, h_TR, dh_TR, da_RI, db_RO)
     call = LoraBackward(
         *(*map(_address, tensors), rows, inputs, outputs, rank),
-        *(dropout.seed, dropout.threshold, None, torch.get_num_threads()),
+        *(dropout.seed, dropout.threshold, None, threads()),
     )
     workspace = _workspace(_call("lora_workspace_bytes", x_TI.dtype, call))
     call.workspace = _address(workspace)
@@ -126,7 +129,7 @@ def linear(
 def multiply(products: Sequence[Product], bias_O: torch.Tensor | None = None) -> torch.Tensor:
     """The sum of products, and of the bias; [T, O]."""
     first = products[0].x
-    if first.dtype == torch.bfloat16 and not library().multiplies_bf16:
+    if not library().multiplies(first.dtype):
         return _multiply_in_pytorch(products, bias_O)
     terms, inputs = (Term * len(products))(), 0
     for term, (x, weight, h, b, dropout) in zip(terms, products, strict=True):
@@ -142,7 +145,7 @@ def multiply(products: Sequence[Product], bias_O: torch.Tensor | None = None) ->
     workspace = _workspace(_linear_workspace(inputs, first.dtype))
     call = Linear(
         *(_address(y_TO), terms, len(terms), _address(bias_O), *y_TO.shape),
-        *(_address(workspace), torch.get_num_threads()),
+        *(_address(workspace), threads()),
     )
     _call("linear", first.dtype, call)
     return y_TO
@@ -150,7 +153,7 @@ def multiply(products: Sequence[Product], bias_O: torch.Tensor | None = None) ->
 
 def linear_workspace_bytes(inputs: int, dtype: torch.dtype) -> int:
     """Bytes of workspace of `multiply`, for products whose widths I add up to `inputs`."""
-    return torch.get_num_threads() * _linear_workspace(inputs, dtype)
+    return threads() * _linear_workspace(inputs, dtype)
 
 
 def _linear_workspace(inputs: int, dtype: torch.dtype) -> int:
@@ -177,7 +180,7 @@ def rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`x` divided by its root mean square, times the weight; and the divisor's inverse [T]."""
     y_TI, scale_T = torch.empty_like(x_TI), x_TI.new_empty(len(x_TI), dtype=torch.float32)
-    _call("rms_norm", x_TI.dtype, x_TI, weight_I, y_TI, scale_T, *x_TI.shape, eps)
+    _call("rms_norm", x_TI.dtype, x_TI, weight_I, y_TI, scale_T, *x_TI.shape, eps, threads())
     return y_TI, scale_T
 
 
@@ -186,14 +189,15 @@ def rms_norm_backward(
 ) -> torch.Tensor:
     """The gradient of the input of `rms_norm`."""
     dx_TI = torch.empty_like(x_TI)
-    _call("rms_norm_backward", x_TI.dtype, dy_TI, x_TI, weight_I, scale_T, dx_TI, *x_TI.shape)
+    tensors = dy_TI, x_TI, weight_I, scale_T, dx_TI
+    _call("rms_norm_backward", x_TI.dtype, *tensors, *x_TI.shape, threads())
     return dx_TI
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """`silu(gate) up`."""
     y = torch.empty_like(gate)
-    _call("swiglu", gate.dtype, gate, up, y, gate.numel())
+    _call("swiglu", gate.dtype, gate, up, y, gate.numel(), threads())
     return y
 
 
@@ -202,7 +206,7 @@ def swiglu_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of `gate` and `up`."""
     dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-    _call("swiglu_backward", gate.dtype, dy, gate, up, dgate, dup, gate.numel())
+    _call("swiglu_backward", gate.dtype, dy, gate, up, dgate, dup, gate.numel(), threads())
     return dgate, dup
 
 
@@ -212,14 +216,16 @@ def rotate(
     """Rotary positions: the halves of every head rotated by the token's angles, or rotated back."""
     y_THC = torch.empty_like(x_THC)
     sign = -1.0 if back else 1.0
-    _call("rotate", x_THC.dtype, x_THC, cos_TC, sin_TC, y_THC, *x_THC.shape, sign)
+    _call("rotate", x_THC.dtype, x_THC, cos_TC, sin_TC, y_THC, *x_THC.shape, sign, threads())
     return y_THC
 
 
 def cross_entropy_(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """The cross-entropy of every token, float32 [N]; its gradient overwrites the logits."""
     loss_N = logits_NV.new_empty(len(logits_NV), dtype=torch.float32)
-    _call("cross_entropy", logits_NV.dtype, logits_NV, targets_N, loss_N, *logits_NV.shape)
+    _call(
+        "cross_entropy", logits_NV.dtype, logits_NV, targets_N, loss_N, *logits_NV.shape, threads()
+    )
     return loss_N
 
 
@@ -252,7 +258,7 @@ def attend_backward(
     dq_THC, dk_TKC, dv_TKC = map(torch.empty_like, (q_THC, k_TKC, v_TKC))
     dpast: list[torch.Tensor | None] = [None, None]
     if past[0] is not None:
-        shape = (torch.get_num_threads(), *past[0].shape)
+        shape = (threads(), *past[0].shape)
         dpast = [torch.zeros(shape), torch.zeros(shape)]  # summed up by each thread
     _attention(
         "attend_backward",
@@ -288,12 +294,12 @@ def _attention(
     """Call a kernel of attention; `others` are the fields of `Attention` that it alone needs."""
     prefix = 0 if past[0] is None else len(past[0])
     heads = Heads(q_THC.shape[1], k_TKC.shape[1], q_THC.shape[2], prefix, window or 0, scaling)
-    starts, threads = torch.tensor([0, *accumulate(lengths)]), torch.get_num_threads()
+    starts = torch.tensor([0, *accumulate(lengths)])
     others |= {"q": q_THC, "k": k_TKC, "v": v_TKC, "past_k": past[0], "past_v": past[1]}
     others["starts"] = starts
     call = Attention(
         **{field: _address(x) for field, x in others.items()},
-        **{"sequences": len(lengths), "heads": heads, "threads": threads},
+        **{"sequences": len(lengths), "heads": heads, "threads": threads()},
     )
     workspace = _workspace(_call("attention_workspace_bytes", q_THC.dtype, call))
     call.workspace = _address(workspace)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from offbook.files.cache import cache_folder
 
 NATIVE = Path(__file__).with_name("native")
@@ -87,19 +89,20 @@ class Attention(ctypes.Structure):
     )
 
 
-_LORA = (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *(kind for _, kind in _DROPOUT))
-# The kernels, of which there is one for each format.
+_LORA = (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, *(kind for _, kind in _DROPOUT), _INT)
+# The kernels, of which there is one for each format. Where the last argument is not a pointer, it
+# is the number of threads.
 KERNELS = {
     "lora_a": _LORA,
     "lora_b": _LORA,
     "lora_backward": (ctypes.POINTER(LoraBackward),),
     "linear": (ctypes.POINTER(Linear),),
-    "rms_norm": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _FLOAT),
-    "rms_norm_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT),
-    "swiglu": (_TENSOR, _TENSOR, _TENSOR, _INT),
-    "swiglu_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT),
-    "rotate": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, _FLOAT),
-    "cross_entropy": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT),
+    "rms_norm": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _FLOAT, _INT),
+    "rms_norm_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT),
+    "swiglu": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT),
+    "swiglu_backward": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT),
+    "rotate": (_TENSOR, _TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT, _FLOAT, _INT),
+    "cross_entropy": (_TENSOR, _TENSOR, _TENSOR, _INT, _INT, _INT),
     "attend": (ctypes.POINTER(Attention),),
     "attend_backward": (ctypes.POINTER(Attention),),
 }
@@ -129,6 +132,10 @@ class Library:
     rank_multiple: int = 1
     multiplies_bf16: bool = False
 
+    def multiplies(self, dtype: torch.dtype) -> bool:
+        """Whether it computes the products of a format, and not PyTorch."""
+        return self.code is not None and (dtype != torch.bfloat16 or self.multiplies_bf16)
+
 
 @lru_cache(maxsize=1)
 def library() -> Library:
@@ -157,6 +164,7 @@ def library() -> Library:
                 function.argtypes, function.restype = signature, result
     code.linear_workspace_bytes.argtypes = (_INT, _INT)
     code.linear_workspace_bytes.restype = _INT
+    code.use_own_threads.argtypes, code.use_own_threads.restype = (_INT,), None
     code.facts.restype = Facts
     facts = code.facts()
     return Library(code, "", facts.width_multiple, facts.rank_multiple, bool(facts.multiplies_bf16))

@@ -3,9 +3,8 @@
 
 #pragma once
 
-#include <omp.h>
-
 #include "products.h"
+#include "threads.h"
 
 namespace {
 
@@ -27,7 +26,7 @@ struct Attention {
   E* o;                      // the output; not used in the backward pass
   const E* grad;             // its gradient, and those of the inputs: backward only
   E *dq, *dk, *dv;
-  float *dpast_k, *dpast_v;  // [threads, prefix, heads, channels]: summed up by each thread
+  float *dpast_k, *dpast_v;  // [threads, prefix, heads, channels]: of a range of tasks each
   const int64_t* starts;     // [sequences + 1]: first token of each sequence, and the end
   int64_t sequences;
   Heads heads;
@@ -242,11 +241,11 @@ void attend(const Attention<E>& in) {
   const Heads heads = in.heads;
   int64_t width = heads.channels, most_keys = in.most_keys();
   int64_t workspace_size = Workspace<E>::size(most_keys, width);
-#pragma omp parallel for schedule(static, 1) num_threads(in.threads)
-  for (int64_t number = 0; number < in.sequences * heads.keys; number++) {
+  Shares shares(in.sequences * heads.keys, in.threads);
+  auto run = [&](int64_t thread, int64_t number) {
     Task task(number, in.starts, heads);
     int64_t padded = task.padded;
-    Workspace<E> s(in.workspace + omp_get_thread_num() * workspace_size, most_keys, width);
+    Workspace<E> s(in.workspace + thread * workspace_size, most_keys, width);
     pack_keys<E>(in.past_k + task.past, in.k + task.own, heads, task.length, padded, nullptr,
                  s.key_columns);
     pack_keys<E>(in.past_v + task.past, in.v + task.own, heads, task.length, padded, s.values,
@@ -259,20 +258,24 @@ void attend(const Attention<E>& in) {
                         block, width, seen);
       store_block(s.other.numbers, in.o + at, task.stride, count, width);
     });
-  }
+  };
+  on_threads(in.threads, shares.tasks, [&](int64_t thread) {
+    shares.each(thread, [&](int64_t number) { run(thread, number); });
+  });
 }
 
-// The gradients of the prefix are added to those that the thread has summed up so far.
+// The gradients of the prefix are added up for each of as many ranges of tasks as there are
+// threads.
 template <class E>
 void attend_backward(const Attention<E>& in) {
   constexpr int64_t PAIR = Layout<E>::PAIR;
   const Heads heads = in.heads;
   int64_t width = heads.channels, most_keys = in.most_keys();
   int64_t workspace_size = Workspace<E>::size(most_keys, width);
-#pragma omp parallel for schedule(static, 1) num_threads(in.threads)
-  for (int64_t number = 0; number < in.sequences * heads.keys; number++) {
-    Task task(number, in.starts, heads);
-    int64_t padded = task.padded, thread = omp_get_thread_num();
+  Sums sums(in.sequences * heads.keys, in.threads);
+  auto run = [&](int64_t thread, int64_t range, int64_t place) {
+    Task task(range + place * sums.count, in.starts, heads);
+    int64_t padded = task.padded;
     Workspace<E> s(in.workspace + thread * workspace_size, most_keys, width);
     pack_keys<E>(in.past_k + task.past, in.k + task.own, heads, task.length, padded, s.keys,
                  s.key_columns);
@@ -301,7 +304,7 @@ void attend_backward(const Attention<E>& in) {
       for (int64_t d = 0; d < width; d += LANES) {
         Floats of_key = load(s.dkeys + i * width + d), of_value = load(s.dvalues + i * width + d);
         if (i < heads.prefix) {
-          int64_t to = (thread * heads.prefix + i) * task.key_stride + task.past + d;
+          int64_t to = (range * heads.prefix + i) * task.key_stride + task.past + d;
           store(in.dpast_k + to, load(in.dpast_k + to) + of_key);
           store(in.dpast_v + to, load(in.dpast_v + to) + of_value);
         } else {
@@ -310,7 +313,10 @@ void attend_backward(const Attention<E>& in) {
           store(in.dv + to, of_value);
         }
       }
-  }
+  };
+  on_threads(in.threads, sums.tasks, [&](int64_t thread) {
+    sums.each(thread, [&](int64_t range, int64_t place) { run(thread, range, place); });
+  });
 }
 
 }  // namespace

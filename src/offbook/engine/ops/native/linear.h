@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <omp.h>
-
 #include "lora.h"
 #include "products.h"
 
@@ -104,21 +102,6 @@ inline void finish(const Term<E>* terms, int64_t count, const E* bias, const flo
   }
 }
 
-// Divides tasks among threads, a range for each. A thread that has finished its own range takes
-// tasks of other ranges, because cores are not equally fast or equally free.
-struct Shares {
-  static constexpr int64_t MOST = 256;
-  int64_t tasks, count, taken[MOST] = {};
-
-  Shares(int64_t tasks, int64_t threads) : tasks(tasks), count(smaller(threads, MOST)) {}
-
-  // Takes the next task of a range; returns whether there was one.
-  bool take(int64_t share, int64_t& task) {
-    task = share * tasks / count + __atomic_fetch_add(taken + share, 1, __ATOMIC_RELAXED);
-    return task < (share + 1) * tasks / count;
-  }
-};
-
 // A task is a chunk of rows and a panel of columns. Tasks are in the order of the panels, and a
 // thread packs the weights of a panel when it takes its first task there.
 template <class E>
@@ -137,11 +120,10 @@ void linear(const Linear<E>& call) {
   // in the cache when LoRA's part is added.
   int64_t together = inputs / PAIR <= WORDS ? ROWS : CHUNK;
   Shares shares(panels * chunks, threads);
-#pragma omp parallel num_threads(threads)
-  {
-    int64_t thread = omp_get_thread_num(), packed = -1;
+  on_threads(threads, shares.tasks, [&](int64_t thread) {
+    int64_t packed = -1;
     Word* weights = (Word*)(workspace + thread * workspace_size);
-    auto run = [&](int64_t task) {
+    shares.each(thread, [&](int64_t task) {
       int64_t panel = task / chunks, first = panel * PANEL, columns = smaller(width - first, PANEL);
       int64_t start = task % chunks * CHUNK, stop = smaller(start + CHUNK, rows);
       if (panel != packed) {
@@ -165,10 +147,8 @@ void linear(const Linear<E>& call) {
         for (; m < end; m++)
           finish<1>(terms, count, bias, c + (m - row) * columns, y, width, m, first, columns);
       }
-    };
-    for (int64_t i = 0; i < shares.count; i++)
-      for (int64_t task, share = (thread + i) % shares.count; shares.take(share, task);) run(task);
-  }
+    });
+  });
 }
 
 }  // namespace

@@ -3,9 +3,7 @@
 
 #pragma once
 
-#include <omp.h>
-
-#include "vectors.h"
+#include "threads.h"
 
 namespace {
 
@@ -61,14 +59,15 @@ inline void lora_a_rows(const E* x, const float* a, float* h, int64_t width, int
 // h = drop(x) a'
 template <class E>
 void lora_a(const E* x, const float* a, float* h, int64_t rows, int64_t width, int64_t rank,
-            Dropout drop) {
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; row += ROWS_AT_A_TIME) {
-    if (row + ROWS_AT_A_TIME <= rows)
-      lora_a_rows<ROWS_AT_A_TIME>(x, a, h, width, rank, row, drop);
+            Dropout drop, int64_t threads) {
+  constexpr int64_t step = ROWS_AT_A_TIME;
+  in_parallel((rows + step - 1) / step, rows_of_task(step * width), threads, [=](int64_t i) {
+    int64_t row = i * step;
+    if (row + step <= rows)
+      lora_a_rows<step>(x, a, h, width, rank, row, drop);
     else
       lora_a_rows<1>(x, a, h, width, rank, row, drop);
-  }
+  });
 }
 
 // Adds drop(h b) to two vectors of M rows, at columns i and i + LANES.
@@ -93,9 +92,8 @@ inline void add_lora_b(Floats* low, Floats* high, const float* h, const float* b
 // y += drop(h b)
 template <class E>
 void lora_b(E* y, const float* h, const float* b, int64_t rows, int64_t width, int64_t rank,
-            Dropout drop) {
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; row++)
+            Dropout drop, int64_t threads) {
+  in_parallel(rows, rows_of_task(width), threads, [=](int64_t row) {
     for (int64_t i = 0; i < width; i += 2 * LANES) {
       E* at = y + row * width + i;
       Floats low = load(at), high = load(at + LANES);
@@ -103,6 +101,7 @@ void lora_b(E* y, const float* h, const float* b, int64_t rows, int64_t width, i
       store(at, low);
       store(at + LANES, high);
     }
+  });
 }
 
 // d += h' drop(x) for M rows.
@@ -144,8 +143,9 @@ struct LoraBackward {
   int64_t workspace_size() const { return rank * (inputs + outputs); }
 };
 
-// The gradients of h, dh = dy b', of a, da = dh' drop(x), and of b, db = h' dy. Each thread adds up
-// da and db of its own rows in its part of the workspace; then the parts are summed.
+// The gradients of h, dh = dy b', of a, da = dh' drop(x), and of b, db = h' dy. The rows are
+// divided into as many ranges as there are threads. da and db of a range are added up in its part
+// of the workspace; then the parts are summed.
 template <class E>
 void lora_backward(const LoraBackward<E>& call) {
   const E *x = call.x, *dy = call.dy;
@@ -155,12 +155,12 @@ void lora_backward(const LoraBackward<E>& call) {
   int64_t threads = call.threads, of_a = rank * inputs, size = call.workspace_size();
   Dropout drop = call.drop;
   constexpr int64_t block = 2 * COLUMNS;
-#pragma omp parallel num_threads(threads)
-  {
-    float *own_da = workspace + omp_get_thread_num() * size, *own_db = own_da + of_a;
-    memset(own_da, 0, size * sizeof(float));
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; row += block) {
+  Sums sums((rows + block - 1) / block, threads);
+  on_threads(threads, sums.tasks, [&](int64_t thread) {
+    sums.each(thread, [&](int64_t range, int64_t place) {
+      float *own_da = workspace + range * size, *own_db = own_da + of_a;
+      if (!place) memset(own_da, 0, size * sizeof(float));
+      int64_t row = (sums.start(range) + place) * block;
       if (row + block <= rows) {
         for (int64_t m = row; m < row + block; m += ROWS_AT_A_TIME)
           lora_a_rows<ROWS_AT_A_TIME>(dy, b, dh, outputs, rank, m, Dropout{});
@@ -173,15 +173,15 @@ void lora_backward(const LoraBackward<E>& call) {
           outer_rows<1>(x, dh, own_da, inputs, rank, m, drop);
         }
       }
-    }
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < size; i += LANES) {
-      Floats total = {};
-      for (int64_t thread = 0; thread < threads; thread++)
-        total += load(workspace + thread * size + i);
-      store(i < of_a ? da + i : db + (i - of_a), total);
-    }
-  }
+    });
+  });
+  int64_t ranges = smaller(sums.tasks, sums.count);  // those with rows
+  in_parallel(size / LANES, rows_of_task(LANES * threads), threads, [=](int64_t vector) {
+    int64_t i = vector * LANES;
+    Floats total = {};
+    for (int64_t range = 0; range < ranges; range++) total += load(workspace + range * size + i);
+    store(i < of_a ? da + i : db + (i - of_a), total);
+  });
 }
 
 }  // namespace
