@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from offbook import __version__
-from offbook.cli import chat, check, demo, init, plan, settings, train
+from offbook.cli import chat, check, demo, export, init, plan, settings, train
 from offbook.cli.console import say
 from offbook.errors import INTERRUPTED, OffbookError
 
@@ -30,6 +30,7 @@ for command in (
     plan.plan,
     train.train,
     chat.chat,
+    export.export,
     demo.demo,
 ):
     app.command()(command)

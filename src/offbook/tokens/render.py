@@ -35,6 +35,7 @@ class Renderer:
 
     Attributes:
         date: the day that a template prints, if it prints one; today by default.
+        source: of the template, with a clock that stands still.
 
     Raises:
         ModelError: when there is no template, or its source is refused; see `sandbox`.
@@ -58,7 +59,7 @@ class Renderer:
             check_source(source)
         except RENDERING_ERRORS as error:
             raise self.refusal(str(error)) from None
-        self._source = stop_clock(source, self.date)
+        self.source = stop_clock(source, self.date)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """The text that the template writes for these messages, exactly as they are.
@@ -78,7 +79,7 @@ class Renderer:
                     turns,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
-                    chat_template=self._source,
+                    chat_template=self.source,
                 )
             )
 
