@@ -16,9 +16,11 @@ from offbook.export.export import MODEL, compare, export_run
 from offbook.export.gguf import write_model
 from offbook.export.weights import BaseWeights, LoraWeights
 from offbook.runs.trained import TrainedRun
+from offbook.tokens.tokenizer import load_tokenizer
 from support.exports import KINDS, train_run
 from support.families import make_family
-from support.tiny import make_base, make_tokenizer
+from support.shared import DEEPSEEK
+from support.tiny import make_base, make_sentencepiece, make_tokenizer
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
 
@@ -39,6 +41,21 @@ def test_a_merged_model_and_an_adapter_compute_what_the_run_does(tmp_path: Path,
         export = export_run(trained, target, tmp_path / target, kind="f32")
         assert export.certificate is not None
         assert all(check.passed for check in export.certificate.checks), export.certificate
+
+
+@pytest.mark.parametrize("prefix_every_piece", [True, False], ids=["llama 2", "mistral v0.3"])
+def test_sentencepiece_tokenizers(tmp_path: Path, prefix_every_piece: bool) -> None:
+    tokenizer = make_sentencepiece(tmp_path / "base", prefix_every_piece)
+    trained = train_run(tmp_path, make_base(tmp_path / "base", tokenizer=tokenizer))
+    export_run(trained, "gguf", tmp_path / "gguf", kind="f32")
+
+
+@pytest.mark.skipif(not DEEPSEEK.is_dir(), reason=f"{DEEPSEEK} is absent")
+def test_the_deepseek_tokenizer(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(DEEPSEEK)
+    tokenizer.save_pretrained(tmp_path / "base")
+    trained = train_run(tmp_path, make_base(tmp_path / "base", tokenizer=tokenizer))
+    export_run(trained, "gguf", tmp_path / "gguf", kind="f32")
 
 
 @pytest.mark.parametrize("setting", ["lora.use_rslora=true", "lora.use_dora=true"])
