@@ -123,9 +123,10 @@ class LlamaCpp:
         Returns:
             float64 [vocabulary].
         """
-        found = self._top(ids, vocabulary, forced)
+        (told,) = self._probabilities(ids, vocabulary, forced)
         values = np.full(vocabulary, -np.inf)
-        values[list(found)] = list(found.values())
+        for token in told["top_logprobs"]:
+            values[token["id"]] = token["logprob"]
         values -= np.logaddexp.reduce(values)  # its own sum is in float32
         return values
 
@@ -133,11 +134,11 @@ class LlamaCpp:
         self, ids: Sequence[int], target: int, vocabulary: int, forced: int
     ) -> float:
         """That of one token after a prompt; see `log_probabilities`."""
-        for top in (200, vocabulary):  # all of them take much longer
-            found = self._top(ids, top, forced)
-            if target in found:
-                return found[target]
-        return -np.inf
+        # It is told of a generated token, unless that is a part of a character.
+        for token in self._probabilities(ids, 1, target):
+            if token["id"] == target:
+                return float(token["logprob"])
+        return float(self.log_probabilities(ids, vocabulary, forced)[target])
 
     def generate(self, ids: Sequence[int], most: int) -> Reply:
         """The likeliest reply to a prompt, of at most so many tokens."""
@@ -155,7 +156,8 @@ class LlamaCpp:
         ids = list(reply["tokens"])
         return Reply(ids[:-1] if stopped else ids, stopped)
 
-    def _top(self, ids: Sequence[int], top: int, forced: int) -> dict[int, float]:
+    def _probabilities(self, ids: Sequence[int], top: int, forced: int) -> list[dict[str, Any]]:
+        """What is told of the token after a prompt; nothing for a part of a character."""
         body = {
             "prompt": list(ids),
             "n_predict": 1,
@@ -163,8 +165,8 @@ class LlamaCpp:
             "n_probs": top,
             "logit_bias": [[forced, FORCED]],
         }
-        (token,) = self._post("/completion", body)["completion_probabilities"]
-        return {entry["id"]: entry["logprob"] for entry in token["top_logprobs"]}
+        told = self._post("/completion", body).get("completion_probabilities", [])
+        return list(told)
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         connection = _UnixConnection(self._socket)
