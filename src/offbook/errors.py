@@ -8,6 +8,7 @@
       DiskError                5      a full or failing disk (OSError)
       NonFiniteError           6      a loss, gradient or weight (ArithmeticError)
       MemoryPlanError          7      not enough memory (MemoryError)
+      ExportError              8      an export that is another model (RuntimeError)
       EngineError              1      the fast path computes something else (ArithmeticError)
 
 Each class also derives from the standard exception in parentheses, so that `except ValueError`
@@ -75,6 +76,12 @@ class DiskError(OffbookError, OSError):
 
 class EngineError(OffbookError, ArithmeticError):
     """The fast path does not compute what the plain path does."""
+
+
+class ExportError(OffbookError, RuntimeError):
+    """An export that does not answer as the run does."""
+
+    exit_code = 8
 
 
 class MemoryPlanError(OffbookError, MemoryError):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from offbook.models.adapter import adapter_files
@@ -99,3 +108,45 @@ ROWS = """\
 {"instruction": "你好", "input": "", "output": "客官，且坐。"}
 {"instruction": "ten", "input": "", "output": "nine eight"}
 """
+
+
+def make_sentencepiece(folder: Path, prefix_every_piece: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer as Llama 2's: BPE over characters, a mark for spaces, bytes for the rest.
+
+    Args:
+        folder: to save it in.
+        prefix_every_piece: whether text after a control token gets a space, as in Llama 2; else
+            only text at the very beginning does, as in Mistral v0.3.
+    """
+    specials, byte_tokens = ["<unk>", "<s>", "</s>"], [f"<0x{value:02X}>" for value in range(256)]
+    raw = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()  # no piece goes on after a space
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=[*specials, *byte_tokens], show_progress=False
+    )
+    raw.train_from_iterator(CORPUS * 4, trainer)
+    if prefix_every_piece:
+        spaces = normalizers.Replace(" ", "▁")
+        raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+        raw.pre_tokenizer = None
+    else:
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    description = json.loads(raw.to_str())
+    # The bytes are tokens of the model, not added ones.
+    description["added_tokens"] = description["added_tokens"][: len(specials)]
+    description["model"]["byte_fallback"] = True
+    raw = Tokenizer.from_str(json.dumps(description))
+    raw.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.chat_template = DEEPSEEK_TEMPLATE
+    fast.save_pretrained(folder)
+    return load_tokenizer(folder)

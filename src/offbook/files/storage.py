@@ -99,6 +99,11 @@ class Disk:
         finally:
             os.close(descriptor)
 
+    def sync(self, file: Path) -> None:
+        """Wait until the content of a file is on the disk."""
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
+
     def rename(self, old: Path, new: Path) -> None:
         """Rename a file or folder; a file replaces an existing one."""
         old.replace(new)
@@ -154,6 +159,37 @@ def commit(final: Path, files: Iterable[tuple[str, bytes]]) -> None:
         with suppress(OSError):
             disk.remove(partial)
         raise
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """A folder to write large files into; it gets its name when they are complete, or is removed.
+
+    Raises:
+        ConfigError: when there is something of that name.
+        DiskError: when the disk is full or fails.
+    """
+    if final.exists():
+        raise ConfigError(
+            "exists already", where=str(final), fix="remove it, or name another folder"
+        )
+    make_folder(final.parent)
+    partial = _partial(final)
+    with _as_disk_error(final):
+        if partial.exists():  # of a process that was killed
+            disk.remove(partial)
+        disk.make_folder(partial)
+        try:
+            yield partial
+            for path in partial.iterdir():
+                disk.sync(path)
+            disk.sync_folder(partial)
+            disk.rename(partial, final)
+            disk.sync_folder(final.parent)
+        except BaseException:
+            with suppress(OSError):
+                disk.remove(partial)
+            raise
 
 
 def replace_file(file: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ has. These checks read headers only, so they take milliseconds for a model of an
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,11 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
 
 
 def read_json(path: Path, error: type[OffbookError]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save
 from transformers import PreTrainedModel
 
@@ -185,6 +186,13 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     assert isinstance(model, PeftModel)
     restore_adapter(model, folder)
     return model.eval()
+
+
+def set_strength(model: PeftModel, strength: float) -> None:
+    """Multiply what an adapter adds to its base; 1 for what was trained."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale("default", strength)
 
 
 def read_adapter(folder: Path, base: PreTrainedModel) -> LoraConfig:

@@ -37,6 +37,7 @@ class Renderer:
 
     Attributes:
         date: the day that a template prints, if it prints one; today by default.
+        source: of the template, with a clock that stands still.
 
     Raises:
         ModelError: when there is no template, or its source is refused; see `sandbox`.
@@ -60,7 +61,7 @@ class Renderer:
             check_source(source)
         except RENDERING_ERRORS as error:
             raise self.refusal(str(error)) from None
-        self._source = stop_clock(source, self.date)
+        self.source = stop_clock(source, self.date)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """The text that the template writes for these messages, exactly as they are.
@@ -80,7 +81,7 @@ class Renderer:
                     turns,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
-                    chat_template=self._source,
+                    chat_template=self.source,
                 )
             )
 
@@ -120,7 +121,7 @@ class Renderer:
         except ImportError:
             return PromptEnds(None, "", {})  # each prompt is rendered, which takes longer
         environment = _compile_jinja_template("").environment
-        return PromptEnds(environment, self._source, self._tokenizer.special_tokens_map)
+        return PromptEnds(environment, self.source, self._tokenizer.special_tokens_map)
 
     def on(self, date: date) -> Renderer:
         """The same template, on another day."""

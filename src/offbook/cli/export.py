@@ -1,0 +1,94 @@
+"""`offbook export`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offbook.cli.console import out, say
+
+
+class Target(StrEnum):
+    """What `--to` takes."""
+
+    MERGED = "merged"
+    GGUF = "gguf"
+    GGUF_LORA = "gguf-lora"
+    OLLAMA = "ollama"
+
+
+class Kind(StrEnum):
+    """What `--type` takes."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    to: Annotated[Target, typer.Option("--to", help="The format.")],
+    kind: Annotated[
+        Kind, typer.Option("--type", help="Number format of a GGUF's matrices.")
+    ] = Kind.F16,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder to write; by default in RUN/exports."),
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(min=0, max=4, help="Multiplies what the adapter adds to the base.")
+    ] = 1.0,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Read the export with another program, and compare."
+        ),
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write a trained model in the format of another program, and prove that it is the same.
+
+    \b
+    merged      a whole model for transformers, vLLM, SGLang
+    gguf        a whole model for llama.cpp, LM Studio, llamafile
+    gguf-lora   the adapter alone, for a GGUF of the same base
+    ollama      a GGUF with a Modelfile
+
+    \b
+    offbook export runs/myrole --to gguf
+    offbook export runs/myrole --to ollama --type q8_0
+    offbook export runs/myrole --to merged -o myrole-merged
+    """
+    from offbook.export.export import export_run
+    from offbook.runs.trained import open_run
+
+    name = to.value if to in (Target.MERGED, Target.GGUF_LORA) else f"{to.value}-{kind.value}"
+    result = export_run(
+        open_run(run, say),
+        to.value,
+        output or run / "exports" / name,
+        kind=kind.value,
+        strength=strength,
+        verify=verify,
+        announce=say,
+    )
+    if as_json:
+        checks = asdict(result.certificate) if result.certificate else None
+        print(json.dumps({"folder": str(result.folder), "certificate": checks}))
+        return
+    out.print(f"{result.folder}", soft_wrap=True, style="bold")
+    if result.certificate is None:
+        out.print(f"not verified\n{result.note}", markup=False, soft_wrap=True)
+        return
+    out.print(f"read by {result.certificate.reader}; {result.certificate.rows}", soft_wrap=True)
+    for check in result.certificate.checks:
+        mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "--"}[check.passed]
+        out.print(f"{mark}  {check.name}: ", end="", soft_wrap=True)
+        out.print(check.found, markup=False, soft_wrap=True)
+    out.print(result.note, markup=False, soft_wrap=True)

@@ -1,0 +1,208 @@
+"""Export a run: write it in another format, have another program read it, and compare the two."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from offbook.export.certificate import LIMITS, Certificate, Limits, certify
+from offbook.export.gguf import write_lora, write_model
+from offbook.export.held_out import Sample, sample_rows
+from offbook.export.merged import write_merged, write_reader_files
+from offbook.export.ollama import go_template, modelfile
+from offbook.export.readers import NEW_TOKENS, Answers, LlamaCppReader, TransformersReader, ask
+from offbook.export.weights import BaseWeights, LoraWeights
+from offbook.files import storage
+from offbook.inference.generate import Sampling
+from offbook.inference.llamacpp import LlamaCpp, reader_name
+from offbook.models.adapter import load_adapter, set_strength
+from offbook.models.load import load_base
+from offbook.runs.receipt import installed_versions
+from offbook.runs.trained import TrainedRun
+
+CERTIFICATE = "certificate.json"
+MODELFILE = "Modelfile"
+MODEL, ADAPTER = "model.gguf", "adapter.gguf"
+TARGETS = ("merged", "gguf", "gguf-lora", "ollama")
+STORED_KINDS = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        folder: with the export.
+        certificate: None when it was not compared.
+        note: how to use it.
+    """
+
+    folder: Path
+    certificate: Certificate | None
+    note: str
+
+
+def export_run(
+    run: TrainedRun,
+    target: str,
+    folder: Path,
+    *,
+    kind: str = "f16",
+    strength: float = 1.0,
+    verify: bool = True,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Export:
+    """Write a run in another format, and prove that it is the same model.
+
+    Args:
+        run: the run.
+        target: one of `TARGETS`.
+        folder: to write; it must not exist.
+        kind: the number format of a GGUF, a key of `gguf.TYPES`.
+        strength: multiplies what the adapter adds.
+        verify: whether another program reads the result, and is compared with the run.
+        announce: receives a line before each slow step.
+
+    Raises:
+        ConfigError: when the program that would read it is not installed, or the folder exists.
+        ModelError: when the format has no place for such a model.
+        ExportError: when the result is another model; nothing is left of it.
+    """
+    if verify and target != "merged":
+        reader_name()
+    base = BaseWeights.of(run.base)
+    lora = LoraWeights.of(run.adapter, run.base, strength)
+    sample = sample_rows(run)
+    with storage.staged(folder) as partial:
+        announce(f"writing {folder}")
+        note = _write(partial, run, target, kind, base, lora, sample)
+        certificate = None
+        if verify:
+            announce("comparing it with the run")
+            certificate = compare(partial, run, target, kind, strength)
+            certificate.require_passed(str(folder))
+            (partial / CERTIFICATE).write_bytes(certificate.to_json())
+    return Export(folder, certificate, note.format(folder=shlex.quote(str(folder))))
+
+
+def _write(
+    folder: Path,
+    run: TrainedRun,
+    target: str,
+    kind: str,
+    base: BaseWeights,
+    lora: LoraWeights,
+    sample: Sample,
+) -> str:
+    """Write the files of a target, and return a note on how to use them in `{folder}`."""
+    if target == "merged":
+        lost = write_merged(folder, base, lora)
+        write_reader_files(folder, run)
+        return f"rounding to the base's format changes {lost:.1%} of what the adapter adds"
+    if target == "gguf-lora":
+        write_lora(folder / ADAPTER, base, lora)
+        return (
+            "for a GGUF of the same base, of any type: llama-server -m BASE.gguf --lora {folder}/"
+            + ADAPTER
+        )
+    write_model(folder / MODEL, base, lora, kind, run.template)
+    if target == "ollama":
+        prompts = [c.messages[:-1] for c in sample.conversations]
+        go = go_template(run.template, prompts)
+        text = modelfile(MODEL, go, _ollama_parameters(run), run.config.data.system)
+        (folder / MODELFILE).write_text(text, encoding="utf-8")
+        return "for Ollama: ollama create NAME -f {folder}/" + MODELFILE
+    return "for llama.cpp: llama-server -m {folder}/" + MODEL
+
+
+def compare(
+    folder: Path, run: TrainedRun, target: str, kind: str, strength: float = 1.0
+) -> Certificate:
+    """Compare what is in a folder with the run; one model is in memory at a time.
+
+    Args:
+        folder: with the files of an export.
+        run: of which it is an export.
+        target: one of `TARGETS`.
+        kind: the number format of a GGUF.
+        strength: what the adapter was multiplied by.
+    """
+    base, sample = BaseWeights.of(run.base), sample_rows(run)
+    prompts = [run.template.build_prompt(c.messages[:-1]) for c in sample.conversations]
+    if target == "merged":
+        (stored,) = {tensor.dtype for _, tensor in base.tensors.values()} - {"F32"} or {"F32"}
+        kind = STORED_KINDS[stored]
+        answers = ask(TransformersReader(folder, [run.template.stop_id]), sample, prompts)
+    elif target == "gguf-lora":
+        kind = "f32"  # so that all differences are the adapter's
+        write_model(folder / MODEL, base, None, kind, run.template)
+        answers = _ask_llama_cpp(folder / MODEL, folder / ADAPTER, kind, base, run, sample, prompts)
+        (folder / MODEL).unlink()
+    else:
+        answers = _ask_llama_cpp(folder / MODEL, None, kind, base, run, sample, prompts)
+    dtype, reference = _reference(run, base)
+    model = load_adapter(
+        load_base(run.base, dtype, run.device, run.config.model.quantization), run.adapter
+    )
+    set_strength(model, strength)
+    return certify(
+        answers,
+        sample,
+        prompts,
+        model,
+        run.template,
+        LIMITS[kind].or_looser(reference),
+        installed_versions(),
+    )
+
+
+def _ask_llama_cpp(
+    model: Path,
+    lora: Path | None,
+    kind: str,
+    base: BaseWeights,
+    run: TrainedRun,
+    sample: Sample,
+    prompts: Sequence[list[int]],
+) -> Answers:
+    longest = max(map(len, [*sample.examples, *prompts]))
+    letter = run.template.encoder.encode(["a"])[0][-1]
+    with LlamaCpp(model, lora, context=longest + NEW_TOKENS, exact=kind == "f32") as engine:
+        return ask(LlamaCppReader(engine, base.config["vocab_size"], letter), sample, prompts)
+
+
+def _reference(run: TrainedRun, base: BaseWeights) -> tuple[torch.dtype, Limits]:
+    """The precision of the run's model in the comparison, and the limits that come with it.
+
+    It is float32 if memory is enough, whatever the run was trained in.
+    """
+    if run.config.model.quantization != "none":
+        return run.dtype, LIMITS[run.config.model.quantization]
+    numbers = sum(tensor.elements for _, tensor in base.tensors.values())
+    free = (
+        torch.cuda.mem_get_info(run.device)[0]
+        if run.device.type == "cuda"
+        else psutil.virtual_memory().available
+    )
+    if 4.5 * numbers < free:
+        return torch.float32, LIMITS["f32"]
+    return run.dtype, LIMITS["bf16"]
+
+
+def _ollama_parameters(run: TrainedRun) -> dict[str, object]:
+    """Ollama's settings, so that it samples as `offbook chat` does and stops where it does."""
+    sampling = Sampling()
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": 0,
+        "repeat_penalty": sampling.repetition_penalty,
+        "num_predict": sampling.max_new_tokens,
+        "stop": [run.template.tokenizer.convert_ids_to_tokens(run.template.stop_id)],
+    }

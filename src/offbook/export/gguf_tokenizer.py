@@ -1,0 +1,139 @@
+"""Write a tokenizer and its chat template into a GGUF.
+
+llama.cpp has its own code for each way of splitting text, chosen by a name (`tokenizer.ggml.pre`).
+The name follows from how tokenizer.json splits text, never from the model's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import gguf
+from gguf import TokenType
+
+from offbook.errors import ModelError
+from offbook.tokens.template import ChatTemplate
+
+SPACE = "▁"  # stands for a space in SentencePiece's pieces
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# llama.cpp's name of each regular expression that splits text (src/llama-vocab.cpp).
+SPLITS = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
+DEEPSEEK_LETTERS = r"\s?[A-Za-zµ"  # how the second of deepseek-llm's expressions begins
+
+
+def write_tokenizer(writer: gguf.GGUFWriter, template: ChatTemplate, size: int) -> None:
+    """Write the tokenizer with which a template was verified.
+
+    The file says that no token is added before or after a text: the chat template writes all.
+
+    Args:
+        writer: of the GGUF.
+        template: the chat template, with its tokenizer.
+        size: the rows of the embedding; rows without a token get an unused one.
+
+    Raises:
+        ModelError: when llama.cpp has no tokenizer of this kind.
+    """
+    tokenizer = template.tokenizer
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = description["model"]
+    if model["type"] != "BPE":
+        raise _refusal(f"its tokenizer is {model['type']}, not BPE")
+    added = {token["id"]: token["content"] for token in description["added_tokens"]}
+    texts = {index: text for text, index in model["vocab"].items()} | added
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    if model["byte_fallback"]:
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        scores = _scores(merges)
+        writer.add_token_scores([scores.get(texts.get(i, ""), 0.0) for i in range(size)])
+        writer.add_add_space_prefix(_adds_space(template))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(split_name(description))
+        writer.add_token_merges(merges)
+        writer.add_add_space_prefix(False)
+    writer.add_token_list([texts.get(index, f"[PAD{index}]") for index in range(size)])
+    writer.add_token_types(_types(texts, added, template.encoder.control, model, size))
+    for kind in ("bos", "eos", "unk", "pad"):
+        index = getattr(tokenizer, f"{kind}_token_id")
+        if index is not None:
+            getattr(writer, f"add_{kind}_token_id")(index)
+    writer.add_eot_token_id(template.stop_id)  # what ends a reply, whatever eos_token says
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_chat_template(template.renderer.source)
+
+
+def split_name(description: Mapping[str, Any]) -> str:
+    """llama.cpp's name for the way in which a byte-level BPE tokenizer splits text.
+
+    Args:
+        description: the contents of tokenizer.json.
+
+    Raises:
+        ModelError: when it has none.
+    """
+    split = description["pre_tokenizer"] or {}
+    parts = split.get("pretokenizers", [split])
+    patterns = [part["pattern"]["Regex"] for part in parts if "Regex" in part.get("pattern", {})]
+    byte_level = [part for part in parts if part.get("type") == "ByteLevel"]
+    digits = any(part.get("type") == "Digits" for part in parts)
+    if not patterns and byte_level and byte_level[0].get("use_regex", True):
+        return "smollm" if digits else "gpt-2"
+    if len(patterns) == 1 and patterns[0] in SPLITS:
+        return SPLITS[patterns[0]]
+    if any(pattern.startswith(DEEPSEEK_LETTERS) for pattern in patterns):
+        return "deepseek-llm"
+    raise _refusal("llama.cpp has no name for the way in which its tokenizer splits text")
+
+
+def _types(
+    texts: Mapping[int, str],
+    added: Mapping[int, str],
+    control: Mapping[str, int],
+    model: Mapping[str, Any],
+    size: int,
+) -> list[int]:
+    """The kind of each token; a control token is one that the chat template writes."""
+    controls = set(control.values())
+    bytes_of = {f"<0x{value:02X}>" for value in range(256)} if model["byte_fallback"] else set()
+
+    def type_of(index: int) -> TokenType:
+        text = texts.get(index)
+        if text is None:
+            return TokenType.UNUSED
+        if text == model.get("unk_token") and model["byte_fallback"]:
+            return TokenType.UNKNOWN
+        if index in controls:
+            return TokenType.CONTROL
+        if index in added:
+            return TokenType.USER_DEFINED
+        return TokenType.BYTE if text in bytes_of else TokenType.NORMAL
+
+    return [int(type_of(index)) for index in range(size)]
+
+
+def _scores(merges: list[str]) -> dict[str, float]:
+    """SentencePiece's scores: of two possible merges, the one that is listed first comes first."""
+    scores: dict[str, float] = {}
+    for rank, pair in enumerate(merges):
+        scores.setdefault(pair.replace(" ", "", 1), -float(rank))
+    return scores
+
+
+def _adds_space(template: ChatTemplate) -> bool:
+    """Whether the tokenizer puts a space before text that follows a control token."""
+    control = next(iter(template.encoder.control))
+    ids = template.encoder.encode([f"{control}a"])[0]
+    tokens = template.tokenizer.convert_ids_to_tokens(ids)
+    return str(tokens[1]).startswith(SPACE)
+
+
+def _refusal(why: str) -> ModelError:
+    return ModelError(f"cannot be written as GGUF: {why}", where="--to", fix="use --to merged")

@@ -1,0 +1,154 @@
+"""The weights of a base and of its adapter in float32, one tensor at a time, alone or merged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offbook.errors import CheckpointError, ModelError
+from offbook.files.untrusted import Tensor, read_base_tensors, read_json, read_tensors
+from offbook.models.adapter import DORA, LORA_A, LORA_B, PREFIX, WEIGHTS, read_adapter
+from offbook.models.base import read_config
+from offbook.models.skeleton import make_skeleton
+
+Float32 = NDArray[np.float32]
+
+STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """The tensors of a model folder.
+
+    Attributes:
+        folder: with config.json and safetensors.
+        tensors: each with the file that holds it; a head that is tied to the embedding is left out.
+    """
+
+    folder: Path
+    tensors: dict[str, tuple[Path, Tensor]]
+
+    @classmethod
+    def of(cls, folder: Path) -> BaseWeights:
+        """The tensors in a folder.
+
+        Raises:
+            ModelError: when one is in a format that is not a plain number.
+        """
+        tensors = read_base_tensors(folder)
+        if read_json(folder / "config.json", ModelError).get("tie_word_embeddings"):
+            tensors.pop("lm_head.weight", None)
+        for name, (path, tensor) in tensors.items():
+            if tensor.dtype not in STORED:
+                raise ModelError(
+                    f"{name} is stored as {tensor.dtype}",
+                    where=str(path),
+                    fix="use the original model, whose weights are not quantized",
+                )
+        return cls(folder, tensors)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The contents of config.json."""
+        return read_json(self.folder / "config.json", ModelError)
+
+    def read(self, name: str) -> Float32:
+        """A tensor; only this one is in memory."""
+        return read_tensor(*self.tensors[name])
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """An adapter of a base.
+
+    Attributes:
+        folder: its PEFT folder.
+        rank: of its matrices.
+        scale: by which B A is multiplied; its strength is in it.
+        modules: the names of the layers that it changes.
+        tensors: by PEFT's names.
+        dora: whether it also sets the length of each row of a weight (DoRA).
+    """
+
+    folder: Path
+    rank: int
+    scale: float
+    modules: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    dora: bool
+
+    @classmethod
+    def of(cls, folder: Path, base: Path, strength: float = 1.0) -> LoraWeights:
+        """The adapter in a folder, checked against its base.
+
+        Args:
+            folder: of the adapter.
+            base: the folder of its base.
+            strength: multiplies what the adapter adds; 1 for what was trained.
+
+        Raises:
+            CheckpointError: when it does not fit the base, or has no plain strength.
+        """
+        config = read_adapter(folder, make_skeleton(read_config(base)))
+        if config.use_dora and strength != 1:
+            raise CheckpointError(
+                "a DoRA adapter is not a sum, so it has no other strength than 1",
+                where=str(folder),
+                fix="leave out --strength, or train without lora.use_dora",
+            )
+        divisor = config.r**0.5 if config.use_rslora else config.r
+        assert isinstance(config.target_modules, set | list)
+        return cls(
+            folder,
+            config.r,
+            strength * config.lora_alpha / divisor,
+            tuple(sorted(config.target_modules)),
+            read_tensors(folder / WEIGHTS, CheckpointError),
+            config.use_dora,
+        )
+
+    def matrices(self, module: str) -> tuple[Float32, Float32]:
+        """The A [R, I] and B [O, R] of a layer."""
+        return self._read(module, LORA_A), self._read(module, LORA_B)
+
+    def merged(self, module: str, weight_OI: Float32) -> Float32:
+        """The weight [O, I] with which a plain layer computes what base and adapter do together."""
+        A_RI, B_OR = self.matrices(module)
+        sum_OI = weight_OI + np.float32(self.scale) * (B_OR @ A_RI)
+        if not self.dora:
+            return sum_OI
+        lengths_O = np.linalg.norm(sum_OI, axis=1)
+        sum_OI *= (self._read(module, DORA) / lengths_O)[:, None]
+        return sum_OI
+
+    def require_layers(self, base: BaseWeights) -> None:
+        """Check that the base has a tensor for each layer that the adapter changes.
+
+        Raises:
+            ModelError: when it stores one together with others, as some mixtures of experts do.
+        """
+        missing = [m for m in self.modules if f"{m}.weight" not in base.tensors]
+        if missing:
+            raise ModelError(
+                f"{missing[0]} is stored together with others, so nothing can be added to it",
+                where=str(base.folder),
+                fix="use --to adapter",
+            )
+
+    def _read(self, module: str, part: str) -> Float32:
+        return read_tensor(self.folder / WEIGHTS, self.tensors[PREFIX + module + part])
+
+
+def read_tensor(path: Path, tensor: Tensor) -> Float32:
+    """A tensor of a safetensors file, in float32."""
+    stored = np.memmap(path, STORED[tensor.dtype], "r", tensor.begin, tensor.shape)
+    if tensor.dtype != "BF16":
+        return stored.astype(np.float32)
+    bits = stored.astype("<u4")  # bfloat16 is the upper half of a float32
+    bits <<= 16
+    return bits.view(np.float32)
