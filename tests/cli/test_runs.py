@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from offbook.cli.train import report
-from offbook.errors import quote
+from offbook.errors import quoted
 from offbook.training.loop import TrainResult
 from support.tiny import ROWS
 
@@ -95,5 +95,5 @@ def test_every_printed_command_works_as_it_is(
 
 def test_a_path_is_one_word_for_the_shell() -> None:
     for name in (*NAMES, "a;b", 'a"b', "*", "-x y"):
-        assert [Path(word) for word in shlex.split(quote(Path(name)))] == [Path(name)]
-        assert not quote(Path(name)).startswith(("-", "'-"))
+        assert [Path(word) for word in shlex.split(quoted(Path(name)))] == [Path(name)]
+        assert not quoted(Path(name)).startswith(("-", "'-"))

@@ -16,6 +16,7 @@ from offbook.cli.console import out, say
 class Target(StrEnum):
     """What `--to` takes."""
 
+    ADAPTER = "adapter"
     MERGED = "merged"
     GGUF = "gguf"
     GGUF_LORA = "gguf-lora"
@@ -55,6 +56,7 @@ def export(
     """Write a trained model in the format of another program, and prove that it is the same.
 
     \b
+    adapter     a PEFT folder, for PEFT, vLLM, SGLang
     merged      a whole model for transformers, vLLM, SGLang
     gguf        a whole model for llama.cpp, LM Studio, llamafile
     gguf-lora   the adapter alone, for a GGUF of the same base
@@ -68,7 +70,8 @@ def export(
     from offbook.export.export import export_run
     from offbook.runs.trained import open_run
 
-    name = to.value if to in (Target.MERGED, Target.GGUF_LORA) else f"{to.value}-{kind.value}"
+    has_kind = to in (Target.GGUF, Target.OLLAMA)
+    name = f"{to.value}-{kind.value}" if has_kind else to.value
     result = export_run(
         open_run(run, say),
         to.value,

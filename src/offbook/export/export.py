@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from offbook.export.adapter import write_adapter
 from offbook.export.certificate import LIMITS, Certificate, Limits, certify
 from offbook.export.gguf import write_lora, write_model
 from offbook.export.held_out import Sample, sample_rows
@@ -28,7 +29,8 @@ from offbook.runs.trained import TrainedRun
 CERTIFICATE = "certificate.json"
 MODELFILE = "Modelfile"
 MODEL, ADAPTER = "model.gguf", "adapter.gguf"
-TARGETS = ("merged", "gguf", "gguf-lora", "ollama")
+TARGETS = ("adapter", "merged", "gguf", "gguf-lora", "ollama")
+IN_TRANSFORMERS = ("adapter", "merged")  # the others are for llama.cpp
 STORED_KINDS = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
@@ -73,14 +75,14 @@ def export_run(
         ModelError: when the format has no place for such a model.
         ExportError: when the result is another model; nothing is left of it.
     """
-    if verify and target != "merged":
+    if verify and target not in IN_TRANSFORMERS:
         reader_name()
     base = BaseWeights.of(run.base)
     lora = LoraWeights.of(run.adapter, run.base, strength)
     sample = sample_rows(run)
     with storage.staged(folder) as partial:
         announce(f"writing {folder}")
-        note = _write(partial, run, target, kind, base, lora, sample)
+        note = _write(partial, run, target, kind, strength, base, lora, sample)
         certificate = None
         if verify:
             announce("comparing it with the run")
@@ -95,11 +97,15 @@ def _write(
     run: TrainedRun,
     target: str,
     kind: str,
+    strength: float,
     base: BaseWeights,
     lora: LoraWeights,
     sample: Sample,
 ) -> str:
     """Write the files of a target, and return a note on how to use them in `{folder}`."""
+    if target == "adapter":
+        write_adapter(folder, run, strength)
+        return "how to load it is in {folder}/README.md"
     if target == "merged":
         lost = write_merged(folder, base, lora)
         write_reader_files(folder, run)
@@ -134,10 +140,14 @@ def compare(
     """
     base, sample = BaseWeights.of(run.base), sample_rows(run)
     prompts = [run.template.build_prompt(c.messages[:-1]) for c in sample.conversations]
-    if target == "merged":
+    stop_ids = [run.template.stop_id]
+    if target == "adapter":
+        kind = "f32"
+        answers = ask(TransformersReader(folder, run.base, stop_ids), sample, prompts)
+    elif target == "merged":
         (stored,) = {tensor.dtype for _, tensor in base.tensors.values()} - {"F32"} or {"F32"}
         kind = STORED_KINDS[stored]
-        answers = ask(TransformersReader(folder, [run.template.stop_id]), sample, prompts)
+        answers = ask(TransformersReader(folder, None, stop_ids), sample, prompts)
     elif target == "gguf-lora":
         kind = "f32"  # so that all differences are the adapter's
         write_model(folder / MODEL, base, None, kind, run.template)

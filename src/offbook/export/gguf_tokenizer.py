@@ -14,16 +14,10 @@ import gguf
 from gguf import TokenType
 
 from offbook.errors import ModelError
+from offbook.models.gguf_tokenizer import rule_name
 from offbook.tokens.template import ChatTemplate
 
 SPACE = "▁"  # stands for a space in SentencePiece's pieces
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# llama.cpp's name of each regular expression that splits text (src/llama-vocab.cpp).
-SPLITS = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
-DEEPSEEK_LETTERS = r"\s?[A-Za-zµ"  # how the second of deepseek-llm's expressions begins
 
 
 def write_tokenizer(writer: gguf.GGUFWriter, template: ChatTemplate, size: int) -> None:
@@ -55,7 +49,9 @@ def write_tokenizer(writer: gguf.GGUFWriter, template: ChatTemplate, size: int) 
         writer.add_add_space_prefix(_adds_space(template))
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(split_name(description))
+        if (rule := rule_name(description["pre_tokenizer"])) is None:
+            raise _refusal("llama.cpp has no name for the way in which its tokenizer splits text")
+        writer.add_tokenizer_pre(rule)
         writer.add_token_merges(merges)
         writer.add_add_space_prefix(False)
     writer.add_token_list([texts.get(index, f"[PAD{index}]") for index in range(size)])
@@ -68,29 +64,6 @@ def write_tokenizer(writer: gguf.GGUFWriter, template: ChatTemplate, size: int) 
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_chat_template(template.renderer.source)
-
-
-def split_name(description: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the way in which a byte-level BPE tokenizer splits text.
-
-    Args:
-        description: the contents of tokenizer.json.
-
-    Raises:
-        ModelError: when it has none.
-    """
-    split = description["pre_tokenizer"] or {}
-    parts = split.get("pretokenizers", [split])
-    patterns = [part["pattern"]["Regex"] for part in parts if "Regex" in part.get("pattern", {})]
-    byte_level = [part for part in parts if part.get("type") == "ByteLevel"]
-    digits = any(part.get("type") == "Digits" for part in parts)
-    if not patterns and byte_level and byte_level[0].get("use_regex", True):
-        return "smollm" if digits else "gpt-2"
-    if len(patterns) == 1 and patterns[0] in SPLITS:
-        return SPLITS[patterns[0]]
-    if any(pattern.startswith(DEEPSEEK_LETTERS) for pattern in patterns):
-        return "deepseek-llm"
-    raise _refusal("llama.cpp has no name for the way in which its tokenizer splits text")
 
 
 def _types(

@@ -14,6 +14,7 @@ from offbook.errors import ModelError
 from offbook.export.weights import BaseWeights, Float32, LoraWeights
 from offbook.files.untrusted import INDEX, read_json
 from offbook.runs.trained import TrainedRun
+from offbook.tokens.tokenizer import tokenizer_files
 
 NUMBERS = {
     "F64": torch.float64,
@@ -64,7 +65,7 @@ def write_reader_files(folder: Path, run: TrainedRun) -> None:
     """Write what other programs need beside the weights: configuration, tokenizer and template.
 
     transformers 5 keeps the rotary base in `rope_parameters` alone, where older readers do not
-    look, and names a class of tokenizer that they do not have.
+    look.
     """
     config = read_json(run.base / "config.json", ModelError)
     rope = config.get("rope_parameters") or {}
@@ -73,15 +74,9 @@ def write_reader_files(folder: Path, run: TrainedRun) -> None:
     _write_json(folder / "config.json", config)
     if (run.base / "generation_config.json").exists():
         shutil.copyfile(run.base / "generation_config.json", folder / "generation_config.json")
-    run.template.tokenizer.save_pretrained(folder)
-    file = folder / "tokenizer_config.json"
-    source = run.template.renderer.source
-    _write_json(
-        file,
-        read_json(file, ModelError)
-        | {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": source},
-    )
-    (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
+    template = run.template
+    for name, content in tokenizer_files(template.tokenizer, run.base, template.renderer.source):
+        (folder / name).write_bytes(content)
 
 
 def _write_json(file: Path, contents: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Programs that read an export as its users will: llama.cpp, or transformers.
+"""Programs that read an export as its users will: llama.cpp, or transformers with plain PEFT.
 
 Both answer the same questions; nothing of offbook's own loading or templates is used.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import peft
 import torch
 import transformers
 from numpy.typing import NDArray
@@ -123,21 +124,26 @@ class LlamaCppReader:
 
 
 class TransformersReader:
-    """A folder with a whole model, in transformers, in float32 on a processor.
+    """A whole model in transformers, or an adapter with plain PEFT; in float32 on a processor.
 
     Args:
-        folder: of the model.
+        folder: of the model or the adapter.
+        base: the folder of the adapter's base; None for a whole model.
         stop_ids: the tokens that end a reply.
     """
 
-    def __init__(self, folder: Path, stop_ids: Sequence[int]) -> None:
-        self.name = f"transformers {transformers.__version__}"
+    def __init__(self, folder: Path, base: Path | None, stop_ids: Sequence[int]) -> None:
+        used = (transformers, peft) if base else (transformers,)
+        self.name = " and ".join(f"{library.__name__} {library.__version__}" for library in used)
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         with quiet_transformers():
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **options)
-            self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=torch.float32, **options
-            ).eval()
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                str(base or folder), dtype=torch.float32, **options
+            )
+            if base:
+                model = peft.PeftModel.from_pretrained(model, str(folder))
+        self._model = model.eval()
         self._stop_ids = list(stop_ids)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:

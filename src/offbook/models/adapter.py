@@ -123,9 +123,7 @@ def adapter_files(model: PeftModel) -> Iterator[tuple[str, bytes]]:
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     yield WEIGHTS, save(tensors, {"format": "pt"})
-    config = _saved_config(model.peft_config["default"])
-    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)  # sets have no order
-    yield ADAPTER_CONFIG, text.encode()
+    yield ADAPTER_CONFIG, config_file(model.peft_config["default"])
 
 
 def notes_for_readers(lora: LoraSettings) -> list[str]:
@@ -297,17 +295,19 @@ def require_loadable(model: PeftModel) -> None:
         )
 
 
-def _saved_config(config: PeftConfig) -> dict[str, Any]:
-    """What `adapter_config.json` says: `WRITTEN`, and what differs from PEFT's defaults."""
+def config_file(config: PeftConfig) -> bytes:
+    """The content of `adapter_config.json`: `WRITTEN`, and what differs from PEFT's defaults."""
     assert isinstance(config, LoraConfig)
     alpha = saved_alpha(config.lora_alpha, config.r, config.use_rslora)
     plain = {"inference_mode": True, "use_rslora": False, "lora_alpha": alpha}
     values, defaults = config.to_dict() | plain, LoraConfig().to_dict()
-    return {
+    saved = {
         key: value
         for key, value in values.items()
         if key in WRITTEN or (key != "peft_version" and value != defaults.get(key))
     }
+    text = json.dumps(saved, indent=2, sort_keys=True, default=sorted)  # sets have no order
+    return text.encode()
 
 
 def _shapes(

@@ -197,6 +197,20 @@ def _splits(rule: tuple[str, ...]) -> list[dict[str, Any]]:
     return [*steps, BYTES | {"use_regex": words_last}]
 
 
+def rule_name(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
+    """The name in `RULES` of the way in which a tokenizer.json splits text; None if it has none."""
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
+    patterns: list[str | None] = []
+    for step in steps:
+        if step.get("type") == "Digits":
+            patterns.append(DIGIT)
+        elif step.get("type") == "ByteLevel":
+            patterns += [WORDS] if step.get("use_regex", True) else []
+        else:
+            patterns.append(step.get("pattern", {}).get("Regex"))
+    return next((name for name, rule in RULES.items() if rule == tuple(patterns)), None)
+
+
 def _added(number: int, content: str, *, is_special: bool) -> dict[str, Any]:
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": number, "content": content, **plain, "special": is_special}

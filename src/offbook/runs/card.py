@@ -68,20 +68,30 @@ def finished_adapter(
         template: of its chats.
     """
     yield from adapter_files(model)
-    yield from tokenizer_files(template.tokenizer, base)
+    yield from tokenizer_files(template.tokenizer, base, template.renderer.source)
     adapter = model.peft_config["default"]
     name, revision = str(adapter.base_model_name_or_path), adapter.revision
-    yield "README.md", _card(config, receipt, base, template, name, revision).encode()
+    yield "README.md", make_card(config, receipt, base, template, name, revision)
 
 
-def _card(
+def make_card(
     config: Config,
     receipt: Receipt,
     base: Path,
     template: ChatTemplate,
     name: str,
     revision: str | None,
-) -> str:
+) -> bytes:
+    """The README of an adapter.
+
+    Args:
+        config: of the run.
+        receipt: of the run.
+        base: the folder of the base.
+        template: of its chats.
+        name: by which other programs load the base.
+        revision: of a base on the hub.
+    """
     notes = notes_for_readers(config.lora)
     if config.model.base == EMBEDDED_BASE:
         notes.append(
@@ -104,7 +114,7 @@ def _card(
         **{f"{section}.{key}": _shown(value) for section, key, value in _settings(config)},
         **{f"version of {package}": number for package, number in receipt.versions.items()},
     }
-    return CARD.format(
+    text = CARD.format(
         base_model="" if Path(name).is_absolute() else f"base_model: {name}\n",
         title=Path(config.output_dir).name,
         base=name,
@@ -114,6 +124,7 @@ def _card(
         stop_id=template.stop_id,
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value),
     )
+    return text.encode()
 
 
 def _settings(config: Config) -> Iterator[tuple[str, str, object]]:

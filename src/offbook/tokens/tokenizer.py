@@ -65,7 +65,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_files(
-    tokenizer: PreTrainedTokenizerBase, folder: Path
+    tokenizer: PreTrainedTokenizerBase, folder: Path, chat_template: str
 ) -> Iterator[tuple[str, bytes]]:
     """The files with which other programs tokenize as offbook does, for a folder of their own.
 
@@ -74,8 +74,9 @@ def tokenizer_files(
     that releases of transformers find it that do not know `chat_template.jinja`.
 
     Args:
-        tokenizer: loaded from `folder`, with a chat template.
+        tokenizer: loaded from `folder`.
         folder: of the base.
+        chat_template: the source of the template that training used.
 
     Returns:
         The name and content of each file.
@@ -86,7 +87,7 @@ def tokenizer_files(
         config.pop(key, None)
     config |= {
         "tokenizer_class": PreTrainedTokenizerFast.__name__,
-        "chat_template": tokenizer.get_chat_template(),
+        "chat_template": chat_template,
     }
     for role in ("bos", "eos", "unk", "pad"):
         if token := getattr(tokenizer, f"{role}_token"):

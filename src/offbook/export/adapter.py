@@ -1,0 +1,41 @@
+"""Write a PEFT folder: the adapter, its tokenizer and template, and a card that says what it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from offbook.errors import CheckpointError
+from offbook.files.untrusted import read_json
+from offbook.models.adapter import WEIGHTS, config_file, read_adapter
+from offbook.models.base import ADAPTER_CONFIG, published_name, read_config
+from offbook.models.skeleton import make_skeleton
+from offbook.runs.card import make_card
+from offbook.runs.trained import TrainedRun
+from offbook.tokens.tokenizer import tokenizer_files
+
+
+def write_adapter(folder: Path, run: TrainedRun, strength: float) -> None:
+    """Write the files of an adapter.
+
+    Args:
+        folder: an empty folder.
+        run: the run; its adapter may be a checkpoint, or an older version may have written it.
+        strength: multiplies what the adapter adds.
+    """
+    config = read_adapter(run.adapter, make_skeleton(read_config(run.base)))
+    stored = read_json(run.adapter / ADAPTER_CONFIG, CheckpointError)
+    config.target_modules = stored["target_modules"]
+    config.lora_alpha *= strength  # type: ignore[assignment]  # PEFT multiplies by any number
+    name, revision = published_name(run.config.model.base, run.base)
+    config.base_model_name_or_path, config.revision = name, revision
+    shutil.copyfile(run.adapter / WEIGHTS, folder / WEIGHTS)
+    template = run.template
+    card = make_card(run.config, run.receipt, run.base, template, name, revision)
+    files = {
+        ADAPTER_CONFIG: config_file(config),
+        "README.md": card,
+        **dict(tokenizer_files(template.tokenizer, run.base, template.renderer.source)),
+    }
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
