@@ -200,14 +200,15 @@ def _splits(rule: tuple[str, ...]) -> list[dict[str, Any]]:
 def rule_name(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
     """The name in `RULES` of the way in which a tokenizer.json splits text; None if it has none."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
-    patterns: list[str | None] = []
+    patterns: list[str] = []
     for step in steps:
         if step.get("type") == "Digits":
             patterns.append(DIGIT)
         elif step.get("type") == "ByteLevel":
             patterns += [WORDS] if step.get("use_regex", True) else []
         else:
-            patterns.append(step.get("pattern", {}).get("Regex"))
+            pattern = step.get("pattern", {}).get("Regex") or ""
+            patterns.append(pattern.replace("\r", r"\r").replace("\n", r"\n"))
     return next((name for name, rule in RULES.items() if rule == tuple(patterns)), None)
 
 
