@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from offbook.data.conversations import Message
+from offbook.engine.machine import limit_threads
 from offbook.errors import ConfigError
 from offbook.inference.generate import Sampling, generate
 from offbook.runs.trained import open_run
@@ -58,6 +59,7 @@ class Chat:
         Raises:
             CheckpointError: when there is no run or adapter, or its base has changed.
         """
+        limit_threads()
         run = open_run(path, announce)
         return cls(run.load_model(), run.template, run.config.data.system, sampling)
 

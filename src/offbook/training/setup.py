@@ -14,6 +14,7 @@ from peft import PeftModel
 from offbook.config import Config
 from offbook.data.conversations import read_conversations
 from offbook.engine.engine import Engine
+from offbook.engine.machine import limit_threads
 from offbook.engine.memory import keep_freed_memory
 from offbook.engine.ops.library import library
 from offbook.errors import CheckpointError
@@ -157,6 +158,7 @@ def gather(
         device: to plan for; by default, the one that will compute.
         available: bytes of its memory to plan for; by default, what it has now.
     """
+    limit_threads()
     start = start or Receipt()
     device = device or choose_device()
     require_quantization(config.model.quantization)
