@@ -82,7 +82,7 @@ def _groups(proc: Path, controller: str) -> Iterator[Path]:
     for line in _lines(proc / "self/mountinfo"):
         before, _, after = line.partition(" - ")
         root, mount = (_unescape(field) for field in before.split()[3:5])
-        kind, _, options = after.split(maxsplit=2)
+        kind, *_, options = after.split()
         name = "" if kind == "cgroup2" else controller
         if name not in own or not (kind == "cgroup2" or controller in options.split(",")):
             continue

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from offbook.errors import ModelError
-from offbook.files.cache import cache_folder
+from offbook.files.cache import cache_folder, cache_folders, temporary_folder
 from offbook.files.untrusted import refuse_pointer
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.skeleton import make_skeleton
@@ -35,20 +34,23 @@ def from_gguf(path: Path, announce: Callable[[str], None]) -> Path:
         ModelError: when the file cannot be read.
     """
     refuse_pointer(path, ModelError)
-    folder = cache_folder() / f"{path.stem}-{_fingerprint(path)}"
-    if folder.is_dir():
-        return folder
-    announce(f"reading {path.name} for the first time (about 20 seconds for 135M parameters)")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    try:
+    name = f"{path.stem}-{_fingerprint(path)}"
+    for cache in cache_folders():
+        if (cache / name).is_dir():
+            return cache / name
+    cache = cache_folder()
+    folder = cache / name
+    announce(
+        f"reading {path.name} for the first time (about 20 seconds for 135M parameters), "
+        f"into {cache}"
+    )
+    with temporary_folder(cache, ".converting-") as partial:
         _convert(path, partial)
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process finished first
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process finished first
+                raise
     return folder
 
 
@@ -57,7 +59,7 @@ def _convert(path: Path, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     check_gguf(path)
-    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent) as own_folder:
+    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder) as own_folder:
         # In a folder of its own, or transformers would also read a config.json beside it.
         Path(own_folder, GGUF_NAME).symlink_to(path.resolve())
         source: dict[str, Any] = {
