@@ -43,7 +43,7 @@ def check(
     from offbook.config import Config
     from offbook.data.conversations import read_conversations
     from offbook.doctor.inspection import Census, measure, token_view
-    from offbook.files.cache import cache_folder
+    from offbook.files.cache import cache_folders
     from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
     from offbook.tokens.examples import beyond_context, setting_that_keeps, tokenize
     from offbook.tokens.template import ChatTemplate
@@ -58,7 +58,7 @@ def check(
     say(reader.describe())
     base = resolve_base(model or config.model.base, config.model.revision, say, weights=False)
     template = ChatTemplate(load_tokenizer(base))
-    if has_weights(base) and cache_folder() not in base.parents:
+    if has_weights(base) and not set(cache_folders()) & set(base.parents):
         from offbook.models.weights import check_weights  # imports PyTorch
 
         check_weights(base)

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from offbook.data.conversations import Message
+from offbook.engine.machine import limit_threads
 from offbook.errors import ConfigError, ModelError
 from offbook.inference.generate import Sampling, generate
 from offbook.inference.sources import Source, identify
@@ -88,6 +89,7 @@ class Chat:
             ConfigError: when an adapter has no `base`, or `base` or `step` has no meaning.
             ModelError: when the base, its tokenizer or its template cannot be used.
         """
+        limit_threads()
         path = Path(path)
         source = identify(path, base, step)
         if source == Source.RUN:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from offbook.errors import ModelError
-from offbook.files.cache import cache_folder
+from offbook.files.cache import cache_folder, cache_folders, temporary_folder
 from offbook.files.storage import sha256
 from offbook.files.untrusted import read_json, refuse_pointer
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
@@ -42,31 +42,35 @@ def from_gguf(path: Path, announce: Callable[[str], None]) -> Path:
         ModelError: when the file cannot be read.
     """
     refuse_pointer(path, ModelError)
-    first = cache_folder() / f"{path.stem}-{_fingerprint(path)}"  # as version 1 named it
-    folder = first.with_name(f"{first.name}-{CONVERSION}")
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    first = f"{path.stem}-{_fingerprint(path)}"  # as version 1 named it
+    name = f"{first}-{CONVERSION}"
+    for cache in cache_folders():
+        if (cache / name).is_dir():
+            return cache / name
     files, scaling = _describe(path)  # first, since it is quick, and weights may take minutes
-    if not first.is_dir():
-        announce(f"reading {path.name} for the first time (about 20 seconds for 135M parameters)")
-    partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    try:
-        if first.is_dir():
-            _reuse_weights(first, partial)
-        else:
+    older = next((c / first for c in cache_folders() if (c / first).is_dir()), None)
+    cache = cache_folder()
+    folder = cache / name
+    if older is None:
+        announce(
+            f"reading {path.name} for the first time (about 20 seconds for 135M parameters), "
+            f"into {cache}"
+        )
+    with temporary_folder(cache, ".converting-") as partial:
+        if older is None:
             _convert(path, partial)
+        else:
+            _reuse_weights(older, partial)
         config = read_json(partial / "config.json", ModelError)
         files["config.json"] = _to_json(_with_scaling(config, scaling))
-        for name, content in files.items():
-            (partial / name).unlink(missing_ok=True)  # it may be a link to that of an older version
-            (partial / name).write_bytes(content)
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process finished first
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for file, content in files.items():
+            (partial / file).unlink(missing_ok=True)  # it may be a link to that of an older version
+            (partial / file).write_bytes(content)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process finished first
+                raise
     return folder
 
 
@@ -91,7 +95,7 @@ def _convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent) as own_folder:
+    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder) as own_folder:
         # In a folder of its own, or transformers would also read a config.json beside it.
         Path(own_folder, GGUF_NAME).symlink_to(path.resolve())
         source: dict[str, Any] = {

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from offbook.config import Config, LoraSettings
 from offbook.engine import layers, loss
 from offbook.engine.engine import Engine
+from offbook.engine.machine import usable_memory
 from offbook.engine.ops import Backend, choose
 from offbook.engine.ops.torch import Torch
 from offbook.errors import ConfigError, MemoryPlanError
@@ -71,7 +72,7 @@ class Memory(NamedTuple):
         if device.type == "cuda":
             return cls(torch.cuda.mem_get_info(device)[0], 0)
         own = psutil.Process().memory_info().rss
-        return cls(psutil.virtual_memory().available + own, own)
+        return cls(usable_memory(own), own)
 
 
 @dataclass(frozen=True)

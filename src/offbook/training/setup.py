@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from offbook.config import Config
 from offbook.engine.engine import Engine
+from offbook.engine.machine import limit_threads
 from offbook.engine.memory import keep_freed_memory
 from offbook.engine.ops.library import library
 from offbook.libraries import quiet_transformers
@@ -141,6 +142,7 @@ def gather(
         available: bytes of its memory to plan for; by default, what it has now.
     """
     monitor.busy("reading the base")
+    limit_threads()
     start = start or Receipt()
     device = device or choose_device()
     require_quantization(config.model.quantization)

@@ -18,11 +18,17 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
+def keep_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cache_folder", lambda: folder)
+    monkeypatch.setattr(module, "cache_folders", lambda: [folder])
+
+
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Library]:
     """Compiles into an empty cache."""
-    monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
+    keep_in(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "TARGET", module.TARGET or "native")
+    monkeypatch.delenv("CXX", raising=False)
     return library.__wrapped__
 
 
@@ -51,7 +57,7 @@ def test_a_compiler_that_fails_is_named(
     source.write_text("no program")
     monkeypatch.setattr(module, "SOURCE", source)
     assert "g++ could not compile" in fresh().problem
-    monkeypatch.setattr(module, "cache_folder", lambda: source)
+    keep_in(source, monkeypatch)
     assert "could not be kept or loaded" in fresh().problem
 
 
@@ -63,8 +69,45 @@ def test_what_is_compiled_is_kept(
     (kept,) = (tmp_path / "kernels").iterdir()
     monkeypatch.setattr(subprocess, "run", lambda *command, **options: pytest.fail("again"))
     assert fresh().code is not None
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert fresh().code is not None, "without a compiler, too"
     monkeypatch.undo()
     kept.unlink()  # its pages are in use
     kept.write_bytes(b"half a file")
-    monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
+    keep_in(tmp_path, monkeypatch)
     assert fresh().code is not None, "compiled again"
+
+
+def write_compiler(file: Path, script: str) -> str:
+    file.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    file.chmod(0o755)
+    return f"'{file}'"
+
+
+@needs_kernels
+def test_the_compiler_is_the_one_that_cxx_names(
+    fresh: Callable[[], Library], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Which may have arguments, and stand in a folder with any name."""
+    folder = tmp_path / "my tools, 工具"
+    folder.mkdir()
+    keep_in(tmp_path / "a 'cache' \"of\" é", monkeypatch)
+    log = tmp_path / "log"
+    compiler = write_compiler(folder / "cc", f'echo "$1" >> {log}; shift; exec g++ "$@"')
+    monkeypatch.setenv("CXX", f"{compiler} --first")
+    assert fresh().code is not None, fresh().problem
+    assert log.read_text().split() == ["--first"] * 2
+    for missing in ("no-such-compiler -O2", "'not closed"):
+        monkeypatch.setenv("CXX", missing)
+        assert f"CXX={missing} is no program" in fresh().problem
+
+
+@needs_kernels
+def test_what_a_compiler_says_may_have_any_encoding(
+    fresh: Callable[[], Library], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    says = r"printf '\344\270\255 \377\376 erreur: \351chec\n' >&2; exit 1"
+    monkeypatch.setenv("CXX", write_compiler(tmp_path / "cc", says))
+    problem = fresh().problem
+    assert "could not compile the fused kernels: 中" in problem
+    assert "chec" in problem

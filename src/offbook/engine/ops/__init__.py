@@ -9,15 +9,12 @@ To add a backend, write a subclass of `Backend` in a file of its own and list it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 
 import torch
 
 from offbook.engine.ops.backend import Backend
-from offbook.engine.ops.cpu import Cpu
-from offbook.engine.ops.library import library
-from offbook.engine.ops.threads import own_threads
+from offbook.engine.ops.cpu import Cpu, threads_for
 from offbook.engine.ops.torch import Torch
 
 __all__ = ["BACKENDS", "Backend", "choose", "threads_for"]
@@ -29,9 +26,3 @@ BACKENDS: tuple[Backend, ...] = (Cpu(), Torch())
 def choose(device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> Backend:
     """The backend that computes a layer of these widths."""
     return next(backend for backend in BACKENDS if backend.supports(device, dtype, widths))
-
-
-def threads_for(backends: Iterable[Backend], dtype: torch.dtype) -> AbstractContextManager[None]:
-    """The threads to compute a model on: the kernels' own where kernels compute all its layers."""
-    fused = all(isinstance(backend, Cpu) for backend in backends)
-    return own_threads() if fused and library().multiplies(dtype) else nullcontext()

@@ -6,7 +6,8 @@ again there, and dropout masks are made from their seeds wherever they are appli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from offbook.engine.layout import Layout
 from offbook.engine.ops import kernels
 from offbook.engine.ops.backend import Backend
 from offbook.engine.ops.library import library
+from offbook.engine.ops.threads import own_threads
 from offbook.engine.projection import Projection
 
 
@@ -211,3 +213,9 @@ class Cpu(Backend):
 
     def linear_workspace_bytes(self, width: int, dtype: torch.dtype) -> int:
         return kernels.linear_workspace_bytes(width, dtype)
+
+
+def threads_for(backends: Iterable[Backend], dtype: torch.dtype) -> AbstractContextManager[None]:
+    """The threads to compute a model on: the kernels' own where kernels compute all its layers."""
+    fused = all(isinstance(backend, Cpu) for backend in backends)
+    return own_threads() if fused and library().multiplies(dtype) else nullcontext()

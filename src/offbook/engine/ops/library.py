@@ -6,29 +6,29 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from offbook.files.cache import cache_folder
+from offbook.files.cache import cache_folder, cache_folders, temporary_folder
 
 NATIVE = Path(__file__).with_name("native")
 SOURCE = NATIVE / "kernels.cpp"
 COMPILE = (
-    *("g++", "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"),
+    *("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"),
     *("-fopenmp", "-fPIC", "-Wno-psabi", "-c"),
 )
 # The processor to compile for, as `g++ -march` names it. Tests and benchmarks set another one, or
 # None for no kernels, before the library is first used.
 TARGET: str | None = "native"
 # Not linked with an OpenMP runtime: PyTorch has loaded one, and two would compete for the cores.
-LINK = ("g++", "-shared", "-nodefaultlibs")
+LINK = ("-shared", "-nodefaultlibs")
 
 _TENSOR, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _DROPOUT = (("seed", ctypes.c_uint64), ("threshold", ctypes.c_uint32))
@@ -144,19 +144,27 @@ def library() -> Library:
         return Library(None, "the fused kernels are turned off")
     if sys.platform != "linux":
         return Library(None, "fused kernels are for Linux so far")
-    if shutil.which(COMPILE[0]) is None:
-        return Library(None, "no g++ here; with it (Debian: apt install g++) training is faster")
-    file = cache_folder() / "kernels" / f"{_fingerprint()}.so"
-    try:
-        code = _load(file)
-        if code is None:
+    name = f"kernels/{_fingerprint()}.so"
+    code = next(filter(None, (_load(folder / name) for folder in cache_folders())), None)
+    if code is None:
+        compiler = _compiler()
+        if not compiler or shutil.which(compiler[0]) is None:
+            if os.environ.get("CXX"):
+                return Library(None, f"CXX={os.environ['CXX']} is no program, so no fused kernels")
+            return Library(
+                None, "no g++ here; with it (Debian: apt install g++) training is faster"
+            )
+        try:
+            file = cache_folder() / name
             _compile(file)
             code = ctypes.CDLL(str(file))
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or [str(error)]
-        return Library(None, f"g++ could not compile the fused kernels: {lines[0]}")
-    except OSError as error:
-        return Library(None, f"the fused kernels could not be kept or loaded: {error}")
+        except subprocess.CalledProcessError as error:
+            # In the system's language and encoding, whatever these are.
+            lines = error.stderr.decode(errors="replace").strip().splitlines() or [str(error)]
+            reason = f"{compiler[0]} could not compile the fused kernels: {lines[0]}"
+            return Library(None, reason)
+        except OSError as error:
+            return Library(None, f"the fused kernels could not be kept or loaded: {error}")
     for signatures, result in ((KERNELS, None), (WORKSPACES, _INT)):
         for name, signature in signatures.items():
             for suffix in FORMATS:
@@ -178,6 +186,14 @@ def _load(file: Path) -> ctypes.CDLL | None:
         return None
 
 
+def _compiler() -> list[str]:
+    """The command that compiles: `$CXX`, which may have arguments, or g++."""
+    try:
+        return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    except ValueError:  # a quotation mark without its end
+        return []
+
+
 def _fingerprint() -> str:
     """A hash of what the compiled code depends on: sources, commands and processor."""
     info = Path("/proc/cpuinfo")
@@ -185,20 +201,19 @@ def _fingerprint() -> str:
     # The clock speed changes from one reading to the next.
     kept = [line for line in processor.splitlines() if "MHz" not in line]
     sources = [file.read_text(encoding="utf-8") for file in sorted(NATIVE.iterdir())]
-    facts = [*sources, *COMPILE, str(TARGET), *LINK, platform.machine(), *kept]
+    facts = [*sources, *_compiler(), *COMPILE, str(TARGET), *LINK, platform.machine(), *kept]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
 def _compile(file: Path) -> None:
     """Compile in a temporary folder, so that no other process sees half a file."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        parts, whole = Path(folder, "kernels.o"), Path(folder, file.name)
+    with temporary_folder(file.parent, ".compiling-") as folder:
+        parts, whole = folder / "kernels.o", folder / file.name
         for command in (
-            [*COMPILE, f"-march={TARGET}", str(SOURCE), "-o", str(parts)],
-            [*LINK, str(parts), "-o", str(whole)],
+            [*_compiler(), *COMPILE, f"-march={TARGET}", str(SOURCE), "-o", str(parts)],
+            [*_compiler(), *LINK, str(parts), "-o", str(whole)],
         ):
-            subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+            subprocess.run(command, check=True, capture_output=True)  # noqa: S603
         with whole.open("rb") as written:
             os.fsync(written.fileno())
         whole.replace(file)
