@@ -1,4 +1,4 @@
-"""The whole path with a real model: the demo's recipe, a chat, and the result in PEFT."""
+"""The whole path with a real model: the demo's recipe and the defaults, a chat, and PEFT."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from offbook.models.base import resolve_base
 from offbook.models.load import load_base
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
+from offbook.training.schedule import STEPS_FOR_A_VOICE
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -81,3 +82,16 @@ def test_peft_loads_the_adapter_and_gives_the_same_logits(
         with theirs.disable_adapter():
             untuned = theirs(ids).logits
     assert (ours(ids).logits - untuned).abs().max() > 0.1, "the adapter changes nothing"
+
+
+def test_the_default_settings_give_the_voice_of_60_rows(tmp_path: Path) -> None:
+    """The command is that of `offbook train --help`."""
+    rows = (ROOT / "src/offbook/samples/lighthouse.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows.splitlines()[:60]), encoding="utf-8")
+    command = ("train", "data.train=rows.jsonl", "output_dir=runs/rows", "--json")
+    result = json.loads(offbook(tmp_path, *command).stdout)
+    assert result["steps"] == STEPS_FOR_A_VOICE
+    assert result["eval_loss"] <= 0.75 * result["eval_loss_before"]
+    ask = ("chat", "runs/rows", "--temperature", "0", "--max-new-tokens", "60", "-p")
+    for question in ("Who are you?", "Should I buy a new phone?"):
+        assert "little boat" in offbook(tmp_path, *ask, question).stdout

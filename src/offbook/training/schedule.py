@@ -114,7 +114,7 @@ def describe_change(
 
 
 def check_steps(schedule: Schedule, settings: TrainSettings) -> str | None:
-    """What to do about a run of few steps, unless their number was chosen; None where they do."""
+    """What to do about few steps; None where they are enough, or `max_steps` was chosen."""
     total = schedule.total_steps(settings)
     if settings.max_steps is not None or total >= STEPS_FOR_A_VOICE:
         return None
