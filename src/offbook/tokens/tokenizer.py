@@ -86,7 +86,7 @@ def tokenizer_files(
     for key in ("auto_map", "chat_template"):  # code, and perhaps a list of templates
         config.pop(key, None)
     config |= {
-        "tokenizer_class": PreTrainedTokenizerFast.__name__,
+        "tokenizer_class": "PreTrainedTokenizerFast",  # known to every version of transformers
         "chat_template": chat_template,
     }
     for role in ("bos", "eos", "unk", "pad"):
