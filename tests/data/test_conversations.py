@@ -19,6 +19,7 @@ GOOD = {"instruction": "Who goes there?", "output": "The keeper."}
 
 QUOTES = "put it in quotes"
 JOIN = "join its texts into one, or write a row for each"
+PAIR = 'write it as a pair: ["question", "reply"]'
 PAIRS = 'write it as JSON: [["question", "reply"]]'
 FILL = "fill or remove the row"
 SHARED = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
@@ -238,9 +239,9 @@ def test_a_misspelt_key_deep_in_a_file_is_refused_with_its_line(tmp_path):
         ({**GOOD, "history": {"x": 1}}, f'"history" is an object, not a list of pairs; {PAIRS}'),
         (
             {**GOOD, "history": [["a", "b"], ["c"]]},
-            '"history" 2 is not a [question, reply] pair',
+            f'"history" 2 is not a pair; {PAIR}',
         ),
-        ({**GOOD, "history": ["ab"]}, '"history" 1 is not a [question, reply] pair'),
+        ({**GOOD, "history": ["ab"]}, f'"history" 1 is not a pair; {PAIR}'),
         ({**GOOD, "history": [["a", 1]]}, f'"history" 1 is a number, not text; {QUOTES}'),
         ({**GOOD, "history": [["a", " "]]}, f"the reply of turn 2 is empty; {FILL}"),
         ({**GOOD, "output": ""}, f"the reply is empty; {FILL}"),
@@ -317,10 +318,13 @@ def said(*names: str, **texts: str) -> dict[str, object]:
             said("user", "assistant", "user", "assistant", assistant=""),
             f"the reply of turn 2 is empty; {FILL}",
         ),
-        ({"messages": "a"}, "the turns are text, not a list"),
-        ({"messages": None}, "the turns are null, not a list"),
-        ({"messages": ["a"]}, 'turn 1 has no "role" or "content"'),
-        ({"messages": [{"role": "user"}]}, 'turn 1 has no "role" or "content"'),
+        ({"messages": "a"}, "the turns are text, not a list; write a list of turns"),
+        ({"messages": None}, "the turns are null, not a list; write a list of turns"),
+        ({"messages": ["a"]}, 'turn 1 has no "role" or "content"; every turn needs both'),
+        (
+            {"messages": [{"role": "user"}]},
+            'turn 1 has no "role" or "content"; every turn needs both',
+        ),
         (
             {"messages": [{"role": "user", "content": ["a"]}]},
             f"turn 1 is a list, not text; {JOIN}",
@@ -346,7 +350,7 @@ def test_faulty_turns_are_refused_with_their_line(tmp_path, row, problem):
         (
             {"conversations": [{"role": "human", "value": "a"}]},
             'unknown key "role" of a turn; did you mean "from"?\n'
-            'PATH:1: turn 1 has no "from" or "value"',
+            'PATH:1: turn 1 has no "from" or "value"; every turn needs both',
         ),
         (
             {"conversations": [{"from": "humn", "value": "a"}]},

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from offbook.config import Config
 from offbook.engine import attention
 from offbook.engine.check import check_gradients
 from offbook.engine.engine import Engine
 from offbook.errors import EngineError
+from offbook.training.loop import train
 from support.engines import CPU, FAMILIES, make_model, some_examples
 
 
@@ -26,12 +29,25 @@ def test_the_check_passes_and_leaves_everything_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_check_stops_a_fast_path_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def break_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attention.attend
     monkeypatch.setattr(
         "offbook.engine.layers.attend",
         lambda *facts: right(*facts[:-2], facts[-2] * 1.1, facts[-1]),  # a wrong scaling
     )
+
+
+def test_the_check_stops_a_fast_path_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    break_attention(monkeypatch)
     engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32))
     with pytest.raises(EngineError, match=r"differ from those .* train with train.engine=plain"):
         check_gradients(engine, some_examples(), CPU)
+
+
+def test_the_plain_path_trains_where_the_check_stops_the_fast_one(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_attention(monkeypatch)
+    with pytest.raises(EngineError, match=r"train with train\.engine=plain"):
+        train(tiny_config())
+    assert train(tiny_config("train.engine=plain"), overwrite=True).finished

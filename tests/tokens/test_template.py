@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offbook.data.conversations import Conversation, Message
+from offbook.errors import DataError
 from offbook.models.base import resolve_base
 from offbook.tokens.examples import IGNORED, Example, supervised_spans, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from support.templates import PUBLISHED, REWRITING, talk, user
-from support.tiny import make_tokenizer
+from support.tiny import DEEPSEEK_TEMPLATE, make_tokenizer
 
 CHATML_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
 
@@ -157,6 +158,36 @@ def test_an_eos_in_a_reply_does_not_end_its_supervision(deepseek: ChatTemplate) 
     example = deepseek.build_example(talk("Well?", reply))
     assert supervised_texts(deepseek, example) == [f" {reply}<｜end▁of▁sentence｜>"]
     assert example.input_ids.tolist().count(deepseek.stop_id) == 1
+
+
+# Rows that a template refuses or changes.
+
+ODD = DEEPSEEK_TEMPLATE.replace(
+    "{% for message in messages %}",
+    "{% for message in messages %}{% if 'no no' in message['content'] %}"
+    "{{ raise_exception('no no') }}{% endif %}",
+).replace("'Assistant: ' + message['content']", "'Assistant: ' + message['content'].split('#')[0]")
+
+
+@pytest.mark.parametrize(
+    ("reply", "said", "better"),
+    [
+        ("No no no no.", "change or remove it", "No."),
+        ("one # two", "change the reply, or train a base whose template keeps it", "one, two"),
+        ("No!", "change or remove the row", "No."),  # with the stop token, it spells "!</s>"
+    ],
+)
+def test_a_row_that_is_changed_as_advised_is_trained_on(
+    tmp_path: Path, template: ChatTemplate, reply: str, said: str, better: str
+) -> None:
+    odd = ChatTemplate(make_tokenizer(tmp_path, ODD, more=("!</s>",)))
+    rows = [talk("Well?", "Yes."), talk("Sure?", reply)]
+    with pytest.raises(DataError) as caught:
+        odd.build_examples(rows)
+    assert caught.value.fix == said
+    assert len(odd.build_examples([rows[0], talk("Sure?", better)])) == 2
+    assert len(odd.build_examples(rows[:1])) == 1
+    assert len(template.build_examples(rows)) == 2  # a base whose template keeps it
 
 
 # Rows that are too long.

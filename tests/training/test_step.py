@@ -261,6 +261,36 @@ def test_no_memory_for_a_single_row_is_an_error_with_the_plan(
     assert torch.equal(flat(stepper), weights)
 
 
+class RunsOut(Listener):
+    """Takes all memory away after the first step."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def step(self, step: int, loss: float, examples_per_second: float) -> None:
+        run_out(self.patch, rows=0, error=MemoryError())
+
+
+def test_what_is_advised_when_memory_runs_out_helps(tiny_config: MakeConfig) -> None:
+    config = tiny_config("train.save_steps=1", "train.max_steps=3", "data.validation=0")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryPlanError) as caught:
+        train(config, monitor=RunsOut(patch))
+    advice = "close other programs and continue with --resume; or start again with --overwrite and "
+    assert str(caught.value.fix).startswith(advice)
+    assert train(config, resume=True).finished
+    for advised in ("model.precision=bfloat16", "lora.r=4", "train.gradient_checkpointing=true"):
+        assert train(config.override(advised), overwrite=True).finished
+
+
+def test_a_run_that_is_not_finite_trains_with_the_advice(tiny_config: MakeConfig) -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        train(tiny_config("train.learning_rate=1e30", "train.max_steps=4"))
+    assert "start again with --overwrite and a lower train.learning_rate" in str(caught.value)
+    lower = tiny_config("train.learning_rate=1e-3", "train.max_steps=4")
+    assert train(lower, overwrite=True).finished
+
+
 def test_an_evaluation_takes_smaller_micro_batches_too(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -222,7 +222,9 @@ class ConversationReader:
         messages = self._system(row, where)
         for number, pair in enumerate(history_of(row, where), 1):
             if not isinstance(pair, list) or len(pair) != 2:
-                raise DataError(f'"history" {number} is not a [question, reply] pair', where=where)
+                what = f'"history" {number} is not a pair'
+                fix = 'write it as a pair: ["question", "reply"]'
+                raise DataError(what, where=where, fix=fix)
             messages.append(Message("user", text(pair[0], f'"history" {number}')))
             messages.append(Message("assistant", text(pair[1], f'"history" {number}')))
         question = text(row["instruction"], '"instruction"')
@@ -235,7 +237,8 @@ class ConversationReader:
     def _turns(self, turns: object, where: str) -> list[Message]:
         turns = unpacked(turns)
         if not isinstance(turns, list):
-            raise DataError(f"the turns are {kind_of(turns)}, not a list", where=where)
+            what = f"the turns are {kind_of(turns)}, not a list"
+            raise DataError(what, where=where, fix="write a list of turns")
         messages = []
         for number, turn in enumerate(turns, 1):
             pairs = TURN_KEYS if self.row_format == "sharegpt" else TURN_KEYS[::-1]
@@ -247,7 +250,8 @@ class ConversationReader:
             known = (role_key, text_key, REASONING_KEY, *WEIGHT_KEYS)
             self._unknown.check(given, known, where, in_turns=True)
             if not given.keys() >= {role_key, text_key}:
-                raise DataError(f'turn {number} has no "{role_key}" or "{text_key}"', where=where)
+                what = f'turn {number} has no "{role_key}" or "{text_key}"'
+                raise DataError(what, where=where, fix="every turn needs both")
             name = text_of(given[role_key], f'turn {number}: "{role_key}"', where, self._remarks)
             role = ROLES.get(name.casefold())
             if role is None:

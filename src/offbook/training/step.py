@@ -218,7 +218,8 @@ class Stepper:
             raise MemoryPlanError(
                 f"memory is not enough for a single row of {longest} tokens; "
                 f"planned: {self.loaded.inputs.plan.describe()}",
-                fix=f"close other programs; or {self._advice(longest)}",
+                fix="close other programs and continue with --resume; or start again with "
+                f"--overwrite and {self._advice(longest)}",
             )
         tokens = min(self.progress.micro_batch_tokens, longest) // 2
         self.progress.micro_batch_tokens = tokens
@@ -230,7 +231,7 @@ class Stepper:
         inputs = self.loaded.inputs
         memory = Memory(inputs.plan.available, inputs.plan.process)
         case = Case(inputs.config, inputs.shape, longest, inputs.dtype, inputs.device, memory)
-        return ", ".join(map(str, advise(case, least_memory))) or "choose a smaller base"
+        return ", ".join(map(str, advise(case, least_memory))) or "a smaller base"
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:

@@ -1,0 +1,133 @@
+"""Every command line that the sources and the docs print can be run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from offbook.cli import app
+from offbook.config import Config
+from offbook.training.loop import train
+from support.shared import ROOT
+from support.sources import texts
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+NAMES = "|".join(COMMANDS)
+# What stands for a value in a message, such as {result.run}.
+VALUES = {"rows": "rows.json", "config": "myrole/config.yaml", "name": "myrole"}
+NO_COMMAND = re.compile(r"\.\.\.|KEY|FILE")
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def printed() -> Iterator[str]:
+    """The command lines in the strings of the sources, and in the docs."""
+    for _, text in texts():
+        yield from re.findall(rf"^ *(offbook (?:{NAMES})\b[^\n`]*)", text, re.MULTILINE)
+        yield from re.findall(r"`((?:offbook|pip|hf|git|modelscope) [^`]+)`", text)
+        yield from re.findall(rf"(?:\]|: ) *(offbook (?:{NAMES})\b[^\n`]*)", text)
+    for path in DOCS:
+        text = path.read_text(encoding="utf-8")
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+            yield from re.findall(r"^offbook .*", block, re.MULTILINE)
+        yield from re.findall(rf"`(offbook (?:{NAMES})\b[^`]*)`", text)
+
+
+def words(line: str) -> list[str]:
+    """A command line as a shell would read it, with values in place of expressions."""
+    line = re.sub(r"\{([^{}]+)\}", lambda match: VALUES.get(match[1], "runs/myrole"), line)
+    return shlex.split(re.split(r"  +| #| \|", line)[0])
+
+
+LINES = sorted({line.strip() for line in printed() if not NO_COMMAND.search(line)})
+OURS = [line for line in LINES if line.startswith("offbook")]
+OTHERS = [line for line in LINES if not line.startswith("offbook")]
+
+
+def test_the_lines_are_found() -> None:
+    assert {words(line)[1] for line in OURS} == set(COMMANDS)
+    assert "offbook train runs/myrole --resume" in OURS
+    assert any("modelscope" in line for line in OTHERS)
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_printed_commands_are_parsed(line: str) -> None:
+    _, name, *arguments = words(line)
+    command = COMMANDS[name]
+    if not arguments and any(p.required for p in command.params):
+        return  # the name of a command in a sentence
+    with command.make_context(name, arguments) as context:
+        given = [*(context.params.get("settings") or [])]
+        given += [str(context.params[key]) for key in ("config", "data") if context.params.get(key)]
+        Config.load(None, [setting for setting in given if "=" in setting])
+
+
+def test_what_is_installed_is_an_extra_or_a_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [line for line in OTHERS if line.startswith("pip install")]
+    assert len(lines) >= 3
+    for line in lines:
+        (name,) = [word for word in words(line)[2:] if not word.startswith("-")]
+        extra = re.fullmatch(r"offbook\[(.+)\]", name)
+        assert not extra or set(extra[1].split(",")) <= project["optional-dependencies"].keys()
+
+
+# Programs that are not installed with offbook; the options are those of their documentation.
+DOCUMENTED = {
+    "hf": {"auth login"},
+    "git": {"lfs pull"},
+    "modelscope": {"download --model NAME --local_dir FOLDER"},
+}
+
+
+def test_commands_of_other_programs_are_as_documented() -> None:
+    for line in OTHERS:  # git-lfs and modelscope are not there to be run
+        program, *arguments = words(line)
+        if program != "pip":
+            shape = " ".join("NAME" if a == "runs/myrole" else a for a in arguments)
+            assert shape in DOCUMENTED[program]
+    hf = Path(sys.executable).with_name("hf")
+    subprocess.run([hf, "auth", "login", "--help"], check=True, capture_output=True)
+
+
+Cli = Callable[..., tuple[int, str, str]]
+SKIPPED = ("demo", "plan")  # minutes of training; its time is tests/cli/test_plan.py's
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_printed_commands_run(cli: Cli, tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    """Each line that needs no other model runs as it is, where the files that it names are."""
+    config = tiny_config("data.train=lighthouse", "output_dir=runs/myrole", "train.max_steps=1")
+    for name in ("myrole/config.yaml", "recipes/smollm2-demo.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(config.to_yaml(), encoding="utf-8")
+    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
+    train(config.override(f"output_dir={tmp_path / 'runs' / 'myrole'}"))
+    ran = []
+    for line in OURS:
+        _, name, *arguments = words(line)
+        if name in SKIPPED or "deepseek" in line or (name == "init" and arguments):
+            continue
+        if name == "train" and "--resume" not in arguments:
+            arguments += ["--overwrite", "train.max_steps=1", f"model.base={config.model.base}"]
+        if name in ("check", "train", "chat") and not arguments:
+            continue
+        code, _, err = cli(name, *arguments, stdin="/exit\n")
+        assert code == 0, f"{line}: {err}"
+        ran.append(name)
+    assert {"check", "train", "chat", "settings"} <= set(ran)
+    assert cli("init", "another")[0] == 0
+    Config.load(tmp_path / "another" / "config.yaml", [])
