@@ -19,7 +19,7 @@ from offbook.models.adapter import adapter_files
 from offbook.monitor import EvalMetrics, Metrics, Monitor, StepMetrics
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
-from offbook.runs.directory import RunDirectory
+from offbook.runs.directory import COMMITTED, RunDirectory
 from offbook.training.resume import begin, finished_steps
 from offbook.training.schedule import Schedule, learning_rate_at
 from offbook.training.setup import LoadedRun
@@ -162,7 +162,7 @@ def train(
                 run.undo_begin()
             raise
         if finished and not checkpoint.is_result(run):
-            storage.commit(run.adapter, adapter_files(loaded.model))
+            storage.commit(run.adapter, adapter_files(loaded.model), COMMITTED)
         return _result(run, progress.step, finished, seconds, examples)
 
 
