@@ -51,12 +51,12 @@ def test_files_in_a_run_stay_where_they_are(tiny_config: MakeConfig, tmp_path: P
 
 
 def test_a_folder_that_is_committed_again_takes_over_what_others_put_there(tmp_path: Path) -> None:
-    final, old, new = tmp_path / "adapter", [("a", b"1"), ("b", b"2")], [("a", b"3"), ("c", b"4")]
+    final, old, new = tmp_path / "run" / "adapter", [("a", b"1")], [("a", b"3"), ("c", b"4")]
     storage.commit(final, old)
     (final / "c").write_bytes(b"mine")
     (final / "deep").mkdir()
     (final / "deep" / "d").write_bytes(b"mine, too")
-    disk = Snapshots(tmp_path, tmp_path.with_name("copies"))
+    disk = Snapshots(tmp_path / "run", tmp_path / "copies")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "disk", disk)
         storage.commit(final, new)

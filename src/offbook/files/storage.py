@@ -123,19 +123,19 @@ class Disk:
 disk = Disk()
 
 
-def commit(final: Path, files: Iterable[tuple[str, bytes]]) -> None:
+def commit(final: Path, files: Iterable[tuple[str, bytes]], known: Collection[str] = ()) -> None:
     """Write a folder, whole or not at all. What was committed there before is removed first.
 
     Args:
         final: the folder.
         files: names and contents; consumed one by one, so that they need not all be in memory.
+        known: as for `discard`.
 
     Raises:
         DiskError: when the disk is full or fails; what was written is removed.
     """
     make_folder(final.parent)
-    had_manifest = listed(final) is not None
-    discard(final)
+    discard(final, known)
     partial = _partial(final)
     manifest = {}
     try:
@@ -149,15 +149,14 @@ def commit(final: Path, files: Iterable[tuple[str, bytes]]) -> None:
         with _as_disk_error(partial / MANIFEST, len(last)):
             disk.write(partial / MANIFEST, last)
             disk.sync_folder(partial)
-            if os.path.lexists(final):
-                # What others put there. Without a manifest, equal names are what is replaced.
-                ours = () if had_manifest else (*manifest, MANIFEST)
-                _move_contents(final, partial, leave=ours)
+            if os.path.lexists(final):  # what others put there is left
+                _move_contents(final, partial)
             disk.rename(partial, final)
             disk.sync_folder(final.parent)
     except DiskError:
-        with suppress(OSError):
-            disk.remove(partial)
+        if not _others_in(partial):  # else `clean` puts them back
+            with suppress(OSError):
+                disk.remove(partial)
         raise
 
 
@@ -284,12 +283,10 @@ def clean(folder: Path, names: Collection[str] = ("*",)) -> None:
     leftovers = {path for name in names for path in folder.glob(_partial(Path(name)).name)}
     for leftover in sorted(leftovers):
         with _as_disk_error(leftover):
-            ours = listed(leftover)
-            if ours and not _names(leftover) <= set(ours):
-                # `commit` had moved what others put there.
+            if _others_in(leftover):
                 final = leftover.with_name(leftover.name.removeprefix(".").removesuffix(PARTIAL))
                 make_folder(final)
-                _move_contents(leftover, final, leave=ours)
+                _move_contents(leftover, final, leave=listed(leftover) or ())
             else:
                 disk.remove(leftover)
 
@@ -348,7 +345,13 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def _move_contents(source: Path, target: Path, leave: Collection[str]) -> None:
+def _others_in(partial: Path) -> bool:
+    """Whether `commit` has moved what others had put in a folder into its successor."""
+    ours = listed(partial)
+    return ours is not None and not _names(partial) <= set(ours)
+
+
+def _move_contents(source: Path, target: Path, leave: Collection[str] = ()) -> None:
     """Move what is in a folder into another, except the names in `leave`; remove the folder."""
     for entry in sorted(source.iterdir()):
         if entry.name not in leave:

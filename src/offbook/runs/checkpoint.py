@@ -73,7 +73,7 @@ def save(
     try:
         _read_progress(progress.step, folder)  # written before, when no step was taken since
     except UNUSABLE:
-        storage.commit(folder, _files(model, optimizer, progress))
+        storage.commit(folder, _files(model, optimizer, progress), COMMITTED)
     # A checkpoint of a later step is damaged and was skipped on resume. It is replaced when the run
     # reaches that step.
     up_to_now = [folder for step, folder in run.steps() if step <= progress.step]

@@ -39,7 +39,11 @@ CHANGEABLE = (
 )
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 # What is known to be offbook's in an adapter or a checkpoint whose manifest cannot be read.
-COMMITTED = ("adapter_model.safetensors", "adapter_config.json", OPTIMIZER, STATE, storage.MANIFEST)
+COMMITTED = (
+    *("adapter_model.safetensors", "adapter_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "README.md"),
+    *(OPTIMIZER, STATE, storage.MANIFEST),
+)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from offbook.monitor import EvalMetrics, LineMonitor, Metrics, Monitor, StepMetr
 from offbook.runs import checkpoint
 from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress
-from offbook.runs.directory import RunDirectory
+from offbook.runs.directory import COMMITTED, RunDirectory
 from offbook.training.resume import begin, finished_steps
 from offbook.training.schedule import Schedule, learning_rate_at
 from offbook.training.setup import LoadedRun
@@ -174,7 +174,7 @@ def train(
             files = finished_adapter(
                 loaded.model, inputs.config, run.receipt(), inputs.base, inputs.template
             )
-            storage.commit(run.adapter, files)
+            storage.commit(run.adapter, files, COMMITTED)
         return _result(run, progress.step, finished, seconds, examples)
 
 
