@@ -1,0 +1,58 @@
+"""`offbook export` as a user sees it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.exports import train_run
+from support.families import make_family
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    return train_run(tmp_path, make_family("llama", tmp_path / "base")).path
+
+
+def test_what_is_printed(cli: Cli, trained: Path) -> None:
+    code, out, err = cli("export", "run", "--to", "merged")
+    assert code == 0
+    assert out.startswith("run/exports/merged\nread by transformers ")
+    assert "ok  learned: loss" in out
+    assert "of what the adapter adds" in out
+    assert "comparing it with the run" in err
+    certificate = json.loads((trained / "exports/merged/certificate.json").read_text("utf-8"))
+    assert {check["name"] for check in certificate["checks"]} >= {"prompt ids", "stop"}
+
+    code, _, err = cli("export", "run", "--to", "merged")
+    assert code == 2
+    assert "run/exports/merged: exists already; remove it, or name another folder" in err
+    code, out, _ = cli("export", "run", "--to", "merged", "-o", "other", "--no-verify", "--json")
+    assert code == 0
+    assert json.loads(out) == {"folder": "other", "certificate": None}
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_printed_folder_is_quoted(cli: Cli) -> None:
+    code, out, _ = cli("export", "run", "--to", "ollama", "-o", "a b", "--no-verify")
+    assert code == 0
+    assert "not verified" in out
+    assert "ollama create NAME -f 'a b'/Modelfile" in out
+    assert Path("a b/Modelfile").read_text().startswith("FROM ./model.gguf\nTEMPLATE ")
+
+
+def test_without_the_extra_it_is_named(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, trained: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    code, _, err = cli("export", "run", "--to", "gguf")
+    assert code == 2
+    assert "run `pip install 'offbook[gguf]'`, or add --no-verify" in err
+    assert not (trained / "exports").exists()
+    assert cli("export", "run", "--to", "gguf", "--no-verify")[0] == 0
