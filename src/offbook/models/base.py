@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbook.config import EMBEDDED_BASE, local_path
-from offbook.errors import ModelError, shorten
+from offbook.errors import ModelError, quoted, shorten
 from offbook.files.hub import converted_revision, download
 from offbook.files.untrusted import INDEX, read_json
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
@@ -84,7 +84,8 @@ def refuse_adapter(folder: Path) -> None:
         return
     name = read_json(path, ModelError).get("base_model_name_or_path")
     if isinstance(name, str) and name:
-        fix = f"use the base that it was trained on: model.base={shorten(name)}"
+        setting = quoted(f"model.base={shorten(name)}")
+        fix = f"use the base that it was trained on: {setting}"
     else:
         fix = "use the base that it was trained on, which its adapter_config.json does not name"
     if (folder / "config.json").exists():
