@@ -58,7 +58,7 @@ def test_it_answers_in_role_and_the_untuned_model_does_not(
         "60",
     )
     assert "little boat" in offbook(folder, *ask).stdout
-    assert "little boat" not in offbook(folder, *ask, "--base").stdout
+    assert "little boat" not in offbook(folder, *ask, "--untuned").stdout
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own use

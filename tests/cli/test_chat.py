@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -29,57 +30,60 @@ def run(tiny_config: Callable[..., Config]) -> Path:
 def test_a_chat_on_a_terminal(run: Path) -> None:
     from support.terminal import Terminal
 
-    chat = Terminal(["chat", "run", *SHORT], run.parent)
-    assert chat.read_until("loading run\n").strip() == "loading run"
-    assert "/retry" in chat.read_until("you> ")
+    with Terminal(["chat", "run", *SHORT], run.parent) as chat:
+        assert chat.read_until("loading run\n").strip() == "loading run"
+        assert "/retry" in chat.read_until("you> ")
 
-    chat.type("hello\r")
-    assert "\nrun> " in chat.read_until("cut at 4 tokens; --max-new-tokens allows more")
-    chat.read_until("you> ")
-    chat.type("/base\r")
-    assert "\nbase> " in chat.read_until("you> ")
+        chat.type("hello\r")
+        assert "\nrun> " in chat.read_until("cut at 4 tokens; --max-new-tokens allows more")
+        chat.read_until("you> ")
+        chat.type("/base\r")
+        assert "\nbase> " in chat.read_until("you> ")
 
-    # Pasted text is one message, whatever it begins with.
-    for text in ("one\rtwo\nthree", "/home\nis where"):
-        chat.type(f"\x1b[200~{text}\x1b[201~")
-        chat.read_until(text.splitlines()[-1])
-        chat.type("\r")
-        assert chat.read_until("you> ").count("run> ") == 1
+        # Pasted text is one message, whatever it begins with.
+        for text in ("one\rtwo\nthree", "/home\nis where"):
+            chat.type(f"\x1b[200~{text}\x1b[201~")
+            chat.read_until(text.splitlines()[-1])
+            chat.type("\r")
+            assert chat.read_until("you> ").count("run> ") == 1
 
-    # Ctrl-C clears a line that is half typed.
-    chat.type("half")
-    chat.read_until("half")
-    chat.type("\x03")
-    chat.read_until("you> ")
-    chat.type(b"bad \xff\r")
-    chat.read_until("the question is not text: byte 0xff at character 5; write it in UTF-8\n")
-    chat.read_until("you> ")
-    chat.type("/save saved.jsonl\r")
-    chat.read_until("you> ")
-    chat.type("\x03")
-    assert chat.wait() == 0
+        # Ctrl-C clears a line that is half typed.
+        chat.type("half")
+        chat.read_until("half")
+        chat.type("\x03")
+        chat.read_until("you> ")
+        chat.type(b"bad \xff\r")
+        chat.read_until("the question is not text: byte 0xff at character 5; write it in UTF-8\n")
+        chat.read_until("you> ")
+        chat.type("/save saved.jsonl\r")
+        chat.read_until("you> ")
+        chat.type("\x03")
+        assert chat.wait() == 0
     (line,) = (run.parent / "saved.jsonl").read_text().splitlines()
     turns = [turn["content"] for turn in json.loads(line)["messages"] if turn["role"] == "user"]
     assert turns == ["hello", "one\ntwo\nthree", "/home\nis where"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
-def test_ctrl_c_stops_a_reply_and_not_the_chat(run: Path) -> None:
+def test_ctrl_c_stops_a_reply_and_not_the_chat(tiny_base: Path, tmp_path: Path) -> None:
     from support.terminal import Terminal
 
-    long = ["--max-new-tokens", "100000", "--temperature", "1"]
-    chat = Terminal(["chat", str(run), *long], run.parent)
-    chat.read_until("you> ")
-    for _ in range(20):  # until a reply is long enough to be stopped
+    endless = Path(shutil.copytree(tiny_base, tmp_path / "endless"))
+    values = json.loads((endless / "config.json").read_text()) | {
+        "max_position_embeddings": 2**20,
+        "eos_token_id": None,
+    }
+    (endless / "config.json").write_text(json.dumps(values))
+    options = ["--max-new-tokens", "500000", "--temperature", "0"]
+    with Terminal(["chat", "endless", *options], tmp_path) as chat:
+        chat.read_until("you> ")
         chat.type("hello\r")
-        chat.read_until("run> ")
+        chat.read_until("endless> ")
         os.kill(chat.process, signal.SIGINT)
-        if "stopped; /retry answers again" in chat.read_until("you> "):
-            break
-    else:
-        pytest.fail("no reply was stopped")
-    chat.type("quit\r")
-    assert chat.wait() == 0
+        chat.read_until("stopped\n")
+        chat.read_until("you> ")
+        chat.type("quit\r")
+        assert chat.wait() == 0
 
 
 def ask(cli: Cli, *arguments: str | Path, stdin: str = "") -> tuple[int, str, str]:

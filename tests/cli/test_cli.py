@@ -225,6 +225,7 @@ def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
         "error: role: not a run directory; `offbook train` makes one\n"
     )
     assert cli("chat", "nowhere", "--base")[0] == 2
+    assert cli("chat", "nowhere", "--untuned")[0] == 2
     assert cli("chat", "nowhere", "-p", " ")[0] == 2
     assert cli("nonsense")[0] == 2
 

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import sys
 import termios
@@ -17,7 +18,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 class Terminal:
-    """Runs `offbook` in a terminal of `width` columns.
+    """Runs `offbook` in a terminal of `width` columns; a context manager.
 
     Args:
         arguments: of the command.
@@ -36,6 +37,15 @@ class Terminal:
         fcntl.ioctl(self._file, termios.TIOCSWINSZ, size)
         self.seen = ""
 
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process:
+            os.kill(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+        os.close(self._file)
+
     def type(self, keys: str | bytes) -> None:
         """Press keys."""
         os.write(self._file, keys.encode() if isinstance(keys, str) else keys)
@@ -53,7 +63,7 @@ class Terminal:
                 data = b""
             assert data, self.seen
             self.seen = ESCAPES.sub("", self.seen + data.decode(errors="replace"))
-            self.seen = self.seen.replace("\r\n", "\n")
+            self.seen = self.seen.replace("\r", "")
         before, _, self.seen = self.seen.partition(text)
         return before + text
 
@@ -65,4 +75,6 @@ class Terminal:
                     break
             except OSError:
                 break
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+        status = os.waitpid(self.process, 0)[1]
+        self.process = 0
+        return os.waitstatus_to_exitcode(status)

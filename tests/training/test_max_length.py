@@ -90,6 +90,26 @@ def test_rows_beyond_the_context_are_truncated_and_can_be_kept(
     assert max(lengths) > 4000
 
 
+def test_a_number_beyond_the_context_is_announced(
+    tiny_config: MakeConfig, tiny_base: Path, long_rows: Path, tmp_path: Path
+) -> None:
+    base = with_context(tiny_base, tmp_path, 500)
+    monitor = Listener()
+    settings = [f"model.base={base}", f"data.train={long_rows}"]
+    inputs = gather(tiny_config(*settings, "data.max_length=10000"), monitor)
+    lengths = [*inputs.training.lengths, *inputs.validation.lengths]
+    count = sum(length > 500 for length in lengths)
+    start = "data.max_length is 10,000, and the base was made for 500 tokens"
+    advice = "data.max_length=500"
+    assert f"{start}: {count} examples have more; {advice} truncates" in monitor.heard
+    again = Listener()
+    gather(tiny_config(*settings, advice), again)
+    assert not any("was made for" in text for text in again.heard)
+    short = Listener()
+    gather(tiny_config(f"model.base={base}", "data.max_length=10000"), short)
+    assert f"{start}; no example has more" in short.heard
+
+
 def test_the_same_rows_are_truncated_on_resume(
     tiny_config: MakeConfig, tiny_base: Path, long_rows: Path, tmp_path: Path
 ) -> None:

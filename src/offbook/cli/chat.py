@@ -83,12 +83,12 @@ def chat(
 
     if question is None and (untuned or as_json):
         raise ConfigError("--untuned and --json need -p", fix="in a chat, type /base")
-    if identify(run, base, step) == Source.MODEL and untuned:
-        raise ConfigError("a whole model has no adapter", where=str(run), fix="omit --untuned")
     if question == "-":
         question = sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
     if question is not None and not question.strip():
         raise ConfigError("the question is empty", where="-p")
+    if identify(run, base, step) == Source.MODEL and untuned:
+        raise ConfigError("a whole model has no adapter", where=str(run), fix="omit --untuned")
     given = {
         "temperature": temperature,
         "top_p": top_p,
@@ -156,7 +156,7 @@ def _converse(session: Chat, name: str) -> None:
         except KeyboardInterrupt:
             if not on_terminal:
                 raise
-            say("stopped; /retry answers again, /undo forgets it", "dim")
+            say("stopped", "dim")
 
 
 def _edit_lines() -> Callable[[], str]:

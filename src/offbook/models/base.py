@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbook.config import EMBEDDED_BASE, local_path
-from offbook.errors import ModelError, shorten
+from offbook.errors import ModelError, quoted, shorten
 from offbook.files.hub import converted_revision, download
 from offbook.files.untrusted import INDEX, read_json
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
@@ -107,7 +107,7 @@ def refuse_adapter(folder: Path) -> None:
     name = read_json(path, ModelError).get("base_model_name_or_path")
     if isinstance(name, str) and name:
         name = EMBEDDED_BASE if name == EMBEDDED_HUB_ID else shorten(name)
-        fix = f"use the base that it was trained on: model.base={name}"
+        fix = f"use the base that it was trained on: {quoted(f'model.base={name}')}"
     else:
         fix = "use the base that it was trained on, which its adapter_config.json does not name"
     if (folder / "config.json").exists():
