@@ -17,7 +17,7 @@ from offbook.inference.generate import Sampling
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.training.loop import train
-from support.runs import Listener, stop_after
+from support.runs import Listener, StopAfter
 from support.tiny import ROWS, make_base
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -51,9 +51,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     held_out = "".join(ROWS.splitlines(keepends=True)[:2])
     (project / "held" / "rows.jsonl").write_text(held_out, encoding="utf-8")
     train(settings(project, f"output_dir={project / 'runs' / 'whole'}"))
-    stopped = train(settings(project), should_stop=stop_after(4))
-    assert not stopped.finished
-    assert 0 < stopped.steps < 3
+    stop = StopAfter(1)
+    stopped = train(settings(project), monitor=stop, should_stop=stop.should_stop)
+    assert (stopped.finished, stopped.steps) == (False, 1)
     return project
 
 

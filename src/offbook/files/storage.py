@@ -244,8 +244,6 @@ def make_folder(folder: Path) -> list[Path]:
 def discard(path: Path, known: Collection[str] = ()) -> None:
     """Remove a file or link, or a committed folder, but nothing that others put in the folder.
 
-    It is renamed first, so that no half of it keeps its name.
-
     Args:
         path: to remove, if it exists.
         known: names of files that are removed from a folder whose manifest cannot be read.
@@ -268,7 +266,7 @@ def discard(path: Path, known: Collection[str] = ()) -> None:
                 return
         if os.path.lexists(partial):
             disk.remove(partial)
-        disk.rename(path, partial)
+        disk.rename(path, partial)  # so that no half of it keeps its name
         disk.sync_folder(path.parent)
         disk.remove(partial)
 
