@@ -192,6 +192,20 @@ FILES: dict[str, list[tuple[str, Content, str, Content]]] = {
             "JSON's quotes are straight and double",
             rows(OK),
         ),
+        ("a.jsonl", "// rows\n" + rows(OK), "remove it: JSON has no comments", rows(OK)),
+        ("a.jsonl", "# rows\n" + rows(OK), "remove it: JSON has no comments", rows(OK)),
+        (
+            "a.jsonl",
+            '{"instruction": "a", "output": "b", "output": "c"}\n',
+            "remove one of them",
+            '{"instruction": "a", "output": "c"}\n',
+        ),
+        (
+            "a.json",
+            f'{{"train": [{json.dumps(OK)}], "test": [{json.dumps(OK)}]}}',
+            "a-rows.jsonl",
+            f"[{json.dumps(OK)}]",
+        ),
         ("a.jsonl", '{"instruction": “a”}\n', "JSON's quotes are straight and double", rows(OK)),
         (
             "a.json",
