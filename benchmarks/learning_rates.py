@@ -16,7 +16,7 @@ from offbook.config import Config
 from offbook.training.loop import train
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("rates", nargs="*", type=float, default=[1e-4, 6.6e-4, 1.32e-3, 2.64e-3])
+parser.add_argument("rates", nargs="*", type=float, default=[6.6e-4, 1.32e-3, 2.64e-3])
 parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
 options = parser.parse_args()
 

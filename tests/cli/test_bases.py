@@ -136,7 +136,8 @@ def test_a_run_that_would_learn_nothing(cli: Cli, base: Path) -> None:
         "warm-up step; set train.warmup_ratio=0, or train for more steps",
     )
     assert cli(*command, "train.warmup_ratio=0")[0] == 0
-    code, _, err = cli(*commands(base)[-1], "train.warmup_ratio=1", "--overwrite")
+    all_warmup = ("train.learning_rate=1e-4", "train.warmup_ratio=1", "--overwrite")
+    code, _, err = cli(*commands(base)[-1], *all_warmup)
     assert code == 0
     assert "all 2 steps are warm-up: the learning rate reaches 5e-05 in the last one" in err
     code, _, err = cli(*commands(base)[-1], "train.warmup_ratio=0.03", "--overwrite")
