@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from offbook import monitor
 from offbook.cli import main
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -18,6 +19,7 @@ Cli = Callable[..., tuple[int, str, str]]
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """Run a command in an empty folder: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(monitor, "SECONDS_PER_BEAT", 1000.0)  # a slow machine is not the subject
 
     def run(*arguments: str | Path, stdin: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["offbook", *map(str, arguments)])

@@ -420,13 +420,16 @@ def test_a_second_signal_leaves_at_once(
     (tmp_path / "rows.jsonl").write_text(ROWS * 5000, encoding="utf-8")
     process = subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert "alpaca rows" in process.stderr.readline()
+    # On a slow machine there are lines in between that say that it is still at work.
+    notices = (line for line in process.stderr if not line.endswith(" s so far\n"))
+    assert "alpaca rows" in next(notices)
     process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() == (
+    assert next(notices) == (
         "saving and stopping; press Ctrl-C again to exit at once, without saving\n"
     )
     process.send_signal(second)
-    assert process.communicate(timeout=30)[1] == ""
+    assert list(notices) == []
+    process.wait(timeout=30)
     assert process.returncode == expected
 
 

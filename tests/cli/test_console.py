@@ -52,6 +52,15 @@ def test_text_in_pieces_is_wrapped_as_the_whole_is(
     assert [word for row in shown for word in row.split()] == text.split()
 
 
+@pytest.mark.parametrize("width", range(12, 90))
+def test_a_command_is_copied_as_it_was(width: int) -> None:
+    for argument in ("'my runs/a long name'", "'data.train=a b c.json'", "data.x='a b'"):
+        line = f"it's stopped, and there's more; continue with `offbook train {argument} --resume`"
+        shown = WordWrap(width).whole(line)
+        command = shown[shown.index("`") + 1 : -1]
+        assert shlex.split(command) == shlex.split(line[line.index("`") + 1 : -1])
+
+
 def test_long_words_and_chinese_are_left_to_the_terminal() -> None:
     assert wrapped("see " + "x" * 100 + " there", 50) == "see " + "x" * 100 + " there"
     chinese = "家父是大理寺少卿甄远道。" * 9

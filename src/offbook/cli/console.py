@@ -45,6 +45,8 @@ WIDE = re.compile(
 )
 # A newline; a wide character or a word, with the white space before it; white space at the end.
 UNITS = re.compile(rf"\n|[^\S\n]*(?:{WIDE.pattern}|[^\s{WIDE.pattern[1:-1]}]+)|[^\S\n]+")
+# The same, where a path in quotes is one word: spaces that fill a row would change it.
+COMMAND_UNITS = re.compile(rf"[^\S\n]*(?:[^\s']*[=`(])?'[^'\n]*'\S*|{UNITS.pattern}")
 
 
 class WordWrap:
@@ -73,6 +75,10 @@ class WordWrap:
         """What is held."""
         held, self._held = self._held, ""
         return self._place(held)
+
+    def whole(self, text: str) -> str:
+        """All of a text, which may have commands in it."""
+        return "".join(map(self._place, COMMAND_UNITS.findall(text)))
 
     def _place(self, unit: str) -> str:
         if unit == "\n":
@@ -105,8 +111,7 @@ def put(text: str, style: str | None = None) -> None:
 def _print(console: Console, text: str, style: str | None) -> None:
     text = printable(text)
     if console.is_terminal:
-        wrap = WordWrap(console.width)
-        text = wrap.feed(text) + wrap.end()
+        text = WordWrap(console.width).whole(text)
     console.print(text, style=style, markup=False, soft_wrap=True)
 
 
