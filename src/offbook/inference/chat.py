@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from offbook.data.conversations import Message
-from offbook.engine.machine import limit_threads
+from offbook.engine.machine import limit_threads, refuse_forked_child
 from offbook.errors import ConfigError
 from offbook.inference.generate import Sampling, generate
 from offbook.runs.trained import open_run
@@ -58,7 +58,9 @@ class Chat:
 
         Raises:
             CheckpointError: when there is no run or adapter, or its base has changed.
+            EngineError: in a forked process.
         """
+        refuse_forked_child()
         limit_threads()
         run = open_run(path, announce)
         return cls(run.load_model(), run.template, run.config.data.system, sampling)

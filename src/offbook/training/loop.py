@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +11,13 @@ from pathlib import Path
 
 from offbook.config import Config, TrainSettings
 from offbook.engine.check import check_gradients
+from offbook.engine.machine import refuse_forked_child
 from offbook.errors import ConfigError
 from offbook.files import storage
 from offbook.models.adapter import adapter_files
 from offbook.monitor import EvalMetrics, Metrics, Monitor, StepMetrics
 from offbook.runs.directory import RunDirectory
+from offbook.training.interrupt import Interrupt
 from offbook.training.schedule import Schedule, learning_rate_at
 from offbook.training.setup import begin
 from offbook.training.step import Log, Stepper, StepResult, Stopped
@@ -127,7 +130,9 @@ def train(
 
     Raises:
         OffbookError: its class says what kind of thing is wrong.
+        KeyboardInterrupt: after Ctrl-C, when the run is saved; its text says how to go on.
     """
+    refuse_forked_child()
     monitor = monitor or Monitor()
     run = RunDirectory(Path(config.output_dir))
     if resume:
@@ -139,8 +144,11 @@ def train(
         loaded, optimizer, progress = begin(
             run, config.with_absolute_paths(), monitor, resume=resume, overwrite=overwrite
         )
-        with _log(run, loaded.inputs.config.train, monitor, progress.step) as log:
-            stepper = Stepper(loaded, optimizer, progress, log, monitor.announce, should_stop)
+        with (
+            _log(run, loaded.inputs.config.train, monitor, progress.step) as log,
+            Interrupt(should_stop) as interrupt,
+        ):
+            stepper = Stepper(loaded, optimizer, progress, log, monitor.announce, interrupt)
             try:
                 for result in training_steps(run, stepper, monitor):
                     seconds += result.seconds
@@ -151,6 +159,8 @@ def train(
                     stepper.save(run)
         if finished and storage.verify(run.adapter) is not None:
             storage.commit(run.adapter, adapter_files(loaded.model))
+        if interrupt.arrived:
+            raise KeyboardInterrupt(_how_to_go_on(run, progress.step, finished))
         losses = [r.eval_loss for r in run.metrics() if isinstance(r, EvalMetrics)]
     return TrainResult(
         run=run.path,
@@ -160,6 +170,16 @@ def train(
         eval_loss=losses[-1] if losses else None,
         seconds=seconds,
         examples_per_second=examples / seconds if seconds else 0.0,
+    )
+
+
+def _how_to_go_on(run: RunDirectory, step: int, finished: bool) -> str:
+    if finished:
+        return f"the run in {run.path} has finished"
+    saved = f"saved after step {step}" if step else "stopped in the first step"
+    return (
+        f"{saved}; continue with `offbook.train(config, resume=True)`, "
+        f"or `offbook train {shlex.quote(str(run.path))} --resume`"
     )
 
 
