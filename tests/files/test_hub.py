@@ -170,8 +170,8 @@ def test_a_proxy_that_needs_another_package_is_named(hub, tmp_path, variable):
     code = READ.format(source="someone/lines")
     socks = f"import os; os.environ[{variable!r}] = 'socks5://127.0.0.1:9'\n"
     message = said(hub, socks + code, tmp_path)
-    assert message.startswith("someone/lines: the hub cannot be reached through the proxy")
-    assert "run `pip install socksio`" in message
+    assert message.startswith("someone/lines: the hub cannot be reached with what is installed")
+    assert "for a SOCKS proxy, run `pip install socksio`" in message
     wrong = f"import os; os.environ[{variable!r}] = 'http://x:y'\n"
     assert said(hub, wrong + code, tmp_path).startswith("someone/lines: ")
 

@@ -58,11 +58,11 @@ def download(
             fix="check the name; for a private repository, run `hf auth login`; or give what you "
             f"have downloaded: {LOCAL[kind]}",
         ) from None
-    except ImportError as problem:  # of a proxy that needs another package
+    except ImportError as problem:
         raise error(
-            f"the hub cannot be reached through the proxy of this machine ({first_line(problem)})",
+            f"the hub cannot be reached with what is installed ({first_line(problem)})",
             where=repo,
-            fix="run `pip install socksio` for SOCKS proxies; or unset ALL_PROXY, HTTPS_PROXY and "
+            fix="for a SOCKS proxy, run `pip install socksio`, or unset ALL_PROXY, HTTPS_PROXY and "
             f"HTTP_PROXY; or give what you have downloaded: {LOCAL[kind]}",
         ) from None
     except _failures() as problem:
