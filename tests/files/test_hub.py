@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,19 @@ def test_a_hub_out_of_reach_is_refused(tmp_path):
     )
     assert f"); {FIX}data.train=/path/to/rows.jsonl; or set HF_ENDPOINT" in message
     assert "model" not in message
+
+
+@pytest.mark.skipif(importlib.util.find_spec("socksio") is not None, reason="socksio is here")
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"])
+def test_a_proxy_that_needs_another_package_is_named(hub, tmp_path, variable):
+    """Or one with an address that is none."""
+    code = READ.format(source="someone/lines")
+    socks = f"import os; os.environ[{variable!r}] = 'socks5://127.0.0.1:9'\n"
+    message = said(hub, socks + code, tmp_path)
+    assert message.startswith("someone/lines: the hub cannot be reached with what is installed")
+    assert "for a SOCKS proxy, run `pip install socksio`" in message
+    wrong = f"import os; os.environ[{variable!r}] = 'http://x:y'\n"
+    assert said(hub, wrong + code, tmp_path).startswith("someone/lines: ")
 
 
 def test_the_ways_to_a_model_without_the_hub_are_named_and_work(hub, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,8 @@ BUSY = {
     "{{ '{:{}}'.format(1, n) }}": "line 1 formats text to a large width",
     "{{ '%99999d' | format(1) }}": "line 1 formats text to a large width",
     "{{ x | urlize }}": "line 1 uses the filter urlize",
+    "{{ [1, 2] | random }}": "line 1 uses the filter random",
+    "{% set x = lipsum %}": "line 1 uses lipsum",
     "{% import 'x' as y %}": "line 1 uses another file",
     "{% from 'x' import y %}": "line 1 uses another file",
     "{% include x %}": "line 1 uses another file",
@@ -114,6 +118,52 @@ def test_work_that_uses_too_much_memory_is_stopped_and_the_limit_removed(
         within_limits(lambda: [bytearray(2**27) for _ in range(100)])
     assert sandbox.resource.getrlimit(sandbox.resource.RLIMIT_AS) == before
     assert len(bytearray(2**27)) == 2**27
+
+
+@pytest.fixture
+def other_thread() -> Iterator[list[int]]:
+    """A thread that goes on allocating 128 MB; how many it got, and then -1 where it failed."""
+    sizes, go_on = [0], [True]
+
+    def allocate() -> None:
+        try:
+            while go_on:
+                sizes.append(len(bytearray(2**27)))
+                time.sleep(0.001)
+        except MemoryError:
+            sizes.append(-1)
+
+    thread = threading.Thread(target=allocate)
+    thread.start()
+    yield sizes
+    go_on.clear()
+    thread.join()
+
+
+@pytest.mark.skipif(not sandbox.STATM.exists(), reason="Linux alone limits memory")
+def test_the_memory_of_other_threads_is_not_limited(
+    other_thread: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "MEMORY", 2**26)
+    for _ in range(3):
+        with pytest.raises(DataError, match=r"needs more than 0\.0625 GB of memory"):
+            within_limits(lambda: [bytearray(2**27) for _ in range(100)])
+    before = len(other_thread)
+    assert within_limits(lambda: time.sleep(0.2) or "done") == "done"
+    assert len(other_thread) > before
+    assert -1 not in other_thread
+
+
+def test_limits_and_errors_beside_other_threads(other_thread: list[int], quick: None) -> None:
+    with pytest.raises(DataError, match=r"has not finished after 0\.2 seconds"):
+        within_limits(lambda: [None for _ in iter(int, 1)])
+    with pytest.raises(KeyError, match="x"):
+        within_limits(lambda: {}["x"])
+    with pytest.raises(DataError, match="its own"):
+        within_limits(lambda: exec("raise E('its own')", {"E": DataError}))
+    assert within_limits(lambda: within_limits(lambda: 1) + 1) == 2
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # none is left
 
 
 def test_errors_of_the_work_are_raised_and_end_the_limits(quick: None) -> None:

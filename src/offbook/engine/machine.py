@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from offbook.errors import EngineError
+
 PROC = Path("/proc")
 CACHE = ("inactive_file", "active_file", "slab_reclaimable")  # in memory.stat; v1 has total_ before
 PERIOD = 100_000  # microseconds, where none is given
@@ -23,6 +25,32 @@ def limit_threads() -> None:
     """Let PyTorch, and our kernels with it, have no more threads than processors may be used."""
     if torch.get_num_threads() > processors():
         torch.set_num_threads(processors())
+
+
+def refuse_forked_child() -> None:
+    """Refuse to compute in a process that was forked from one that has computed.
+
+    PyTorch's threads do not exist in it, and it would wait for them forever.
+
+    Raises:
+        EngineError: saying so.
+    """
+    if _forked:
+        raise EngineError(
+            "this process was forked from one that had loaded PyTorch, whose threads it does not "
+            "have, so it would wait for them forever",
+            fix='start it with multiprocessing.get_context("spawn"), or with subprocess',
+        )
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+_forked = False
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def processors(proc: Path = PROC) -> int:

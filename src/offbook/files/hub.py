@@ -38,8 +38,6 @@ def download(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
         RepositoryNotFoundError,
     )
 
@@ -60,7 +58,14 @@ def download(
             fix="check the name; for a private repository, run `hf auth login`; or give what you "
             f"have downloaded: {LOCAL[kind]}",
         ) from None
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError, _http_error()) as problem:
+    except ImportError as problem:
+        raise error(
+            f"the hub cannot be reached with what is installed ({first_line(problem)})",
+            where=repo,
+            fix="for a SOCKS proxy, run `pip install socksio`, or unset ALL_PROXY, HTTPS_PROXY and "
+            f"HTTP_PROXY; or give what you have downloaded: {LOCAL[kind]}",
+        ) from None
+    except _failures() as problem:
         raise error(
             f"not on this machine, and cannot be downloaded from the hub ({first_line(problem)})",
             where=repo,
@@ -84,13 +89,14 @@ def converted_revision(repo: str) -> str | None:
     None when there is none, or when the hub cannot be reached.
     """
     from huggingface_hub import get_repo_discussions
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         for request in get_repo_discussions(repo, author=CONVERTER, discussion_type="pull_request"):
             if request.author == CONVERTER and "`safetensors` variant" in request.title:
                 return request.git_reference
-    except (OSError, ValueError, HfHubHTTPError, _http_error()):
+    except ImportError:
+        return None
+    except _failures():
         return None
     return None
 
@@ -119,12 +125,15 @@ def _ways_around(repo: str, kind: str) -> str:
     return "; or ".join(ways)
 
 
-def _http_error() -> type[Exception]:
-    """The error of a failed connection; huggingface_hub 1 uses httpx, and 2 uses httpx2."""
-    for library in ("httpx2", "httpx"):
+def _failures() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises; version 1 uses httpx, and 2 uses httpx2."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    found: list[type[Exception]] = [OSError, ValueError, HfHubHTTPError, HFValidationError]
+    for name in ("httpx2", "httpx"):
         try:
-            found: type[Exception] = import_module(library).HTTPError
+            library = import_module(name)
         except ImportError:
             continue
-        return found
-    return OSError
+        return *found, library.HTTPError, library.InvalidURL
+    return tuple(found)

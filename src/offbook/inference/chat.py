@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from offbook.data.conversations import Message
-from offbook.engine.machine import limit_threads
+from offbook.engine.machine import limit_threads, refuse_forked_child
 from offbook.errors import ConfigError, ModelError
 from offbook.inference.generate import Sampling, generate
 from offbook.inference.sources import Source, identify
@@ -88,7 +88,9 @@ class Chat:
             CheckpointError: when there is no run, adapter or model, or it does not fit its base.
             ConfigError: when an adapter has no `base`, or `base` or `step` has no meaning.
             ModelError: when the base, its tokenizer or its template cannot be used.
+            EngineError: in a forked process.
         """
+        refuse_forked_child()
         limit_threads()
         path = Path(path)
         source = identify(path, base, step)

@@ -2,16 +2,20 @@
 
 transformers renders them in jinja2's sandbox, which gives no access to Python objects, files or the
 network. But a template could still run forever or use all memory. `within_limits` stops it after
-some seconds or a gigabyte. A single Python instruction, such as a huge power, cannot be stopped, so
-`check_source` refuses such instructions before the template is run.
+some seconds or a gigabyte; in a program with several threads, a child process tries it first. A
+single Python instruction, such as a huge power, cannot be stopped, so `check_source` refuses such
+instructions before the template is run.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -39,8 +43,9 @@ MEMORY = 2**30  # bytes, in addition to what the process already uses
 # String methods and filters whose result is as long as an argument says.
 WIDTHS = ("batch", "center", "expandtabs", "ljust", "rjust", "round", "truncate", "zfill")
 FORMATTERS = ("format", "format_map")
-# These use regular expressions, which cannot be interrupted.
-REFUSED_FILTERS = ("striptags", "urlize", "wordwrap")
+# These use regular expressions, which cannot be interrupted; or give another text each time, so
+# that one rendering would not tell what another needs. So does lipsum.
+REFUSED_FILTERS = ("striptags", "urlize", "wordwrap", "random")
 WIDE_FORMAT = re.compile(r"%[-+ #0]*(\d{4,}|\*)|\{[^{}]*:[^{}]*(\d{4,}|\{)")
 STATM = Path("/proc/self/statm")  # Linux; other systems do not enforce the limit
 
@@ -88,6 +93,8 @@ def _refusal(node: nodes.Node) -> str | None:
         return "formats text to a large width"
     if isinstance(node, nodes.Filter) and node.name in REFUSED_FILTERS:
         return f"uses the filter {node.name}"
+    if isinstance(node, nodes.Name) and node.name == "lipsum":
+        return "uses lipsum"
     if isinstance(node, (nodes.Call, nodes.Filter)):
         return _refusal_of_call(node)
     return None
@@ -176,9 +183,20 @@ class _Watchdog:
                         return
 
 
+class _ExceededError(DataError):
+    """A limit was exceeded: that of time, or else of memory."""
+
+    def __init__(self, time: bool) -> None:
+        self.time = time
+        needs = f"needs more than {MEMORY / 2**30:g} GB of memory"
+        reason = f"has not finished after {SECONDS:g} seconds" if time else needs
+        super().__init__(f"the chat template {reason}")
+
+
 _watchdog = _Watchdog()
 _rendering = threading.RLock()  # one at a time: the memory limit is that of the process
 _depth = 0
+_TIME, _MEMORY = 1, 2  # exit codes of a child; any other, such as that of a killed one, is memory
 
 
 def within_limits(work: Callable[[], T]) -> T:
@@ -186,7 +204,8 @@ def within_limits(work: Callable[[], T]) -> T:
 
     Calls may be nested: within a batch, each rendering has `SECONDS`, and the batch has `MEMORY`.
     The inner calls are cheap. `work` must be pure Python, because code in other languages may
-    abort the process when it gets no memory.
+    abort the process when it gets no memory; and its result and errors must be a function of what
+    it is given, because a program with several threads calls it twice.
 
     Raises:
         DataError: when a limit is exceeded.
@@ -197,28 +216,80 @@ def within_limits(work: Callable[[], T]) -> T:
             _watchdog.renderings += 1
             return work()
         _depth = 1
-        before = resource.getrlimit(resource.RLIMIT_AS) if resource else None
-        # The watchdog's exception may arrive at any instruction from `begin` to `end`, also inside
-        # these two. A context manager would have instructions of its own outside the `try`.
         try:
-            try:
-                _watchdog.begin()  # before the memory limit: its thread may need memory to start
-                if before:
-                    _limit_memory(*before)
-                return work()
-            finally:
-                _watchdog.end()
-        except _TimeUpError:
-            _watchdog.end()
-            reason = f"has not finished after {SECONDS:g} seconds"
-            raise DataError(f"the chat template {reason}") from None
-        except MemoryError:
-            reason = f"needs more than {MEMORY / 2**30:g} GB of memory"
-            raise DataError(f"the chat template {reason}") from None
+            tried = _has_other_threads() and _try_in_child(work)
+            return _limited(work, limit_memory=not tried)
         finally:
             _depth = 0
+
+
+def _has_other_threads() -> bool:
+    own = {threading.current_thread(), _watchdog.thread}
+    return any(thread not in own for thread in threading.enumerate())
+
+
+def _try_in_child(work: Callable[[], T]) -> bool:
+    """Call `work` in a child process, since a memory limit would hold for all threads of this one.
+
+    Returns:
+        Whether there was a child: Windows has no `fork`, and a system may refuse one.
+
+    Raises:
+        DataError: when a limit is exceeded there.
+    """
+    global _watchdog
+    if not hasattr(os, "fork"):
+        return False
+    try:
+        with warnings.catch_warnings():
+            # Python warns of locks that other threads hold. This work takes none of them.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+    except OSError:
+        return False
+    if not child:
+        code = 0
+        try:
+            _watchdog = _Watchdog()
+            _limited(work, limit_memory=True)
+        except _ExceededError as error:
+            code = _TIME if error.time else _MEMORY
+        except BaseException:  # noqa: BLE001  # the parent's own call raises it
+            code = 0
+        finally:
+            os._exit(code)
+    try:
+        _, status = os.waitpid(child, 0)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    if status:
+        raise _ExceededError(time=os.waitstatus_to_exitcode(status) == _TIME)
+    return True
+
+
+def _limited(work: Callable[[], T], *, limit_memory: bool) -> T:
+    """Call `work`, and stop it when it exceeds a limit."""
+    before = resource.getrlimit(resource.RLIMIT_AS) if resource and limit_memory else None
+    # The watchdog's exception may arrive at any instruction from `begin` to `end`, also inside
+    # these two. A context manager would have instructions of its own outside the `try`.
+    try:
+        try:
+            _watchdog.begin()  # before the memory limit: its thread may need memory to start
             if before:
-                resource.setrlimit(resource.RLIMIT_AS, before)
+                _limit_memory(*before)
+            return work()
+        finally:
+            _watchdog.end()
+    except _TimeUpError:
+        _watchdog.end()
+        raise _ExceededError(time=True) from None
+    except MemoryError:
+        raise _ExceededError(time=False) from None
+    finally:
+        if before:
+            resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _limit_memory(soft: int, hard: int) -> None:

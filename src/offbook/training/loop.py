@@ -13,6 +13,7 @@ import torch
 
 from offbook.config import Config, TrainSettings
 from offbook.engine.check import check_gradients
+from offbook.engine.machine import refuse_forked_child
 from offbook.errors import ConfigError, OffbookError
 from offbook.files import storage
 from offbook.monitor import EvalMetrics, LineMonitor, Metrics, Monitor, StepMetrics
@@ -20,6 +21,7 @@ from offbook.runs import checkpoint
 from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import COMMITTED, RunDirectory
+from offbook.training.interrupt import Interrupt
 from offbook.training.resume import begin, finished_steps
 from offbook.training.schedule import Schedule, learning_rate_at
 from offbook.training.setup import LoadedRun
@@ -136,7 +138,9 @@ def train(
 
     Raises:
         OffbookError: its class says what kind of thing is wrong.
+        KeyboardInterrupt: after Ctrl-C, when the run is saved; its text says how to go on.
     """
+    refuse_forked_child()
     if callable(monitor):
         with LineMonitor(monitor) as lines:
             return train(
@@ -162,9 +166,10 @@ def train(
             run.refuse_to_replace()
         loaded, optimizer, progress = begin(run, config, monitor, resume=resume)
         try:
-            seconds, examples, finished = _train(
-                run, loaded, optimizer, progress, monitor, should_stop
-            )
+            with Interrupt(should_stop) as interrupt:
+                seconds, examples, finished = _train(
+                    run, loaded, optimizer, progress, monitor, interrupt
+                )
         except OffbookError:
             if progress.step == 0 and not resume:
                 run.undo_begin()
@@ -175,6 +180,8 @@ def train(
                 loaded.model, inputs.config, run.receipt(), inputs.base, inputs.template
             )
             storage.commit(run.adapter, files, COMMITTED)
+        if interrupt.arrived:
+            raise KeyboardInterrupt(_how_to_go_on(run, progress.step, finished))
         return _result(run, progress.step, finished, seconds, examples)
 
 
@@ -218,6 +225,13 @@ def _result(
         seconds=seconds,
         examples_per_second=examples / seconds if seconds else 0.0,
     )
+
+
+def _how_to_go_on(run: RunDirectory, step: int, finished: bool) -> str:
+    if finished:
+        return f"the run in {run.path} has finished"
+    saved = f"saved after step {step}" if step else "stopped in the first step"
+    return f"{saved}; continue with `offbook.train(config, resume=True)`, or `{run.command}`"
 
 
 @contextmanager

@@ -72,7 +72,7 @@ struct Signal {
 // one program, 48% of a core instead of 50%. On a core of its own, a thread that rests has 93%.
 struct Pace {
   static constexpr int64_t WORK = 400000, STOPPED = 500000, REST = 30000;  // nanoseconds
-  static constexpr int64_t SHORTEST = 50000000, LONGEST = 400000000;      // of its rests in all
+  static constexpr int64_t SHORTEST = 50000000, LONGEST = 400000000;       // of its rests in all
   bool on;                  // whether this thread is at a job together with others
   int64_t since, computed;  // the time, and the processor's time, when it last began to work
   int64_t until, span;      // it rests until then, for so long
