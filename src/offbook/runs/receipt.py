@@ -179,10 +179,11 @@ def hash_base(base: Path) -> dict[str, str]:
 
 
 def hash_data(files: Sequence[Path]) -> dict[str, str]:
-    """The hash of each data file, by its name, or by its path where another has the same name."""
+    """The hash of each data file, by its name, with its folder's where another has the same name."""
     hashes: dict[str, str] = {}
     for path in files:
-        hashes[str(path) if path.name in hashes else path.name] = sha256(path)
+        name = f"{path.parent.name}/{path.name}" if path.name in hashes else path.name
+        hashes[name] = sha256(path)
     return hashes
 
 
