@@ -114,7 +114,7 @@ def from_inside(project: Path) -> Path:
     return Path()
 
 
-COPIES = (copied, hard_linked, of_links, with_its_project)
+COPIES = (copied, hard_linked, with_its_project)
 WAYS = (*COPIES, renamed, moved_with_its_project, linked, relative, from_inside)
 Way = Callable[[Path], Path]
 
@@ -132,14 +132,23 @@ def test_a_run_is_resumed_where_it_is(way: Way, project: Path, made: Path) -> No
     assert train(Config.load(run / "config.yaml"), resume=True).seconds == 0
 
 
-@pytest.mark.parametrize("way", WAYS)
+def test_weights_that_are_links_are_refused_and_the_original_stays(project: Path) -> None:
+    original, before = project / "runs" / "role", contents(project / "runs" / "role")
+    run = of_links(project)
+    for work in (train, lambda config, resume: Chat.open(config.output_dir)):
+        with pytest.raises(CheckpointError, match="outside its folder; replace the link with the"):
+            work(Config.load(run / "config.yaml"), resume=True)
+    assert contents(original) == before
+
+
+@pytest.mark.parametrize("way", [*WAYS, of_links])
 def test_a_run_is_overwritten_where_it_is(way: Way, project: Path, made: Path) -> None:
     original, before = project / "runs" / "role", contents(project / "runs" / "role")
     run = way(project)
     result = train(Config.load(run / "config.yaml"), overwrite=True)
     assert result.run == run
     assert sha256(run / ADAPTER) == sha256(made / "runs" / "whole" / ADAPTER)
-    if way in COPIES:
+    if way in (*COPIES, of_links):
         assert contents(original) == before
 
 

@@ -179,7 +179,7 @@ def hash_base(base: Path) -> dict[str, str]:
 
 
 def hash_data(files: Sequence[Path]) -> dict[str, str]:
-    """The hash of each data file, by its name, with its folder's where another has the same name."""
+    """The hash of each data file, by its name, or with its folder where names are equal."""
     hashes: dict[str, str] = {}
     for path in files:
         name = f"{path.parent.name}/{path.name}" if path.name in hashes else path.name
