@@ -418,18 +418,18 @@ def test_a_second_signal_leaves_at_once(
 ) -> None:
     # Many rows, so that it is still reading when the second signal comes.
     (tmp_path / "rows.jsonl").write_text(ROWS * 5000, encoding="utf-8")
-    process = subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    # On a slow machine there are lines in between that say that it is still at work.
-    notices = (line for line in process.stderr if not line.endswith(" s so far\n"))
-    assert "alpaca rows" in next(notices)
-    process.send_signal(signal.SIGINT)
-    assert next(notices) == (
-        "saving and stopping; press Ctrl-C again to exit at once, without saving\n"
-    )
-    process.send_signal(second)
-    assert list(notices) == []
-    process.wait(timeout=30)
+    with subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        # On a slow machine there are lines in between that say that it is still at work.
+        notices = (line for line in process.stderr if not line.endswith(" s so far\n"))
+        assert "alpaca rows" in next(notices)
+        process.send_signal(signal.SIGINT)
+        assert next(notices) == (
+            "saving and stopping; press Ctrl-C again to exit at once, without saving\n"
+        )
+        process.send_signal(second)
+        assert list(notices) == []
+        process.wait(timeout=30)
     assert process.returncode == expected
 
 

@@ -26,7 +26,12 @@ else:
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 NAMES = "|".join(COMMANDS)
 # What stands for a value in a message, such as {result.run}.
-VALUES = {"rows": "rows.json", "config": "myrole/config.yaml", "name": "myrole"}
+VALUES = {
+    "step_of(folder)": "100",
+    "rows": "rows.json",
+    "config": "myrole/config.yaml",
+    "name": "myrole",
+}
 NO_COMMAND = re.compile(r"\.\.\.|KEY|FILE")
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -46,8 +51,9 @@ def printed() -> Iterator[str]:
 
 def words(line: str) -> list[str]:
     """A command line as a shell would read it, with values in place of expressions."""
+    line = re.sub(r"\{quoted\(f'([^']*)'\)\}", r"\1", line)
     line = re.sub(r"\{([^{}]+)\}", lambda match: VALUES.get(match[1], "runs/myrole"), line)
-    return shlex.split(re.split(r"  +| #| \|", line)[0])
+    return shlex.split(re.split(r"  +| #| \|| <", line)[0])
 
 
 LINES = sorted({line.strip() for line in printed() if not NO_COMMAND.search(line)})
