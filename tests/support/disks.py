@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offbook.errors import DiskError
-from offbook.files.storage import Disk
+from offbook.files.disk import Disk
 
 OPERATIONS = ("write", "append", "make_folder", "sync_folder", "rename", "remove")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from offbook.errors import CheckpointError
 from offbook.files.untrusted import read_json
-from offbook.models.adapter import WEIGHTS, config_file, read_adapter
+from offbook.models.adapter import WEIGHTS, read_adapter
+from offbook.models.adapter_config import config_file
 from offbook.models.base import ADAPTER_CONFIG, published_name, read_config
 from offbook.models.skeleton import make_skeleton
 from offbook.runs.card import make_card

@@ -9,7 +9,8 @@ from pathlib import Path
 from peft import PeftModel
 
 from offbook.config import EMBEDDED_BASE, Config
-from offbook.models.adapter import adapter_files, notes_for_readers
+from offbook.models.adapter import adapter_files
+from offbook.models.adapter_config import notes_for_readers
 from offbook.models.gguf import source_of
 from offbook.runs.receipt import Receipt
 from offbook.tokens.template import ChatTemplate

@@ -17,7 +17,8 @@ from offbook.engine.machine import limit_threads
 from offbook.engine.memory import keep_freed_memory
 from offbook.engine.ops.library import library
 from offbook.libraries import quiet_transformers
-from offbook.models.adapter import attach_adapter, notes_for_readers
+from offbook.models.adapter import attach_adapter
+from offbook.models.adapter_config import notes_for_readers
 from offbook.models.base import (
     context_length,
     has_weights,
