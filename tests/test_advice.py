@@ -585,6 +585,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "remove it, or name another folder",
         "nothing was kept; try another --to or --type",
         "run `pip install 'offbook[gguf]'`, or add --no-verify",
+        "leave --type out",
         "use --to adapter",
         "use --to gguf",
         "use --to gguf, and give the system text in each conversation",

@@ -36,6 +36,10 @@ def test_what_is_printed(cli: Cli, trained: Path) -> None:
     code, out, _ = cli("export", "run", "--to", "merged", "-o", "other", "--no-verify", "--json")
     assert code == 0
     assert json.loads(out) == {"folder": "other", "certificate": None}
+    code, _, err = cli("export", "run", "--to", "merged", "--type", "f16", "-o", "third")
+    assert code == 2
+    assert "--type: merged has one number format; leave --type out" in err
+    assert cli("export", "run", "--to", "adapter", "--step", "25", "-o", "fourth")[0] == 0
 
 
 @pytest.mark.usefixtures("trained")

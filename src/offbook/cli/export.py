@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from offbook.cli.console import out, say
+from offbook.errors import ConfigError
 
 
 class Target(StrEnum):
@@ -36,11 +37,18 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     to: Annotated[Target, typer.Option("--to", help="The format.")],
     kind: Annotated[
-        Kind, typer.Option("--type", help="Number format of a GGUF's matrices.")
-    ] = Kind.F16,
+        Kind | None,
+        typer.Option("--type", help="Number format of a GGUF's matrices; f16 by default."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder to write; by default in RUN/exports."),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Export the checkpoint of this step, not the result.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Where the run's base is now, if it was moved.")
     ] = None,
     strength: Annotated[
         float, typer.Option(min=0, max=4, help="Multiplies what the adapter adds to the base.")
@@ -66,17 +74,22 @@ def export(
     offbook export runs/myrole --to gguf
     offbook export runs/myrole --to ollama --type q8_0
     offbook export runs/myrole --to merged -o myrole-merged
+    offbook export runs/myrole --to adapter --step 100 --strength 0.8 -o milder
     """
     from offbook.export.export import export_run
     from offbook.runs.trained import open_run
 
-    has_kind = to in (Target.GGUF, Target.OLLAMA)
-    name = f"{to.value}-{kind.value}" if has_kind else to.value
+    name = to.value
+    if to in (Target.GGUF, Target.OLLAMA):
+        kind = kind or Kind.F16
+        name = f"{name}-{kind.value}"
+    elif kind:
+        raise ConfigError(f"{name} has one number format", where="--type", fix="leave --type out")
     result = export_run(
-        open_run(run, say),
+        open_run(run, say, base=base, step=step),
         to.value,
         output or run / "exports" / name,
-        kind=kind.value,
+        kind=(kind or Kind.F32).value,
         strength=strength,
         verify=verify,
         announce=say,
