@@ -120,7 +120,7 @@ def test_a_broken_gguf_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file.write_bytes(b"GGUF" + b"\0" * 100)
     with pytest.raises(ModelError, match="not a GGUF that can be read"):
         resolve_base(str(file))
-    assert list((tmp_path / "cache" / "offbook").iterdir()) == []
+    assert list((tmp_path / "cache").rglob("*")) == []
 
 
 def test_a_set_precision_is_kept_and_auto_is_one_of_two() -> None:

@@ -178,7 +178,7 @@ def test_no_exception_arrives_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "SECONDS", 0.01)
     outcomes = {"done": 0, "late": 0}
     for k in range(60):
-        until = time.monotonic() + 0.005 + k % 10 * 0.002
+        until = time.monotonic() + 0.005 + k % 10 * 0.006
         try:
             within_limits(
                 lambda until=until: [None for _ in iter(lambda: time.monotonic() < until, 0)]
