@@ -221,7 +221,9 @@ class Heartbeat:
         """From now on, this is going on, and nothing else."""
         self.end()
         self._ended = threading.Event()
-        threading.Thread(target=self._beat, args=(what, self._ended), daemon=True).start()
+        threading.Thread(
+            target=self._beat, args=(what, self._ended), name="offbook heartbeat", daemon=True
+        ).start()
 
     def end(self) -> None:
         """Nothing slow is going on."""

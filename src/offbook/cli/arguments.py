@@ -18,7 +18,7 @@ def file_and_settings(
 ) -> tuple[Path | None, list[str]]:
     """The file and the settings of a command line on which the file may be left out.
 
-    Without a file, the first setting arrives in its place: `offbook train lora.r=4`.
+    Without a file, the first setting arrives in its place: `offbook train data.train=rows.json`.
     """
     if config is not None and "=" in str(config) and not config.exists():
         return None, [str(config), *(settings or [])]

@@ -154,7 +154,9 @@ class _Watchdog:
             self.watched, self.fired = threading.get_ident(), False
             self.renderings += 1
             if self.thread is None or not self.thread.is_alive():
-                self.thread = threading.Thread(target=self._watch, daemon=True)
+                self.thread = threading.Thread(
+                    target=self._watch, name="offbook limits", daemon=True
+                )
                 self.thread.start()
 
     def end(self) -> None:
@@ -193,6 +195,8 @@ class _ExceededError(DataError):
         super().__init__(f"the chat template {reason}")
 
 
+# Threads that only wait, and need no memory: our own, and that of progress bars.
+HARMLESS = ("offbook", "tqdm_monitor")
 _watchdog = _Watchdog()
 _rendering = threading.RLock()  # one at a time: the memory limit is that of the process
 _depth = 0
@@ -225,7 +229,10 @@ def within_limits(work: Callable[[], T]) -> T:
 
 def _has_other_threads() -> bool:
     own = {threading.current_thread(), _watchdog.thread}
-    return any(thread not in own for thread in threading.enumerate())
+    return any(
+        thread not in own and not thread.name.startswith(HARMLESS)
+        for thread in threading.enumerate()
+    )
 
 
 def _try_in_child(work: Callable[[], T]) -> bool:
