@@ -109,7 +109,8 @@ def survive(config: Config, moments: list[Path], whole: Path) -> None:
         if (run / "config.yaml").exists():
             assert train(config, resume=True, monitor=heard).finished
             step = committed.name.removeprefix("step-") if committed else "0"
-            assert f"resuming after step {step}" in heard.heard
+            ended = f"the run has finished already, in step {step}"
+            assert {f"resuming after step {step}", ended} & set(heard.heard)
         else:
             assert train(config).finished
         assert hashes(run) == hashes(whole)
