@@ -152,6 +152,7 @@ def test_a_kill_while_resuming_or_overwriting_needs_no_repair(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_process_killed_at_any_moment_can_be_resumed(tiny_base: Path, tmp_path: Path) -> None:
     kills = int(os.environ.get("OFFBOOK_TEST_KILLS", "30"))
     (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
@@ -215,7 +216,7 @@ def test_a_power_cut_loses_no_committed_checkpoint(
             states += 1
             run = RunDirectory(root / "run")
             if run.config_file.exists():
-                assert run.config() == whole.config()
+                assert run.config_file.read_bytes() == whole.config_file.read_bytes()
                 assert run.receipt() == whole.receipt()
                 folder = newest(run, lambda text: None)
                 assert (int(folder.name[-1]) if folder else 0) >= committed

@@ -238,7 +238,7 @@ def _replies(
         ),
         Check(
             "stop",
-            ran_on == 0 and ended >= limits.agreement * ends,
+            ran_on == 0 and ends - ended <= 1 + (1 - limits.agreement) * ends,
             f"{ends} of {len(answers.replies)} replies end by themselves, {ended} of them where "
             f"the run's own do; {ran_on} run on after the stop token",
         ),
