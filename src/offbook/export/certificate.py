@@ -56,7 +56,7 @@ class Limits(NamedTuple):
         )
 
 
-# For each number format, about ten times what is found on SmolLM2 (benchmarks/exports.py).
+# By number format; benchmarks/exports.py prints what is found on a run.
 LIMITS = {
     "f32": Limits(5e-4, 1e-7, 0.998, 0.999),
     "f16": Limits(None, 1e-4, 0.98, 0.99),

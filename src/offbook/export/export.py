@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from offbook.errors import quoted
 from offbook.export.adapter import write_adapter
 from offbook.export.certificate import LIMITS, Certificate, Limits, certify
 from offbook.export.gguf import write_lora, write_model
@@ -89,7 +89,7 @@ def export_run(
             certificate = compare(partial, run, target, kind, strength)
             certificate.require_passed(str(folder))
             (partial / CERTIFICATE).write_bytes(certificate.to_json())
-    return Export(folder, certificate, note.format(folder=shlex.quote(str(folder))))
+    return Export(folder, certificate, note.format(folder=quoted(folder)))
 
 
 def _write(

@@ -46,7 +46,7 @@ def attach_adapter(
         lora: PEFT's settings.
         seed: of the random A matrices; B is zero, so the model computes the same as its base.
         name: by which other programs load the base; it is written into the adapter's configuration.
-        revision: of a base on the hub, likewise.
+        revision: of a base on the hub; it is written there, too.
 
     Raises:
         ConfigError: when `target_modules` names a layer that does not exist.

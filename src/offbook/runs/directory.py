@@ -272,7 +272,7 @@ class RunDirectory:
         storage.discard(self.config_file)
         for _, folder in () if self.checkpoints.is_symlink() else self.steps():
             storage.discard(folder, COMMITTED)
-        storage.discard(self.checkpoints)  # where nothing of others is in it
+        storage.discard(self.checkpoints)  # unless it has files of the user's
         storage.discard(self.adapter, COMMITTED)
         storage.discard(self.metrics_file)
 
