@@ -20,10 +20,9 @@ from offbook.errors import CheckpointError, ConfigError
 from offbook.models.adapter import (
     attach_adapter,
     load_adapter,
-    notes_for_readers,
     restore_adapter,
-    saved_alpha,
 )
+from offbook.models.adapter_config import notes_for_readers, saved_alpha
 from offbook.models.load import load_base
 from support.tiny import make_base, make_tokenizer, save_adapter
 
