@@ -27,7 +27,7 @@ from train_speed import build_rows
 
 from offbook.config import LoraSettings
 from offbook.engine.engine import Engine
-from offbook.engine.memory import keep_freed_memory
+from offbook.engine.memory import prepare_allocator
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import choose_precision, load_base
@@ -64,7 +64,7 @@ def main() -> None:
     dtype = choose_precision(options.precision, DEVICE)
     folder = resolve_base(options.base)
     rows = build_rows(options.rows, folder, STEP, 0)
-    keep_freed_memory()
+    prepare_allocator(DEVICE)
     base = load_base(folder, dtype, DEVICE)
     engine = Engine(attach_adapter(base, LoraSettings(lora_dropout=0.1, **LORA), 0, ""))
     optimizer = torch.optim.AdamW(

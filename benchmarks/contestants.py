@@ -61,6 +61,29 @@ def recipe(job: Job, checkpointing: bool) -> Steps:
     return run_trainer(trainer)
 
 
+def unsloth(job: Job) -> Steps:
+    """Unsloth's layers under Trainer, without the checkpointing that it recommends for memory."""
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        job.folder,
+        max_seq_length=max(MAX_LENGTH, *(len(row["labels"]) for row in job.rows)),
+        dtype=job.dtype,
+        load_in_4bit=False,
+    )
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    trainer = Trainer(
+        model=FastLanguageModel.get_peft_model(
+            model, lora_dropout=job.dropout, use_gradient_checkpointing=False, **LORA
+        ),
+        args=TrainingArguments(**trainer_settings(job), bf16=job.dtype == torch.bfloat16),
+        train_dataset=[row | {"attention_mask": [1] * len(row["labels"])} for row in job.rows],
+        data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True),
+    )
+    return run_trainer(trainer)
+
+
 def trl(job: Job) -> Steps:
     """TRL's trainer, in the fastest setting known to us on the same rows, FlashAttention aside."""
     from datasets import Dataset
@@ -78,6 +101,7 @@ def trl(job: Job) -> Steps:
         max_length=max(MAX_LENGTH, *map(len, ids)),
         packing=False,
         padding_free=False,
+        use_liger_kernel=DEVICE.type == "cuda",
     )
     trainer = SFTTrainer(
         model=model,
@@ -101,13 +125,13 @@ def steps(job: Job, *, fast: bool) -> Iterator[tuple[float, float]]:
 
     from offbook.config import LoraSettings
     from offbook.engine.engine import Engine
-    from offbook.engine.memory import keep_freed_memory
+    from offbook.engine.memory import prepare_allocator
     from offbook.models.adapter import attach_adapter
     from offbook.models.load import load_base
     from offbook.tokens.examples import Example
     from offbook.training.plan import MOST_TOKENS
 
-    keep_freed_memory()
+    prepare_allocator(DEVICE)
     base = load_base(Path(job.folder), job.dtype, DEVICE)
     model = attach_adapter(base, LoraSettings(lora_dropout=job.dropout, **LORA), 0, "base")
     engine = Engine(model, fast=fast)
@@ -134,6 +158,7 @@ CONTESTANTS: dict[str, Callable[[Job], Steps]] = {
     "recipe": lambda job: recipe(job, checkpointing=True),
     "recipe-no-checkpointing": lambda job: recipe(job, checkpointing=False),
     "trl": trl,
+    "unsloth": unsloth,
     "offbook": lambda job: offbook(job, fast=True),
     "offbook-plain": lambda job: offbook(job, fast=False),
 }

@@ -20,7 +20,7 @@ from machine import add_options, describe_machine, gemm_speed, peak_memory, set_
 from offbook.config import Config
 from offbook.engine.batching import make_step
 from offbook.engine.engine import Engine
-from offbook.engine.memory import keep_freed_memory
+from offbook.engine.memory import prepare_allocator
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import load_base
 from offbook.monitor import Monitor
@@ -63,7 +63,7 @@ plan = plan_for(
     max(len(step.prefix) + len(batch.input_ids) for step in steps for batch in step.micro_batches),
     checkpointing=run.config.train.gradient_checkpointing is True,
 )
-keep_freed_memory()
+prepare_allocator(run.device)
 start = time.perf_counter()
 model = attach_adapter(load_base(run.base, run.dtype, run.device), config.lora, 0, "base")
 loading = time.perf_counter() - start

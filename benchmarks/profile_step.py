@@ -23,7 +23,7 @@ from train_speed import build_rows, count_flops
 
 from offbook.config import LoraSettings
 from offbook.engine.engine import Engine
-from offbook.engine.memory import keep_freed_memory
+from offbook.engine.memory import prepare_allocator
 from offbook.engine.ops import kernels
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import resolve_base
@@ -69,7 +69,7 @@ def main() -> None:
     dtype = choose_precision(options.precision, DEVICE)
     folder = resolve_base(options.base)
     rows = build_rows(options.rows, folder, STEP, options.persona)
-    keep_freed_memory()
+    prepare_allocator(DEVICE)
     base = load_base(folder, dtype, DEVICE)
     engine = Engine(attach_adapter(base, LoraSettings(lora_dropout=options.dropout, **LORA), 0, ""))
     examples = [

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import DEVICE
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -81,7 +82,7 @@ for name in ("tokenizer.json", "tokenizer_config.json"):
 shapes = model.state_dict()
 if config.tie_word_embeddings:
     del shapes["lm_head.weight"]
-generator = torch.Generator().manual_seed(0)
+generator = torch.Generator(DEVICE).manual_seed(0)
 shards: dict[str, dict[str, torch.Size]] = {}
 for name, tensor in shapes.items():
     layer = name.split(".")[2] if name.startswith("model.layers.") else "rest"
@@ -91,7 +92,9 @@ for shard, tensors in shards.items():
         {
             name: torch.ones(shape, dtype=torch.bfloat16)
             if len(shape) == 1
-            else torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03, generator=generator)
+            else torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).uniform_(
+                -0.03, 0.03, generator=generator
+            )
             for name, shape in tensors.items()
         },
         folder / shard,

@@ -20,7 +20,7 @@ from machine import DEVICE, add_options, describe_machine, set_kernels
 
 from offbook.config import LoraSettings
 from offbook.engine.engine import Engine
-from offbook.engine.memory import keep_freed_memory
+from offbook.engine.memory import prepare_allocator
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import choose_precision, load_base
@@ -69,7 +69,7 @@ def seconds(engine: Engine, rows: list[Example]) -> float:
     return time.perf_counter() - start
 
 
-keep_freed_memory()
+prepare_allocator(DEVICE)
 lines, points = [], []
 for base in arguments.base:
     folder = resolve_base(base)

@@ -6,23 +6,28 @@
 
 Every contestant trains the same adapter on the same token ids and labels, 16 rows a step, in
 the same precision, in a process of its own; they take turns, so that a machine that slows down
-slows all of them. TRL takes part where it is installed. Memory is the peak of the process, or of
-the GPU where there is one. Model FLOP use is the arithmetic that the rows call for, without
-padding, recomputation and attention scores, over what the machine's matrix products reach in the
-same process. Work that is saved, such as a persona computed once, counts as done, so it may
-exceed 100%.
+slows all of them. TRL and Unsloth take part where they are installed; if that is elsewhere, with
+versions of their own, `--peer-python` names the interpreter, which also needs offbook. Memory is
+the peak of the process, or of the GPU where there is one. Model FLOP use is the arithmetic that
+the rows call for, without padding, recomputation and attention scores, over what the machine's
+matrix products reach in the same process. Work that is saved, such as a persona computed once,
+counts as done, so it may exceed 100%.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
+
+if "unsloth" in sys.argv:  # it patches what is imported after it
+    importlib.import_module("unsloth")
+
 import argparse
-import importlib.util
 import json
 import os
 import random
 import shlex
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice, product
@@ -36,7 +41,7 @@ from machine import DEVICE, add_options, describe_machine, gemm_speed, peak_memo
 PERSONA = "You are the keeper of a lighthouse, and you speak in short, salty sentences. "
 # Steps that are not timed: memory is touched for the first time in them.
 WARM_UP = 2
-HAS_TRL = importlib.util.find_spec("trl") is not None
+PEERS = ("trl", "unsloth")
 HEADER = """\
 | | examples/s | supervised tokens/s | peak memory, GB | model FLOP use | offbook is faster | loss |
 |---|--:|--:|--:|--:|--:|--:|"""
@@ -62,10 +67,10 @@ def run_contestant(name: str) -> None:
     print(json.dumps(asdict(outcome)))
 
 
-def compete(name: str, job: Job) -> Outcome | str:
+def compete(name: str, job: Job, python: str) -> Outcome | str:
     """A contestant's outcome, or the last line of its stderr."""
     process = subprocess.run(
-        [sys.executable, __file__, "--contestant", name],
+        [python, str(Path(__file__).resolve()), "--contestant", name],
         input=json.dumps(asdict(job)),
         capture_output=True,
         text=True,
@@ -74,6 +79,12 @@ def compete(name: str, job: Job) -> Outcome | str:
     if process.returncode == 0:
         return Outcome(**json.loads(process.stdout.splitlines()[-1]))
     return (process.stderr.strip() or f"exit status {process.returncode}").splitlines()[-1]
+
+
+def is_installed(name: str, python: str) -> bool:
+    """Whether an interpreter finds a package."""
+    code = f"import importlib.util, sys; sys.exit(not importlib.util.find_spec({name!r}))"
+    return not subprocess.run([python, "-c", code]).returncode
 
 
 def build_rows(source: str, folder: Path, count: int, persona: int) -> list[Row]:
@@ -163,6 +174,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--persona", type=int, default=0, help="tokens of system text in each row")
     parser.add_argument("--plain", action="store_true", help="offbook's plain path, too")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter of the peers")
     parser.add_argument("--markdown", help="file for the table")
     parser.add_argument("--plot", help="file for a chart: .png, .svg")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
@@ -179,14 +191,15 @@ def main() -> None:
     dtype = choose_precision(options.precision, DEVICE)
     precision = str(dtype).removeprefix("torch.")
     rows = build_rows(options.rows, folder, STEP * (WARM_UP + options.steps), options.persona)
-    left_out = {"trl": not HAS_TRL, "offbook-plain": not options.plain}
+    missing = [name for name in PEERS if not is_installed(name, options.peer_python)]
+    left_out = dict.fromkeys(missing, True) | {"offbook-plain": not options.plain}
     outcomes: dict[str, list[Outcome]] = {n: [] for n in CONTESTANTS if not left_out.get(n)}
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(str(folder), rows, options.dropout, precision, options.kernels, scratch)
         for k, name in product(range(options.rounds), outcomes):
             print(f"round {k + 1} of {options.rounds}: {name}", file=sys.stderr)
-            outcome = compete(name, job)
+            outcome = compete(name, job, options.peer_python if name in PEERS else sys.executable)
             if isinstance(outcome, str):
                 failures[name] = outcome.replace("|", "/")
             else:
@@ -204,14 +217,14 @@ def main() -> None:
         table.append(f"| {' | '.join([name, *line])} |")
     command = ["python", "benchmarks/train_speed.py"]
     for key, value in vars(options).items():
-        if value != parser.get_default(key) and key not in ("markdown", "plot"):
+        if value != parser.get_default(key) and key not in ("markdown", "plot", "peer_python"):
             text = Path(value).name if Path(str(value)).exists() else str(value)
             command += [f"--{key}"] if value is True else [f"--{key}", text]
     report = [
         "\n".join(table),
         f"Rounds: {options.rounds}, each of {options.steps} timed steps of {STEP} rows; tokens a "
         f"row: {tokens / len(timed):.0f}, supervised {supervised / len(timed):.0f}.",
-        *["TRL is not installed and took no part."] * (not HAS_TRL),
+        *(f"{name} is not installed and took no part." for name in missing),
         f"{describe_machine(dtype)}. `{shlex.join(command)}`",
     ]
     print("\n\n".join(report))

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from offbook.config import Config
 from offbook.engine.ops import library
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
+from support import engines
 from support.shared import DEEPSEEK
 from support.tiny import ROWS, make_base
 
@@ -21,11 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="native",
         help="processor that the kernels are compiled for, such as x86-64-v3; none: do without",
     )
+    parser.addoption("--device", default="cpu", help="that the engine's tests compute on")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     kernels = config.getoption("--kernels")
     library.TARGET = None if kernels == "none" else kernels
+    engines.DEVICE = torch.device(config.getoption("--device"))
 
 
 @pytest.fixture(scope="session")

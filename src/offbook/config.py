@@ -179,6 +179,11 @@ class TrainSettings(Section):
     supports, without padding, after comparing its gradients with those of transformers and PEFT;
     `plain` uses transformers and PEFT alone."""
 
+    deterministic: bool = False
+    """On a GPU, use only operations that give the same bits each time, which are slower. Without
+    it, a run that is resumed or repeated there ends in weights that differ by rounding. On a
+    processor, all operations do."""
+
     logging_steps: int = Field(default=10, ge=1)
     """Optimizer steps between lines in `metrics.jsonl`."""
 

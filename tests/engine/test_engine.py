@@ -23,7 +23,7 @@ from offbook.libraries import quiet_transformers
 from offbook.models.load import load_base
 from offbook.tokens.examples import Example
 from support.engines import (
-    CPU,
+    DEVICE,
     FAMILIES,
     SIZES,
     example,
@@ -43,7 +43,7 @@ def fast_engine(model: torch.nn.Module) -> Engine:
 
 
 def gradients(engine: Engine, examples: list[Example], budget: int = ANY) -> Gradients:
-    step = engine.make_step(examples, budget, CPU)
+    step = engine.make_step(examples, budget, DEVICE)
     assert engine.accumulate(step, [0]) is not None
     found = {n: p.grad for n, p in engine.model.named_parameters() if p.grad is not None}
     engine.model.zero_grad(set_to_none=True)
@@ -74,10 +74,13 @@ def test_gradients_are_those_of_the_plain_path(family: str, prefix: int) -> None
     assert fast.packed
     assert fast.plain_layers == ()
     examples = some_examples(prefix)
-    step = fast.make_step(examples, ANY, CPU)
+    step = fast.make_step(examples, ANY, DEVICE)
     # The last row's second token is supervised, so the prefix stops a token short of it.
     assert step.micro_batches[0].offset == prefix
-    loss, expected_loss = fast.mean_loss(step), plain.mean_loss(plain.make_step(examples, ANY, CPU))
+    loss, expected_loss = (
+        fast.mean_loss(step),
+        plain.mean_loss(plain.make_step(examples, ANY, DEVICE)),
+    )
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     expected = gradients(plain, examples)
     assert len(expected) == 3 * 7 * 2
@@ -138,7 +141,7 @@ def test_checkpointing_changes_nothing(
         "offbook.engine.layers.attend", lambda *facts: calls.append(1) or attention.attend(*facts)
     )
     assert difference(gradients(fast, examples, budget), expected) < 1e-12
-    step = fast.make_step(examples, budget, CPU)
+    step = fast.make_step(examples, budget, DEVICE)
     passes = len(step.micro_batches) + bool(len(step.prefix))
     assert len(calls) == (2 + 2 + 1) * passes, "all layers but the last twice"
 
@@ -160,7 +163,7 @@ def test_a_prefix_is_forgotten_after_its_step(
         return make(computed)
 
     monkeypatch.setattr(engine_module, "Prefix", watched)
-    engine.accumulate(engine.make_step(some_examples(40), FEW, CPU), [0], lambda: stop)
+    engine.accumulate(engine.make_step(some_examples(40), FEW, DEVICE), [0], lambda: stop)
     assert len(seen) == 3
     assert all(reference() is None for reference in seen)
 
@@ -205,7 +208,7 @@ def test_fifty_clipped_steps_end_in_the_same_adapter() -> None:
                 example(9 + n, [range(9 + n // 2, 9 + n)], 1000 + 100 * k + n, range(9))
                 for n in range(2, 8)
             ]
-            engine.accumulate(engine.make_step(examples, 40, CPU), [k])
+            engine.accumulate(engine.make_step(examples, 40, DEVICE), [k])
             assert torch.nn.utils.clip_grad_norm_(trained, 0.1) > 0.1
             optimizer.step()
             optimizer.zero_grad()
@@ -221,7 +224,7 @@ def test_an_example_does_not_touch_the_others() -> None:
     rows = [example(n, [range(3, n)], n) for n in (12, 11, 10)]
 
     def summed(examples: list[Example]) -> float:
-        step = engine.make_step(examples, ANY, CPU)
+        step = engine.make_step(examples, ANY, DEVICE)
         with torch.no_grad():
             return sum(engine.loss(batch).item() for batch in step.micro_batches)
 
@@ -234,17 +237,17 @@ def test_an_example_does_not_touch_the_others() -> None:
 
 def test_the_mean_is_over_tokens_not_batches() -> None:
     engine = fast_engine(make_model(FAMILIES["llama-mha"], torch.float64))
-    means = [engine.mean_loss(engine.make_step(some_examples(), b, CPU)) for b in (1, 30, ANY)]
+    means = [engine.mean_loss(engine.make_step(some_examples(), b, DEVICE)) for b in (1, 30, ANY)]
     assert means[0] == pytest.approx(means[1], rel=1e-12)
     assert means[0] == pytest.approx(means[2], rel=1e-12)
-    assert engine.mean_loss(engine.make_step(some_examples(), 1, CPU), lambda: True) is None
+    assert engine.mean_loss(engine.make_step(some_examples(), 1, DEVICE), lambda: True) is None
 
 
 def test_the_mean_is_taken_without_dropout() -> None:
     lora = LoraSettings(r=4, lora_dropout=0.5)
     engine = fast_engine(make_model(FAMILIES["llama-mha"], torch.float64, lora))
     engine.model.train()
-    step = engine.make_step(some_examples(), ANY, CPU)
+    step = engine.make_step(some_examples(), ANY, DEVICE)
     assert engine.mean_loss(step) == engine.mean_loss(step)
     assert engine.model.training
 
@@ -263,7 +266,7 @@ def test_the_work_is_what_the_formula_says(prefix: int) -> None:
         example(prefix + n, [range(prefix + n // 2, prefix + n)], n, range(prefix))
         for n in range(20, 36)
     ]
-    step = engine.make_step(examples, 200, CPU)
+    step = engine.make_step(examples, 200, DEVICE)
     assert len(step.prefix) == prefix
     mapping = {torch.ops.aten.addmm_: _addmm_flop}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
@@ -313,15 +316,15 @@ def test_dora_is_left_to_peft() -> None:
     engine = fast_engine(make_model(FAMILIES["llama-gqa"], torch.float32, lora))
     assert not engine.packed
     assert engine.plain_layers == ("LlamaAttention", "LlamaMLP")
-    assert check_gradients(engine, some_examples(), CPU) < 1e-3
+    assert check_gradients(engine, some_examples(), DEVICE) < 1e-3
 
 
 def test_the_plain_loss_is_the_models_own(tiny_base: Path) -> None:
-    base = load_base(tiny_base, torch.float32, CPU)
+    base = load_base(tiny_base, torch.float32, DEVICE)
     row = example(12, [range(4, 12)], 0)
-    step = Engine(base, fast=False).make_step([row], ANY, CPU)
+    step = Engine(base, fast=False).make_step([row], ANY, DEVICE)
     own = base(
-        input_ids=torch.tensor(row.input_ids[None], dtype=torch.int64),
-        labels=torch.tensor(row.labels[None], dtype=torch.int64),
+        input_ids=torch.tensor(row.input_ids[None], dtype=torch.int64, device=DEVICE),
+        labels=torch.tensor(row.labels[None], dtype=torch.int64, device=DEVICE),
     ).loss
     assert Engine(base, fast=False).mean_loss(step) == pytest.approx(own.item(), rel=1e-6)

@@ -23,6 +23,7 @@ from offbook.models.adapter import attach_adapter
 from offbook.tokens.examples import IGNORED, Example
 
 CPU = torch.device("cpu")
+DEVICE = CPU  # `pytest --device cuda` sets another before the tests are read
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -63,6 +64,7 @@ def make_model(
         for p in model.parameters():
             if p.requires_grad:
                 p.data = p.data.float()
+    model.to(DEVICE)
     return model
 
 

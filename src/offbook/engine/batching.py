@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from offbook.engine.transfer import on_device
 from offbook.tokens.examples import IGNORED, Example
 
 # A prefix is shared when that saves at least this many tokens of a step.
@@ -25,16 +26,21 @@ class MicroBatch:
         input_ids: int64 [T].
         targets: int64 [T]; the id that follows each token in its sequence if that is supervised,
             else -100.
+        wanted: int64 [N]; the tokens with a target.
         lengths: tokens of each sequence.
         offset: position of each sequence's first token: the length of the shared prefix.
-        supervised: tokens that are predicted and trained on.
     """
 
     input_ids: torch.Tensor
     targets: torch.Tensor
+    wanted: torch.Tensor
     lengths: tuple[int, ...]
     offset: int
-    supervised: int
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that are predicted and trained on."""
+        return len(self.wanted)
 
     @property
     def holds_prefix(self) -> bool:
@@ -114,7 +120,7 @@ def make_step(
     held = start if len(groups) == 1 else 0
     prefix = examples[0].input_ids[held:start] if examples else np.empty(0)
     return Step(
-        torch.from_numpy(prefix.astype(np.int64)).to(device),
+        on_device(prefix.astype(np.int64), device),
         [_pack(group, start, held, device) for group in groups],
     )
 
@@ -152,9 +158,9 @@ def _pack(examples: Sequence[Example], start: int, held: int, device: torch.devi
     input_ids = np.concatenate([prefix, *(e.input_ids[start:-1] for e in examples)])
     targets = np.concatenate([[IGNORED] * held, *(e.labels[start + 1 :] for e in examples)])
     return MicroBatch(
-        torch.from_numpy(input_ids.astype(np.int64)).to(device),
-        torch.from_numpy(targets.astype(np.int64)).to(device),
+        on_device(input_ids.astype(np.int64), device),
+        on_device(targets.astype(np.int64), device),
+        on_device(np.flatnonzero(targets != IGNORED), device),
         tuple(len(e) - 1 - start for e in examples),
         start,
-        int((targets != IGNORED).sum()),
     )

@@ -106,14 +106,15 @@ class Engine:
             The mean loss in nats per token; None, and no gradients, if `should_stop` was true.
         """
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        self.model.train()
+        if not (self.model.training and backbone(self.model).training):
+            self.model.train()  # it goes through all modules
         return self.forward_backward(step, should_stop)
 
     def forward_backward(
         self, step: Step, should_stop: Callable[[], bool] = lambda: False
     ) -> float | None:
         """As `accumulate`, in the mode that the model is in."""
-        total = 0.0
+        losses = []  # not read before the end, so that a GPU has work all the time
         with self._threads():
             prefix = self._prefix(step)
             for batch in step.micro_batches:
@@ -122,10 +123,10 @@ class Engine:
                     return None
                 loss = self.loss(batch, prefix) / step.supervised
                 loss.backward()
-                total += loss.item()
+                losses.append(loss.detach())
             if prefix:
                 prefix.backward()
-        return total
+        return sum(loss.item() for loss in losses)
 
     def mean_loss(
         self, step: Step, should_stop: Callable[[], bool] = lambda: False
@@ -134,14 +135,14 @@ class Engine:
 
         Returns None if `should_stop` was true before the end.
         """
-        total = 0.0
+        losses = []
         with torch.no_grad(), evaluating(self.model), self._threads():
             prefix = self._prefix(step)
             for batch in step.micro_batches:
                 if should_stop():
                     return None
-                total += self.loss(batch, prefix).item()
-        return total / step.supervised
+                losses.append(self.loss(batch, prefix))
+        return sum(loss.item() for loss in losses) / step.supervised
 
     def loss(self, batch: MicroBatch, prefix: Prefix | None = None) -> torch.Tensor:
         """The summed cross-entropy of a micro-batch's supervised tokens, in nats.
@@ -153,11 +154,10 @@ class Engine:
             return padded_loss(self.model, batch)
         padding = -len(batch.input_ids) % TOKEN_MULTIPLE
         lengths = (*batch.lengths, padding) if padding else batch.lengths
-        wanted = (batch.targets != IGNORED).nonzero()[:, 0]
-        layout = Layout(lengths, batch.offset, wanted, holds_prefix=batch.holds_prefix)
+        layout = Layout(lengths, batch.offset, batch.wanted, holds_prefix=batch.holds_prefix)
         hidden_ND = self._hidden(F.pad(batch.input_ids, (0, padding)), layout, prefix)
         return summed_cross_entropy(
-            self._head_ops, hidden_ND, head(self.model), batch.targets[wanted]
+            self._head_ops, hidden_ND, head(self.model), batch.targets[batch.wanted]
         )
 
     @contextmanager

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from offbook.engine.transfer import on_device
+
 # Scores of a group of several sequences over all heads, at most: what fits the caches of two cores.
 GROUP_SCORES = 1_200_000
 # A sequence joins a group if it has at least this share of its longest sequence's tokens.
@@ -79,7 +81,24 @@ class Layout:
             return torch.cat([part.positions for part in self.parts])
         ends = torch.tensor(self.lengths).cumsum(0)
         starts = (ends - torch.tensor(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
-        return (torch.arange(int(ends[-1])) - starts + self.offset).to(self.wanted.device)
+        return on_device(torch.arange(int(ends[-1])) - starts + self.offset, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.wanted.device
+
+    @cached_property
+    def starts(self) -> torch.Tensor:
+        """int32 [B + 1]: the first token of each sequence, and the end of the last."""
+        ends = torch.tensor([0, *self.lengths]).cumsum(0)
+        return on_device(ends.int(), self.device)
+
+    @cached_property
+    def starts_of_one(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `starts`, of all sequences as one, and of the prefix."""
+        ends = torch.tensor([[0, sum(self.lengths)], [0, self.offset]]).int()
+        queries, keys = on_device(ends, self.device)
+        return queries, keys
 
     @cached_property
     def parts(self) -> tuple[Layout, Layout]:
@@ -116,8 +135,8 @@ class Layout:
         at = torch.arange(longest)
         size = torch.tensor(lengths)[:, None]
         begin = size.cumsum(0) - size
-        index = (begin + at.minimum(size - 1)).flatten().to(self.wanted.device)
-        places = (at < size).flatten().nonzero()[:, 0].to(self.wanted.device)
+        index = on_device((begin + at.minimum(size - 1)).flatten(), self.device)
+        places = on_device((at < size).flatten().nonzero()[:, 0], self.device)
         return Group(start, stop, sequences, longest, index, places)
 
     def mask(
@@ -136,5 +155,5 @@ class Layout:
             if window is not None:
                 hidden |= seen <= query - window
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-            self._masks[key] = mask.repeat(heads, 1).to(self.wanted.device)
+            self._masks[key] = on_device(mask.repeat(heads, 1), self.device)
         return self._masks[key]

@@ -11,14 +11,14 @@ from torch import nn
 from offbook.engine.ops import Backend
 
 # Memory for the logits of a chunk of tokens and what is computed from them: enough tokens for an
-# efficient product.
-CHUNK_BYTES = 48_000_000
+# efficient product. A GPU reads the whole head for each chunk.
+CHUNK_BYTES = {"cpu": 48_000_000, "cuda": 256_000_000}
 FEWEST_TOKENS = 16  # of a chunk
 
 
-def workspace_bytes(ops: Backend, vocabulary: int, dtype: torch.dtype) -> int:
+def workspace_bytes(ops: Backend, vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes of workspace that the loss needs."""
-    return CHUNK_BYTES + ops.linear_workspace_bytes(vocabulary, dtype)
+    return CHUNK_BYTES[device.type] + ops.linear_workspace_bytes(vocabulary, dtype)
 
 
 def summed_cross_entropy(
@@ -57,7 +57,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden_ND.device)
         gradients = []
         per_token = len(weight_VD) * ops.bytes_per_logit(weight_VD.dtype)
-        tokens = max(CHUNK_BYTES // per_token, FEWEST_TOKENS)
+        tokens = max(CHUNK_BYTES[hidden_ND.device.type] // per_token, FEWEST_TOKENS)
         chunks = max(math.ceil(len(targets_N) / tokens), 1)
         for h_ND, y_N in zip(*(x.chunk(chunks) for x in (hidden_ND, targets_N)), strict=True):
             loss, gradient_NV = ops.cross_entropy(ops.linear(h_ND, weight_VD, bias_V), y_N)

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 import torch
 
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # malloc.h
-# Messages of PyTorch's CPU allocator when the C library has no memory for it.
-NO_MEMORY = ("can't allocate memory", "not enough memory")
+# Messages of errors without a type of their own: of PyTorch where the C library has no memory for
+# it, of the CUDA driver, and of cuBLAS.
+NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+# The settings of PyTorch's GPU allocator; the name since 2.9 comes last.
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory, which the next step will need again.
+def prepare_allocator(device: torch.device) -> None:
+    """Set up memory for steps that free large tensors and need them again.
 
-    Otherwise every large temporary tensor is returned to the system, which has to clear its pages
-    when they are next used. Without glibc this does nothing.
+    On a GPU, blocks grow in place: micro-batches of many sizes would leave pieces too small for the
+    next one. A setting of the user's own stays. It has to come before the first tensor there.
+
+    On a processor, glibc keeps freed memory. Otherwise every large temporary tensor is returned to
+    the system, which has to clear its pages when they are next used. Without glibc this does
+    nothing.
     """
+    if device.type != "cpu":
+        if not any(name in os.environ for name in ALLOCATOR):
+            os.environ[ALLOCATOR[torch.__version__ >= "2.9"]] = "expandable_segments:True"
+        return
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_MAX, 0)  # no block is mapped on its own, to be unmapped when freed

@@ -52,7 +52,7 @@ class Chat:
         self.system = system
         self.sampling = sampling or Sampling()
         self._model, self.template = model, template
-        self._generator = torch.Generator()
+        self._generator = torch.Generator(model.device)
         if self.sampling.seed is None:
             self._generator.seed()
         else:

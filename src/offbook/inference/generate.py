@@ -73,26 +73,26 @@ def generate(
         prompt_ids: the tokens before the reply.
         stop_ids: the tokens that end it.
         sampling: how tokens are chosen.
-        generator: of random numbers, on the processor.
+        generator: of random numbers, on the model's device.
     """
-    device = next(model.parameters()).device
     cache = DynamicCache()
     seen = list(prompt_ids)
-    ids = torch.tensor([seen], device=device)
+    ids = torch.tensor([seen], device=generator.device)
     processors = _processors(sampling)
     faster = FasterThreads()
     for number in range(sampling.max_new_tokens):
         # The whole prompt is large products, which all threads compute.
         with torch.no_grad(), faster.token() if number else nullcontext():
             out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
-            scores = head(model)(out.last_hidden_state[:, -1]).float().cpu()
-        scores = processors(torch.tensor([seen]), scores)  # type: ignore[arg-type]
+            scores = head(model)(out.last_hidden_state[:, -1]).float()
+        before = torch.tensor([seen], device=generator.device)
+        scores = processors(before, scores)  # type: ignore[arg-type]
         token = _choose(scores, sampling, generator)
         if token in stop_ids:
             return
         yield token
         seen.append(token)
-        ids = torch.tensor([[token]], device=device)
+        ids = torch.tensor([[token]], device=generator.device)
 
 
 def _processors(sampling: Sampling) -> LogitsProcessorList:

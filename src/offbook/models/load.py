@@ -68,7 +68,8 @@ def load_base(
                 use_safetensors=True,
                 local_files_only=True,
                 quantization_config=_quantization(quantization, dtype),
-                device_map={"": device} if quantization != "none" else None,
+                # Weights go to a GPU as they are read, without a copy in the host's memory.
+                device_map={"": device} if device.type != "cpu" or quantization != "none" else None,
                 output_loading_info=True,
             )
     except LIBRARY_ERRORS as error:

@@ -10,7 +10,7 @@ import torch
 from offbook.config import Config
 from offbook.engine.batching import MicroBatch, Step, make_step
 from offbook.engine.engine import Engine
-from offbook.engine.memory import keep_freed_memory
+from offbook.engine.memory import prepare_allocator
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import choose_device
 from offbook.models.skeleton import make_skeleton
@@ -107,6 +107,7 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     weights.
     """
     device = choose_device()
+    prepare_allocator(device)
     small = type(shape.config).from_dict(
         shape.config.to_dict()
         | {"num_hidden_layers": 1, "vocab_size": 8192, "layer_types": None}
@@ -119,7 +120,6 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     lora = config.lora
     if isinstance(lora.target_modules, str):  # a pattern may match other layers only
         lora = lora.model_copy(update={"target_modules": ALL_LINEAR})
-    keep_freed_memory()
     model = attach_adapter(base, lora, 0, "")
     engine = Engine(model, fast=config.train.engine == "fast")
     adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -128,8 +128,9 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     longest = config.data.max_length
     sequences, length = 8, 128 if longest == "auto" else min(128, longest)
     tokens = sequences * length
-    ids = torch.arange(tokens, device=device) % 8192
-    step = Step(ids[:0], [MicroBatch(ids, ids, (length,) * sequences, 0, tokens)])
+    places = torch.arange(tokens, device=device)
+    ids = places % 8192
+    step = Step(ids[:0], [MicroBatch(ids, ids, places, (length,) * sequences, 0)])
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

@@ -32,8 +32,8 @@ MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
 FEWEST_TOKENS = 256
 # Measured, beyond the arithmetic: bytes of PyTorch's buffers where it computes the layers, and what
 # the allocator cannot use again, as a share of the activations.
-BUFFERS = 200_000_000
-FRAGMENTS = 0.15
+BUFFERS = {"cpu": 200_000_000, "cuda": 100_000_000}
+FRAGMENTS = {"cpu": 0.15, "cuda": 0.05}
 # Share of the free memory that is not used.
 RESERVE = 0.05
 GB = 1e9
@@ -245,14 +245,16 @@ def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
     vocabulary, depth = shape.config.vocab_size, shape.config.num_hidden_layers
     saved = layers.saved_per_token(ops, shape.config, case.longest, dropout=dropout)
     if checkpointing:
-        # A checkpointed layer saves only its input. But this lies where the next layer's widest
-        # tensor then does not fit, so both are counted. One layer at a time is computed again.
-        per_token = (depth * (hidden + inner) + saved) * dtype.itemsize
+        # A checkpointed layer saves only its input. But on a processor this lies where the next
+        # layer's widest tensor then does not fit, so both are counted. One layer at a time is
+        # computed again.
+        kept = hidden + inner if case.device.type == "cpu" else hidden
+        per_token = (depth * kept + saved) * dtype.itemsize
     else:
         per_token = depth * saved * dtype.itemsize
     per_token += layers.workspace_per_token(shape.config) * dtype.itemsize
     if shape.packed and config.train.engine == "fast":
-        loss_bytes = loss.workspace_bytes(ops, vocabulary, dtype)
+        loss_bytes = loss.workspace_bytes(ops, vocabulary, dtype, case.device)
     else:
         # transformers and PEFT keep float32 copies of the adapters' inputs, and all logits at once.
         wide = torch.promote_types(dtype, torch.float32).itemsize
@@ -263,9 +265,9 @@ def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
         checkpointing=checkpointing,
         weights=_weight_bytes(config, shape, dtype),
         adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
-        activations=int(per_token * tokens * (1 + FRAGMENTS)),
+        activations=int(per_token * tokens * (1 + FRAGMENTS[case.device.type])),
         loss=loss_bytes,
-        process=case.memory.used + (BUFFERS if isinstance(ops, Torch) else 0),
+        process=case.memory.used + (BUFFERS[case.device.type] if isinstance(ops, Torch) else 0),
         available=case.memory.available,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from peft import PeftModel
 from offbook.config import Config
 from offbook.engine.engine import Engine
 from offbook.engine.machine import limit_threads
-from offbook.engine.memory import keep_freed_memory
+from offbook.engine.memory import prepare_allocator
 from offbook.engine.ops.library import library
 from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
@@ -204,7 +205,9 @@ def prepare(config: Config, monitor: Monitor) -> LoadedRun:
 def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
     """Load the base, and attach an adapter to it."""
     config, device = inputs.config, inputs.device
-    keep_freed_memory()
+    prepare_allocator(device)
+    if config.train.deterministic:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monitor.busy("loading the base")
     base = load_base(inputs.base, inputs.dtype, device, config.model.quantization)
     name, revision = published_name(config.model.base, inputs.base)

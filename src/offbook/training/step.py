@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
@@ -199,7 +200,8 @@ class Stepper:
         while True:
             step = engine.make_step(examples, self.progress.micro_batch_tokens, device)
             try:
-                loss = compute(step)
+                with _deterministic(self.settings.deterministic):
+                    loss = compute(step)
                 if loss is None:
                     raise Stopped
                 return loss, step
@@ -232,6 +234,17 @@ class Stepper:
         memory = Memory(inputs.plan.available, inputs.plan.process)
         case = Case(inputs.config, inputs.shape, longest, inputs.dtype, inputs.device, memory)
         return ", ".join(map(str, advise(case, least_memory))) or "a smaller base"
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Use only operations that give the same bits each time, if wanted, while the context lasts."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:

@@ -16,21 +16,23 @@ from torch.nn import functional as F
 from offbook.engine.layout import Layout
 from offbook.engine.loss import summed_cross_entropy
 from offbook.engine.ops import BACKENDS, Backend
+from offbook.engine.ops.cuda import Cuda
 from offbook.engine.ops.torch import Torch
 from offbook.engine.projection import Projection
-from support.engines import CPU
+from support.engines import DEVICE
 
 # The relative error of a tensor that rounding its result explains.
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 # What is allowed to a backend that rounds intermediate results too.
-FACTORS = {Torch: 2}
+FACTORS = {Torch: 2, Cuda: 2}
 
 backends = pytest.mark.parametrize("ops", BACKENDS, ids=lambda ops: type(ops).__name__)
 formats = pytest.mark.parametrize("dtype", TOLERANCES)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return x.to(DEVICE, dtype)
 
 
 def close(ops: Backend, dtype: torch.dtype, got: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -58,7 +60,7 @@ def compare(
 
 
 def needs(ops: Backend, dtype: torch.dtype, *widths: int) -> None:
-    if not ops.supports(CPU, dtype, widths):
+    if not ops.supports(DEVICE, dtype, widths):
         pytest.skip("not supported here")
 
 
@@ -95,7 +97,7 @@ def test_rotation(ops: Backend, dtype: torch.dtype) -> None:
 
 
 def linear_layer(outputs: int, inputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=bias).to(dtype).requires_grad_(False)
+    return nn.Linear(inputs, outputs, bias=bias).to(DEVICE, dtype).requires_grad_(False)
 
 
 @backends
@@ -103,7 +105,15 @@ def linear_layer(outputs: int, inputs: int, bias: bool, dtype: torch.dtype) -> n
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("rank", [4, 24])
 @pytest.mark.parametrize("tokens", [1, 50])
-def test_projection(ops: Backend, dtype: torch.dtype, gated: bool, rank: int, tokens: int) -> None:
+@pytest.mark.parametrize("scales", [(1.5, 1.5), (1.5, 0.5)])
+def test_projection(
+    ops: Backend,
+    dtype: torch.dtype,
+    gated: bool,
+    rank: int,
+    tokens: int,
+    scales: tuple[float, float],
+) -> None:
     """Two layers with LoRA on one input, and one without."""
     outputs = (96, 32, 160)
     needs(ops, dtype, 64, *outputs)
@@ -115,8 +125,8 @@ def test_projection(ops: Backend, dtype: torch.dtype, gated: bool, rank: int, to
 
     parameters = [nn.Parameter(t) for t in adapters]
     projections = [
-        Projection(bases[0], *parameters[:2], scaling=1.5),
-        Projection(bases[1], *parameters[2:], scaling=0.5),
+        Projection(bases[0], *parameters[:2], scaling=scales[0]),
+        Projection(bases[1], *parameters[2:], scaling=scales[1]),
         Projection(bases[2]),
     ]
     x_TI = [t.clone().requires_grad_() for t in inputs]
@@ -128,7 +138,7 @@ def test_projection(ops: Backend, dtype: torch.dtype, gated: bool, rank: int, to
         part = F.linear(x, base.weight.double(), None if base.bias is None else base.bias.double())
         if k < 2:
             a, b = wide[1 + gated + 2 * k : 3 + gated + 2 * k]
-            part = part + (1.5, 0.5)[k] * x @ a.t() @ b.t()
+            part = part + scales[k] * x @ a.t() @ b.t()
         parts.append(part)
     expected = torch.cat(parts, -1)
     dy = random(*y.shape, dtype=dtype, seed=99)
@@ -150,8 +160,8 @@ def attention_reference(
             k, v = torch.cat([past[0], k]), torch.cat([past[1], v])
         k, v = (x.repeat_interleave(group, 1) for x in (k, v))
         scores = torch.einsum("thc,shc->hts", q_THC[start:stop], k) * scaling
-        query = torch.arange(len(k) - (stop - start), len(k))[:, None]
-        key = torch.arange(len(k))
+        key = torch.arange(len(k), device=k.device)
+        query = key[start - stop :, None]
         hidden = (key > query) | (key <= query - (window or len(k)))
         p = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         outputs.append(torch.einsum("hts,shc->thc", p, v))
@@ -177,7 +187,7 @@ def test_attention(
     shapes = [(sum(lengths), n, channels) for n in (heads, keys, keys)]
     shapes += [(prefix, keys, channels)] * 2 if prefix else []
     inputs = [random(*shape, dtype=dtype, seed=k) for k, shape in enumerate(shapes)]
-    layout = Layout(lengths, prefix, torch.arange(sum(lengths)))
+    layout = Layout(lengths, prefix, torch.arange(sum(lengths), device=DEVICE))
     scaling = channels**-0.5
 
     def compute(
@@ -198,7 +208,10 @@ def test_attention(
 @formats
 def test_cross_entropy(ops: Backend, dtype: torch.dtype) -> None:
     needs(ops, dtype, 96)
-    logits, targets = random(6, 96, dtype=dtype) * 5, torch.tensor([0, 95, 17, 31, 32, 50])
+    logits, targets = (
+        random(6, 96, dtype=dtype) * 5,
+        torch.tensor([0, 95, 17, 31, 32, 50], device=DEVICE),
+    )
     logits[0, 40] = -torch.inf
     logits[1] += 300  # exp alone would overflow
     wide = logits.double().requires_grad_()
@@ -216,7 +229,7 @@ def test_cross_entropy(ops: Backend, dtype: torch.dtype) -> None:
 def test_the_loss_of_an_output_head(ops: Backend, dtype: torch.dtype, bias: bool) -> None:
     needs(ops, dtype, 64, 128)
     torch.manual_seed(0)
-    head, targets = linear_layer(128, 64, bias, dtype), torch.arange(30) % 128
+    head, targets = linear_layer(128, 64, bias, dtype), torch.arange(30, device=DEVICE) % 128
     compare(
         ops,
         lambda x: summed_cross_entropy(ops, x, head, targets),

@@ -1,7 +1,8 @@
 """The operations of a layer: one interface, a file for each backend that computes them.
 
 `backend.py` is the interface. `torch.py` computes the operations on any device and in any format;
-`cpu.py` is faster where it can be used. A layer asks `choose` once, when the model is prepared.
+`cpu.py` and
+`cuda.py` are faster where they can be used. A layer asks `choose` once, when the model is prepared.
 
 To add a backend, write a subclass of `Backend` in a file of its own and list it in `BACKENDS`;
 `tests/engine/ops/test_conformance.py` then tests it.
@@ -15,12 +16,13 @@ import torch
 
 from offbook.engine.ops.backend import Backend
 from offbook.engine.ops.cpu import Cpu, threads_for
+from offbook.engine.ops.cuda import Cuda
 from offbook.engine.ops.torch import Torch
 
 __all__ = ["BACKENDS", "Backend", "choose", "threads_for"]
 
 # The first that supports a layer computes it.
-BACKENDS: tuple[Backend, ...] = (Cpu(), Torch())
+BACKENDS: tuple[Backend, ...] = (Cpu(), Cuda(), Torch())
 
 
 def choose(device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> Backend:

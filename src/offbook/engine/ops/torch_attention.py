@@ -39,6 +39,9 @@ def attend_by_group(
             expand = (group.sequences, -1, -1, -1)
             k = torch.cat([past_k.transpose(0, 1).expand(*expand), k], 2)
             v = torch.cat([past_v.transpose(0, 1).expand(*expand), v], 2)
+        if q.shape[1] != k.shape[1]:
+            # Not `enable_gqa`: with a mask, only the slowest of PyTorch's kernels knows it.
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         o = F.scaled_dot_product_attention(
             q,
             k,
@@ -46,7 +49,6 @@ def attend_by_group(
             attn_mask=None if causal else layout.mask(0, group.length, 1, window, q.dtype),
             is_causal=causal,
             scale=scaling,
-            enable_gqa=q.shape[1] != k.shape[1],
         )
         outputs.append(group.unpad(o.transpose(1, 2)))
     return torch.cat(outputs)

@@ -1,0 +1,192 @@
+"""The operations on an NVIDIA GPU from Ampere on, in bfloat16 or float16.
+
+Products are cuBLAS's, attention is FlashAttention, and what lies between them is Triton's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from offbook.engine.dropout import LEVELS
+from offbook.engine.layout import Layout
+from offbook.engine.ops.cuda_attention import WIDEST_HEAD, AttendPacked, can_attend
+from offbook.engine.ops.torch import Torch
+from offbook.engine.projection import Projection
+
+if find_spec("triton"):
+    from offbook.engine.ops import cuda_kernels as kernels
+
+WIDEST_RANK = 128  # whose parts of a product fit in registers
+AMPERE = (8, 0)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_THC: torch.Tensor, cos_TC: torch.Tensor, sin_TC: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(cos_TC, sin_TC)
+        return kernels.rotate(x_THC, cos_TC, sin_TC, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return kernels.rotate(grads[0], *ctx.saved_tensors, -1), None, None
+
+
+class _Gate(torch.autograd.Function):
+    """`silu(gate) x`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, gate)
+        return kernels.gate(x, gate)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return kernels.gate_backward(grads[0].contiguous(), *ctx.saved_tensors)
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_TI: torch.Tensor, projections: Sequence[Projection], *adapters: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        outputs = [F.linear(x_TI, p.weight(), p.bias) for p in projections]
+        adapted = [n for n, p in enumerate(projections) if p.lora_A is not None]
+        ctx.projections, ctx.adapted = projections, adapted
+        if not adapted:
+            ctx.save_for_backward(x_TI)
+            return tuple(outputs)
+        first = projections[adapted[0]]
+        dropped = round(first.dropout * LEVELS)
+        # Drawn from the processor's generator: a checkpointed layer draws the same one again.
+        seed = int(torch.randint(2**32, 2**62, ())) if dropped else 2**32
+        ctx.dropout = kernels.Dropout(first.scale, seed, dropped)
+        a_NRI = torch.stack([adapters[2 * n] for n in adapted])
+        b = [adapters[2 * n + 1] for n in adapted]
+        sizes = [len(b_OR) for b_OR in b]
+        # One launch for all matrices: launches are what a step of a few short rows consists of.
+        b_SR = torch.cat(b, out=x_TI.new_empty(sum(sizes), b[0].shape[1]))
+        h_NTR = kernels.down(x_TI, a_NRI, ctx.dropout)
+        for n, h_TR, b_OR in zip(adapted, h_NTR, b_SR.split(sizes), strict=True):
+            outputs[n].addmm_(h_TR, b_OR.t())
+        ctx.sizes = sizes
+        ctx.save_for_backward(x_TI, a_NRI, b_SR, h_NTR)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_TI, *saved = ctx.saved_tensors
+        dx_TI: torch.Tensor | None = None
+        adapters: list[torch.Tensor | None] = list(repeat(None, 2 * len(ctx.projections)))
+        if ctx.needs_input_grad[0]:
+            for p, dy_TO in zip(ctx.projections, grads, strict=True):
+                dx_TI = dy_TO @ p.weight() if dx_TI is None else dx_TI.addmm_(dy_TO, p.weight())
+        if saved:
+            a_NRI, b_SR, h_NTR = saved
+            dh_NTR = torch.empty_like(h_NTR)
+            parts = zip(ctx.adapted, h_NTR, dh_NTR, b_SR.split(ctx.sizes), strict=True)
+            for n, h_TR, dh_TR, b_OR in parts:
+                torch.mm(grads[n], b_OR, out=dh_TR)
+                adapters[2 * n + 1] = _wide_product(grads[n].t(), h_TR)
+            da_NRI = kernels.gradient_of_a(x_TI, dh_NTR, ctx.dropout)
+            for n, da_RI in zip(ctx.adapted, da_NRI, strict=True):
+                adapters[2 * n] = da_RI
+            if dx_TI is not None:
+                kernels.add_gradient_of_x(dx_TI, dh_NTR, a_NRI, ctx.dropout)
+        return dx_TI, None, *adapters
+
+
+def _wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A product in float32, of factors in half precision."""
+    if a.is_cuda and torch.__version__ >= "2.8":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
+
+
+class Cuda(Torch):
+    """Faster than PyTorch's operations, for what it supports; the rest is left to them."""
+
+    def supports(self, device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> bool:
+        """As in `Backend`: half precision, on cards from Ampere on, where Triton is installed."""
+        half = dtype in (torch.bfloat16, torch.float16)
+        return half and bool(find_spec("triton")) and _is_ampere(device)
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def rotate(
+        self, x_THC: torch.Tensor, cos_TC: torch.Tensor, sin_TC: torch.Tensor
+    ) -> torch.Tensor:
+        y_THC: torch.Tensor = _Rotate.apply(x_THC, cos_TC, sin_TC)
+        return y_THC
+
+    def project(
+        self, x_TI: torch.Tensor, gate_TI: torch.Tensor | None, projections: Sequence[Projection]
+    ) -> tuple[torch.Tensor, ...]:
+        if gate_TI is not None:
+            x_TI = _Gate.apply(x_TI.contiguous(), gate_TI.contiguous())
+        adapted = [p for p in projections if p.lora_A is not None]
+        kinds = {(p.scale, p.dropout, len(p.lora_A)) for p in adapted if p.lora_A is not None}
+        if len(kinds) > 1 or any(rank > WIDEST_RANK for *_, rank in kinds):
+            return super().project(x_TI, None, projections)
+        adapters = [t for p in projections for t in (p.lora_A, p.lora_B)]
+        outputs: tuple[torch.Tensor, ...] = _Project.apply(
+            x_TI.contiguous(), projections, *adapters
+        )
+        return outputs
+
+    def attend(
+        self,
+        q_THC: torch.Tensor,
+        k_TKC: torch.Tensor,
+        v_TKC: torch.Tensor,
+        past: tuple[torch.Tensor, torch.Tensor] | None,
+        layout: Layout,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        channels = q_THC.shape[2]
+        if channels % 8 or channels > WIDEST_HEAD or not can_attend(layout, bool(past), window):
+            return super().attend(q_THC, k_TKC, v_TKC, past, layout, scaling, window)
+        past_k, past_v = past or (None, None)
+        o_THC: torch.Tensor = AttendPacked.apply(
+            q_THC, k_TKC, v_TKC, past_k, past_v, layout, scaling, window
+        )
+        return o_THC
+
+    def cross_entropy(
+        self, logits_NV: torch.Tensor, targets_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits_NV = logits_NV.contiguous()
+        return kernels.cross_entropy(logits_NV, targets_N).sum(), logits_NV
+
+    def saved_by_projection(
+        self, width: int, projections: int, *, gated: bool, dropout: bool
+    ) -> int:
+        """As in `Backend`: the input, and what it is gated from; masks are computed again."""
+        return width * (1 + 2 * gated)
+
+    def saved_by_attention(self, heads: int, key_heads: int, channels: int, longest: int) -> int:
+        """As in `Backend`: queries, keys and values; the output is `project`'s input."""
+        return (heads + 2 * key_heads) * channels
+
+    def bytes_per_logit(self, dtype: torch.dtype) -> int:
+        """As in `Backend`: a logit, which its gradient overwrites."""
+        return dtype.itemsize
+
+
+@lru_cache
+def _is_ampere(device: torch.device) -> bool:
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= AMPERE
+    )
