@@ -16,9 +16,12 @@ CHUNK_BYTES = {"cpu": 48_000_000, "cuda": 256_000_000}
 FEWEST_TOKENS = 16  # of a chunk
 
 
-def workspace_bytes(ops: Backend, vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes of workspace that the loss needs."""
-    return CHUNK_BYTES[device.type] + ops.linear_workspace_bytes(vocabulary, dtype)
+def workspace_bytes(
+    ops: Backend, vocabulary: int, dtype: torch.dtype, device: torch.device, tokens: int
+) -> int:
+    """Bytes of workspace that the loss of so many tokens needs."""
+    all_logits = tokens * vocabulary * ops.bytes_per_logit(dtype)
+    return min(CHUNK_BYTES[device.type], all_logits) + ops.linear_workspace_bytes(vocabulary, dtype)
 
 
 def summed_cross_entropy(

@@ -8,6 +8,8 @@ import platform
 
 import torch
 
+from offbook.errors import ConfigError
+
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # malloc.h
 # Messages of errors without a type of their own: of PyTorch where the C library has no memory for
 # it, of the CUDA driver, and of cuBLAS.
@@ -17,6 +19,8 @@ NO_MEMORY = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+# With this setting cuBLAS gives the same bits each time.
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 # The settings of PyTorch's GPU allocator; the name since 2.9 comes last.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
@@ -39,6 +43,24 @@ def prepare_allocator(device: torch.device) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_MAX, 0)  # no block is mapped on its own, to be unmapped when freed
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def prepare_deterministic(device: torch.device) -> None:
+    """Have cuBLAS give the same bits each time; it has to come before its first product.
+
+    Raises:
+        ConfigError: when this process has used a GPU before.
+    """
+    name, value = CUBLAS
+    if device.type != "cuda" or name in os.environ:
+        return
+    if torch.cuda.is_initialized():
+        raise ConfigError(
+            "this process has used the GPU already, and cuBLAS reads its settings only then",
+            where="train.deterministic",
+            fix=f"set {name}={value} in the environment before the process starts",
+        )
+    os.environ[name] = value
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -32,7 +32,7 @@ MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
 FEWEST_TOKENS = 256
 # Measured, beyond the arithmetic: bytes of PyTorch's buffers where it computes the layers, and what
 # the allocator cannot use again, as a share of the activations.
-BUFFERS = {"cpu": 200_000_000, "cuda": 100_000_000}
+BUFFERS = {"cpu": 200_000_000, "cuda": 40_000_000}
 FRAGMENTS = {"cpu": 0.15, "cuda": 0.05}
 # Share of the free memory that is not used.
 RESERVE = 0.05
@@ -244,17 +244,21 @@ def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
     hidden, inner = shape.config.hidden_size, shape.config.intermediate_size
     vocabulary, depth = shape.config.vocab_size, shape.config.num_hidden_layers
     saved = layers.saved_per_token(ops, shape.config, case.longest, dropout=dropout)
+    on_cpu = case.device.type == "cpu"
+    one_layer = layers.workspace_per_token(shape.config)
     if checkpointing:
         # A checkpointed layer saves only its input. But on a processor this lies where the next
         # layer's widest tensor then does not fit, so both are counted. One layer at a time is
         # computed again.
-        kept = hidden + inner if case.device.type == "cpu" else hidden
-        per_token = (depth * kept + saved) * dtype.itemsize
+        kept = depth * (hidden + inner * on_cpu)
+        one_layer += saved
     else:
-        per_token = depth * saved * dtype.itemsize
-    per_token += layers.workspace_per_token(shape.config) * dtype.itemsize
+        kept = depth * saved
+    per_token = (kept + one_layer) * dtype.itemsize
     if shape.packed and config.train.engine == "fast":
-        loss_bytes = loss.workspace_bytes(ops, vocabulary, dtype, case.device)
+        loss_bytes = loss.workspace_bytes(ops, vocabulary, dtype, case.device, tokens)
+        if not on_cpu:  # a GPU's allocator takes for a layer what the loss has freed
+            loss_bytes = max(loss_bytes - one_layer * dtype.itemsize * tokens, 0)
     else:
         # transformers and PEFT keep float32 copies of the adapters' inputs, and all logits at once.
         wide = torch.promote_types(dtype, torch.float32).itemsize

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from peft import PeftModel
 from offbook.config import Config
 from offbook.engine.engine import Engine
 from offbook.engine.machine import limit_threads
-from offbook.engine.memory import prepare_allocator
+from offbook.engine.memory import prepare_allocator, prepare_deterministic
 from offbook.engine.ops.library import library
 from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
@@ -147,6 +146,8 @@ def gather(
     limit_threads()
     start = start or Receipt()
     device = device or choose_device()
+    if config.train.deterministic:
+        prepare_deterministic(device)
     require_quantization(config.model.quantization)
     revision = start.commits.get(BASE, config.model.revision)
     base = resolve_base(config.model.base, revision, monitor.announce, weights)
@@ -206,8 +207,6 @@ def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
     """Load the base, and attach an adapter to it."""
     config, device = inputs.config, inputs.device
     prepare_allocator(device)
-    if config.train.deterministic:  # cuBLAS reads it when it is first used
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monitor.busy("loading the base")
     base = load_base(inputs.base, inputs.dtype, device, config.model.quantization)
     name, revision = published_name(config.model.base, inputs.base)

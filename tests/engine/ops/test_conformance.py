@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from offbook.engine.layout import Layout
 from offbook.engine.loss import summed_cross_entropy
-from offbook.engine.ops import BACKENDS, Backend
+from offbook.engine.ops import BACKENDS, Backend, cuda_attention
 from offbook.engine.ops.cuda import Cuda
 from offbook.engine.ops.torch import Torch
 from offbook.engine.projection import Projection
 from support.engines import DEVICE
+from support.flash import Flash
 
 # The relative error of a tensor that rounding its result explains.
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
@@ -59,8 +60,16 @@ def compare(
         assert close(ops, inputs[0].dtype, got, wanted)
 
 
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor, Triton interprets kernels, and FlashAttention is written out."""
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(cuda_attention, "aten", Flash)
+
+
 def needs(ops: Backend, dtype: torch.dtype, *widths: int) -> None:
-    if not ops.supports(DEVICE, dtype, widths):
+    interpreted = isinstance(ops, Cuda) and DEVICE.type == "cpu" and dtype == torch.float32
+    if not interpreted and not ops.supports(DEVICE, dtype, widths):
         pytest.skip("not supported here")
 
 

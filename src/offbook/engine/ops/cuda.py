@@ -6,7 +6,7 @@ Products are cuBLAS's, attention is FlashAttention, and what lies between them i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from itertools import repeat
 from typing import Any
@@ -37,7 +37,8 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return kernels.rotate(grads[0], *ctx.saved_tensors, -1), None, None
+        cos_TC, sin_TC = ctx.saved_tensors
+        return kernels.rotate(grads[0], cos_TC, sin_TC, -1), None, None
 
 
 class _Gate(torch.autograd.Function):
@@ -116,8 +117,11 @@ class Cuda(Torch):
 
     def supports(self, device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> bool:
         """As in `Backend`: half precision, on cards from Ampere on, where Triton is installed."""
-        half = dtype in (torch.bfloat16, torch.float16)
-        return half and bool(find_spec("triton")) and _is_ampere(device)
+        if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+            return False
+        if not torch.cuda.is_available():
+            return True  # planned for a card that is not here
+        return bool(find_spec("triton")) and _is_ampere(device)
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, eps)
@@ -183,10 +187,6 @@ class Cuda(Torch):
         return dtype.itemsize
 
 
-@lru_cache
+@cache
 def _is_ampere(device: torch.device) -> bool:
-    return (
-        device.type == "cuda"
-        and torch.version.hip is None
-        and torch.cuda.get_device_capability(device) >= AMPERE
-    )
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= AMPERE

@@ -263,4 +263,4 @@ def cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Ten
 
 def _padded(rank: int) -> int:
     """A matrix product's smallest side is 16."""
-    return max(triton.next_power_of_2(rank), 16)
+    return max(int(triton.next_power_of_2(rank)), 16)

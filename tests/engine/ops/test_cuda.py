@@ -1,0 +1,135 @@
+"""The GPU's backend without a GPU: kernels are interpreted, FlashAttention is written out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig
+
+from offbook.config import LoraSettings
+from offbook.engine import ops
+from offbook.engine.engine import Engine
+from offbook.engine.ops import cuda, cuda_attention
+from offbook.engine.ops.cuda import Cuda
+from offbook.libraries import quiet_transformers
+from support.engines import CPU, FAMILIES, SIZES, make_model, some_examples
+from support.flash import Flash
+
+kernels = pytest.importorskip("offbook.engine.ops.cuda_kernels")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
+
+ANY, FEW = 10**6, 60
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_attention, "aten", Flash)
+    monkeypatch.setattr(Cuda, "supports", lambda *facts: True)
+    monkeypatch.setattr(ops, "BACKENDS", (Cuda(),))
+
+
+def gradients(engine: Engine, budget: int, prefix: int) -> torch.Tensor:
+    step = engine.make_step(some_examples(prefix), budget, CPU)
+    assert engine.accumulate(step, [0])
+    found = [p.grad.flatten() for p in engine.model.parameters() if p.grad is not None]
+    engine.model.zero_grad(set_to_none=True)
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "budget"),
+    [("llama-gqa", 40, FEW), ("llama-bias", 5, ANY), ("mistral-window", 0, ANY)],
+)
+def test_gradients_are_those_of_the_plain_path(family: str, prefix: int, budget: int) -> None:
+    model = make_model(FAMILIES[family], torch.float32)
+    fast = Engine(model, min_shared_tokens=1)
+    assert fast.packed
+    got = gradients(fast, budget, prefix)
+    with fast.plain():
+        expected = gradients(Engine(model, fast=False), ANY, prefix)
+    assert (got - expected).norm() < 2e-4 * expected.norm()
+
+
+def test_a_checkpointed_layer_draws_the_same_masks_again() -> None:
+    model = make_model(FAMILIES["llama-gqa"], torch.float32, LoraSettings(r=4, lora_dropout=0.3))
+    engine = Engine(model, min_shared_tokens=1)
+    expected = gradients(engine, ANY, 5)
+    with quiet_transformers():
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    torch.testing.assert_close(gradients(engine, ANY, 5), expected)
+
+
+def test_masks_are_independent_and_the_same_in_both_passes() -> None:
+    tokens, width = 400, 96
+    ones, identity = torch.ones(tokens, width), torch.eye(width).expand(2, -1, -1).contiguous()
+    dropout = kernels.Dropout(1.0, 2**40 + 3, 3277)
+    kept = kernels.down(ones, identity, dropout) > 0  # [2, T, I]
+    assert kept.float().mean().item() == pytest.approx(0.9, abs=0.005)
+    for axis in (0, 1):  # no row, column or neighbour tells of another
+        shares = kept[0].float().mean(axis)
+        assert shares.std().item() < 1.3 * (0.09 / kept[0].shape[axis]) ** 0.5
+    for other in (kept[1], kept[0].roll(1, 0), kept[0].roll(1, 1)):
+        both = (kept[0] & other).float().mean().item()
+        assert both == pytest.approx(0.81, abs=0.01)
+    dx = torch.zeros(tokens, width)
+    dh = torch.ones(2, tokens, width)
+    kernels.add_gradient_of_x(dx, dh, identity, dropout)
+    assert torch.equal(dx, kept.float().sum(0))
+    da = kernels.gradient_of_a(ones, dh, dropout)
+    torch.testing.assert_close(da[:, 0], kept.float().sum(1))
+
+
+def test_launches_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a layer adds to a step, forward and backward."""
+    found = []
+    for depth in (2, 4):
+        config = LlamaConfig(**SIZES | {"num_hidden_layers": depth}, num_key_value_heads=2)
+        engine = Engine(make_model(config, torch.float32, LoraSettings(r=4, lora_dropout=0.1)))
+        step = engine.make_step(some_examples(), ANY, CPU)
+        with counted(monkeypatch) as launches:
+            engine.accumulate(step, [0])
+        found.append(sum(launches.values()))
+    # On a processor each norm is a dozen operations; on a GPU it is one in each pass.
+    assert (found[1] - found[0]) / 2 <= 115
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Operations that a GPU would launch a kernel for: all that are no views, and our own."""
+    launches: Counter[str] = Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            name = func.name()
+            if not (func.is_view or "empty" in name or "detach" in name):
+                launches[name] += 1
+            return func(*args, **kwargs or {})
+
+    def launched(name: str, launch: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
+            before = launches.copy()
+            result = launch(*arguments, **named)
+            launches.clear()
+            launches.update(before)
+            launches[name] += 1
+            return result
+
+        return run
+
+    with monkeypatch.context() as patch, Count():
+        for module, names in (
+            (cuda.kernels, ("down", "gradient_of_a", "add_gradient_of_x", "rotate", "gate")),
+            (cuda.kernels, ("gate_backward", "cross_entropy")),
+            (Flash, ("_flash_attention_forward", "_flash_attention_backward")),
+        ):
+            for name in names:
+                launch = getattr(module, name)
+                run = launched(name, launch)
+                patch.setattr(module, name, staticmethod(run) if module is Flash else run)
+        yield launches
