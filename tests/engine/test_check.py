@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from offbook.config import Config
-from offbook.engine import attention
-from offbook.engine.check import check_gradients
+from offbook.engine import attention, ops
+from offbook.engine.check import check_gradients, check_or_fall_back
 from offbook.engine.engine import Engine
+from offbook.engine.ops.torch import Torch
 from offbook.errors import EngineError
 from offbook.training.loop import train
 from support.engines import CPU, FAMILIES, make_model, some_examples
@@ -42,6 +43,27 @@ def test_the_check_stops_a_fast_path_that_is_wrong(monkeypatch: pytest.MonkeyPat
     engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32))
     with pytest.raises(EngineError, match=r"differ from those .* train with train.engine=plain"):
         check_gradients(engine, some_examples(), CPU)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no C compiler"), None])
+def test_kernels_that_fail_or_are_wrong_are_left_for_pytorchs_operations(
+    fault: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Torch):
+        def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+            if fault:
+                raise fault
+            return super().norm(x, weight, eps) * 2
+
+    monkeypatch.setattr(ops, "BACKENDS", (Broken(),))
+    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32))
+    said: list[str] = []
+    check_or_fall_back(engine, some_examples(), CPU, said.append)
+    (line,) = said
+    assert line.startswith("computing with PyTorch's operations, which are slower, because ")
+    assert line.endswith("no C compiler") if fault else "differ from those of transformers" in line
+    check_or_fall_back(engine, some_examples(), CPU, said.append)
+    assert len(said) == 1
 
 
 def test_the_plain_path_trains_where_the_check_stops_the_fast_one(

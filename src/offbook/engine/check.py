@@ -35,9 +35,10 @@ wrong label.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from subprocess import CalledProcessError
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ from torch import nn
 
 from offbook.engine.batching import Step, make_step
 from offbook.engine.engine import Engine, evaluating
+from offbook.engine.memory import is_out_of_memory
+from offbook.engine.ops.torch import Torch
 from offbook.errors import EngineError
 from offbook.models.load import head, require_finite_weights
 from offbook.tokens.examples import IGNORED, Example
@@ -99,6 +102,37 @@ def check_gradients(engine: Engine, examples: Sequence[Example], device: torch.d
             fix="report this model, and train with train.engine=plain",
         )
     return overall
+
+
+def check_or_fall_back(
+    engine: Engine,
+    examples: Sequence[Example],
+    device: torch.device,
+    announce: Callable[[str], None],
+) -> None:
+    """Check gradients; where our own kernels fail or are wrong, go on with PyTorch's operations.
+
+    On a GPU, kernels are compiled when they are first used, by a compiler that may be missing, for
+    a card that may be newer than they are.
+
+    Args:
+        engine: the engine to check; it computes with PyTorch's operations afterwards, if need be.
+        examples: a few short parts of them are used.
+        device: that the model is on.
+        announce: receives a line that says so, with the reason.
+
+    Raises:
+        EngineError, NonFiniteError: as `check_gradients`, for PyTorch's operations.
+    """
+    try:
+        check_gradients(engine, examples, device)
+    except (EngineError, RuntimeError, OSError, CalledProcessError) as error:
+        if is_out_of_memory(error):
+            raise
+        engine.compute_with(Torch())
+        check_gradients(engine, examples, device)
+        reason = str(error).partition("\n")[0]
+        announce(f"computing with PyTorch's operations, which are slower, because {reason}")
 
 
 def _gradients(

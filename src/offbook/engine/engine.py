@@ -160,6 +160,14 @@ class Engine:
             self._head_ops, hidden_ND, head(self.model), batch.targets[batch.wanted]
         )
 
+    def compute_with(self, ops: Backend) -> None:
+        """Let a backend that supports all layers compute them."""
+        self._head_ops = ops
+        for *_, layer in self._swaps:
+            for name, value in vars(layer).items():
+                if isinstance(value, Backend):
+                    setattr(layer, name, ops)
+
     @contextmanager
     def plain(self) -> Iterator[None]:
         """Put the layers of transformers and PEFT back while the context lasts."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from offbook.config import Config, TrainSettings
-from offbook.engine.check import check_gradients
+from offbook.engine.check import check_or_fall_back
 from offbook.engine.machine import refuse_forked_child
 from offbook.errors import ConfigError, OffbookError
 from offbook.files import storage
@@ -49,7 +49,7 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
         monitor.busy("comparing gradients with those of transformers and PEFT")
         examples = [training[row] for row in schedule.rows(progress.step)]
         # Fast and plain path must give the same gradients on these rows, on this device.
-        check_gradients(stepper.loaded.engine, examples, inputs.device)
+        check_or_fall_back(stepper.loaded.engine, examples, inputs.device, stepper.announce)
     monitor.begin(progress.step, total)
     while True:
         # What is due after `step` steps: save, evaluate, or end. Then the next step.
