@@ -146,7 +146,7 @@ class RunDirectory:
             raise ConfigError(
                 f"does nothing, since the run has train.max_steps={merged.train.max_steps}",
                 where="train.num_train_epochs",
-                fix="change train.max_steps, or add train.max_steps=null",
+                fix="set train.max_steps instead, or add train.max_steps=null",
             )
         return merged
 
@@ -197,11 +197,14 @@ class RunDirectory:
             ours = False
         for part in () if ours else self._parts:
             if os.path.lexists(part):
-                other = quoted(Path("runs") / self.path.name)
+                name = self.path.resolve().name
+                other = Path("runs", name)
+                if other.resolve() == self.path.resolve():
+                    other = Path("runs", f"{name}-2")
                 raise ConfigError(
                     f"{part.name} is here, and is not that of a run",
                     where=str(self.path),
-                    fix=f"set another output_dir, such as output_dir={other}",
+                    fix=f"set another output_dir, such as {quoted(f'output_dir={other}')}",
                 )
 
     @property
