@@ -305,7 +305,7 @@ def test_beside_a_training_another_is_started_as_advised(
 
     assert train(tiny_config(), monitor=Second()).finished
     assert train(tiny_config(), overwrite=True).finished  # after waiting
-    train(tiny_config(), overwrite=True, monitor=StopAfter(1))
+    assert not train(tiny_config(), overwrite=True, should_stop=stop_after(2)).finished
     assert train(tiny_config(), overwrite=True).finished  # after stopping it
 
 

@@ -64,7 +64,8 @@ def test_a_run_that_is_there_is_trained_as_advised(
     ways: list[Way],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    stopped = train(tiny_config(*CUT), monitor=StopAfter(4))
+    stop = StopAfter(4)
+    stopped = train(tiny_config(*CUT), monitor=stop, should_stop=stop.should_stop)
     assert (stopped.finished, stopped.steps) == (False, 4)
     run = stopped.run
     kept = shutil.copytree(run, tmp_path / "kept")
