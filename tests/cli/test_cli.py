@@ -230,6 +230,26 @@ def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
     assert cli("nonsense")[0] == 2
 
 
+@pytest.mark.parametrize("address", ["http://x:y:z", "http://[::1"])
+def test_an_address_of_a_hub_that_is_none(cli: Cli, tmp_path: Path, address: str) -> None:
+    done = subprocess.run(  # a process of its own, as huggingface_hub reads it on import
+        [sys.executable, "-m", "offbook", "check", "lighthouse"],
+        env=os.environ | {"HF_ENDPOINT": address},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: HF_ENDPOINT: {address} is not an address (")
+    found = re.search(r"set it to one, such as (\S+), or unset it\n", done.stderr)
+    assert found
+    for better in ({"HF_ENDPOINT": found[1]}, {}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("HF_ENDPOINT", raising=False)
+            for name, value in better.items():
+                patch.setenv(name, value)
+            assert cli("check", "lighthouse")[0] == 0
+
+
 # train and chat.
 
 

@@ -56,9 +56,10 @@ class RunDirectory:
     checkpoints/step-N  what is needed to continue after N optimizer steps
     adapter/            the result, a plain PEFT folder
 
-    `receipt.json` marks the other names as offbook's: where there is none, they are files of the
-    user. `config.yaml` is written last and removed first: with both, there is a run. No file says
-    where the run is, so it can be moved and copied. Other files in the folder are left alone.
+    `receipt.json` marks the other names, and that of the lock, as offbook's: where there is none,
+    they are files of the user, unless the lock is empty. `config.yaml` is written last and removed
+    first: with both, there is a run. No file says where the run is, so it can be moved and copied.
+    Other files in the folder are left alone.
     """
 
     path: Path
@@ -195,8 +196,10 @@ class RunDirectory:
             ours = {"base", "data"} <= dict(json.loads(self.receipt_file.read_bytes())).keys()
         except (OSError, ValueError, TypeError):
             ours = False
-        for part in () if ours else self._parts:
-            if os.path.lexists(part):
+        lock = self.path / storage.LOCK
+        empty = lock.is_file() and not lock.is_symlink() and not lock.stat().st_size
+        for part in () if ours else (*self._parts, lock):
+            if os.path.lexists(part) and not (part == lock and empty):  # as ours is
                 name = self.path.resolve().name
                 other = Path("runs", name)
                 if other.resolve() == self.path.resolve():
