@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from offbook import __version__
+from offbook.cli.chat import HELP
 from offbook.cli.console import ProgressMonitor, printable
 from offbook.cli.train import STOPPING
 from offbook.files import storage
@@ -294,6 +295,7 @@ def test_every_chat_command(cli: Cli, tiny_arguments: list[str], tmp_path: Path)
         "/save other.jsonl",
         "/system",
         "/nonsense",
+        "/retri",
         "/help",
         "/exit",
         "never asked",
@@ -312,8 +314,9 @@ def test_every_chat_command(cli: Cli, tiny_arguments: list[str], tmp_path: Path)
         "nothing has been said yet",
         "no system text",
         "unknown command /nonsense; /help lists all",
+        'unknown command /retri; did you mean "/retry"?',  # which has answered above
     ]
-    assert "/base " in err
+    assert HELP in err
     (line,) = (tmp_path / "saved.jsonl").read_text().splitlines()
     turns = json.loads(line)["messages"]
     assert turns[0] == {"role": "system", "content": "You keep a lamp."}

@@ -172,6 +172,8 @@ def test_a_proxy_that_needs_another_package_is_named(hub, tmp_path, variable):
     message = said(hub, socks + code, tmp_path)
     assert message.startswith("someone/lines: the hub cannot be reached with what is installed")
     assert "for a SOCKS proxy, run `pip install socksio`" in message
+    unset = f"import os; os.environ.pop({variable!r}, None)\n"
+    assert said(hub, socks + unset + code, tmp_path / "unset") == [["train.jsonl"], 3]
     wrong = f"import os; os.environ[{variable!r}] = 'http://x:y'\n"
     assert said(hub, wrong + code, tmp_path).startswith("someone/lines: ")
 
@@ -220,6 +222,20 @@ def test_a_model_that_the_hub_has_converted_comes_from_the_pull_request(hub, tmp
     assert problem is None
     assert names == ["config.json", "model.safetensors"]
     assert not any(path.suffix == ".bin" for path in tmp_path.rglob("*"))
+
+
+def test_a_revision_with_safetensors_is_used_as_advised(hub, tmp_path):
+    folder = tmp_path / "pickled"  # as another program has downloaded it
+    folder.mkdir()
+    for name, content in REPOS["models/someone/older"].items():
+        (folder / name).write_bytes(content)
+    _, problem = said(hub, RESOLVE.format(base=str(folder), revision="main"), tmp_path)
+    assert problem.endswith(
+        "use a revision with safetensors; on the hub, model.revision=refs/pr/N names the pull "
+        "request that converts them"
+    )
+    named = RESOLVE.format(base="someone/older", revision="refs/pr/1")
+    assert said(hub, named, tmp_path) == [["config.json", "model.safetensors"], None]
 
 
 def test_weights_are_not_fetched_where_a_tokenizer_is_enough(hub, tmp_path):
