@@ -75,7 +75,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str, str, tuple[
     "numbers": (templated(NUMBERED), (), "gguf", "use --to merged", ("merged",)),
     "quotes": (
         family("llama"),
-        ("data.system='Say \"\"\" often.'",),
+        ('data.system=\'Say """ often.\'',),
         "ollama",
         "use --to gguf, and give the system text in each conversation",
         ("gguf",),

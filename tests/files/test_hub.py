@@ -126,11 +126,17 @@ def test_a_named_file_is_fetched_alone(hub, tmp_path, source, name, count):
         ("someone/lines:rows.jsonl", "none found", "someone/lines:rows.json"),
     ],
 )
-def test_a_data_set_that_leaves_the_file_open_is_refused(hub, tmp_path, source, found, example):
+def test_a_data_set_that_leaves_the_file_open_is_read_as_advised(
+    hub, tmp_path, source, found, example
+):
     repo = source.partition(":")[0]
     assert said(hub, READ.format(source=source), tmp_path) == (
         f"{repo}: cannot tell which files to train on: {found}; name one, as in {example}"
     )
+    named = example if found != "none found" else "someone/lines:test.jsonl"
+    (names, count) = said(hub, READ.format(source=named), tmp_path)
+    assert names == [Path(named.partition(":")[2]).name]
+    assert count
 
 
 def test_a_data_set_that_does_not_exist_is_refused(hub, tmp_path):
@@ -141,6 +147,10 @@ def test_a_data_set_that_does_not_exist_is_refused(hub, tmp_path):
         "downloaded: data.train=/path/to/rows.jsonl"
     )
     assert hub.requests_seen == ["GET /api/datasets/someone/nothing/revision/main"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(ROW)
+    assert said(hub, READ.format(source=str(rows)), tmp_path) == [["rows.jsonl"], 1]
+    assert said(hub, READ.format(source="someone/lines"), tmp_path) == [["train.jsonl"], 3]
 
 
 def test_a_data_set_once_fetched_is_read_without_the_hub(hub, tmp_path):

@@ -23,6 +23,7 @@ from offbook.monitor import Monitor
 from offbook.training.loop import train
 from offbook.training.setup import gather, load
 from support.families import make_family
+from support.gguf_files import Vocabulary, write_gguf
 from support.hostile import PICKLE
 from support.tiny import save_adapter
 
@@ -139,7 +140,10 @@ DOWNLOADS: dict[str, tuple[Change, str]] = {
     "broken configuration": (write("config.json", b"{"), "download it again"),
     "no list of weights": (index(None), "download it again"),
     "missing weights": (index({"a": "other.safetensors"}), "download it again"),
-    "pointer": (write(WEIGHTS, POINTER), "run `git lfs pull` in {base}, or download the file again"),
+    "pointer": (
+        write(WEIGHTS, POINTER),
+        "run `git lfs pull` in {base}, or download the file again",
+    ),
     "pickle": (write(WEIGHTS, PICKLE), "use weights in the safetensors format"),
     "odd names": (index({"a": "../model.safetensors"}), "use another copy of the model"),
     "no weights": (
@@ -234,6 +238,34 @@ def test_a_llama_is_used_in_place_of_a_model_without_linear_layers(
     other = make_family("gpt2", tmp_path / "gpt2")
     assert refusal(tiny_config(f"model.base={other}")) == "use a Llama-family model"
     use(tiny_config())
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "changes"),
+    [
+        (Vocabulary.of_bytes(rule="kimi-k2"), {}),
+        (
+            Vocabulary.of_bytes(more={"llama.rope.scaling.type": "yarn"}),
+            {"rope_parameters": {**YARN, "original_max_position_embeddings": 128}},
+        ),
+    ],
+)
+def test_a_folder_is_used_in_place_of_a_gguf(
+    tiny_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vocabulary: Vocabulary,
+    changes: dict[str, object],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = write_gguf(tmp_path / "a.gguf", vocabulary)
+    assert refusal(tiny_config(f"model.base={file}")) == (
+        "use the model with safetensors weights, by its hub id (owner/name) or as a folder"
+    )
+    use(tiny_config(f"model.base={make_family('llama', tmp_path / 'folder', **changes)}"))
 
 
 def test_an_adapter_is_loaded_on_its_own_base(tiny_base: Path, tmp_path: Path) -> None:
