@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_made_is_replaced_as_advised(
     tiny_config: MakeConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made .*; set output_dir"):
+    with pytest.raises(ConfigError, match=r"cannot be made .*; set output_dir"):
         train(tiny_config(f"output_dir={tmp_path / 'file' / 'run'}"))
     assert train(tiny_config()).finished
 
