@@ -406,7 +406,6 @@ HERE = "tests/test_advice.py::test_"
 BASES = "tests/cli/test_bases.py::test_"
 CHAT = "tests/inference/test_chat.py::test_"
 CHECK = "tests/data/test_advice.py::test_"
-COMMANDS = "tests/cli/test_commands.py::test_"
 CONFIG = "tests/test_config.py::test_"
 EXPORT = "tests/export/test_advice.py::test_"
 HUB = "tests/files/test_hub.py::test_"
@@ -744,8 +743,9 @@ FROM_MODELSCOPE = (
 )
 # What no test can follow, by the reason. It is about no setting of offbook and no file of a user.
 OTHERS: dict[str, tuple[str, ...]] = {
-    # That the packages and the commands exist is checked in tests/cli/test_commands.py; a
-    # downloaded folder as model.base, in tests/files/test_hub.py.
+    # That the packages and the commands exist is checked in tests/cli/test_commands.py. What can be
+    # followed is: a downloaded folder as model.base in tests/files/test_hub.py, and the file behind
+    # a pointer in tests/models/test_advice.py.
     "it needs the network or an account": (
         "run `pip install 'offbook[nf4]'`",
         "run `pip install 'offbook[tensorboard]'`",

@@ -109,7 +109,7 @@ def begin_demo(folder: Path) -> str:
         said = ""
         for line in demo.stderr or ():
             said += line.replace("\n", " ")
-            if "starting" in line or "now learns" in said:
+            if "now learns" in said:
                 break
         demo.kill()
     return said

@@ -101,9 +101,8 @@ class _Place:
 
     def _assigned(self, name: str) -> Iterator[ast.expr]:
         """What a name is assigned here, and what is appended to it; or the constant it is."""
-        if name.isupper():
-            self = self._origin(name)
-        for node in _own_nodes(self.scope):
+        scope = self._origin(name).scope if name.isupper() else self.scope
+        for node in _own_nodes(scope):
             if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)) and node.value:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 if any(isinstance(target, ast.Name) and target.id == name for target in targets):

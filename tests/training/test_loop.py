@@ -269,7 +269,7 @@ def test_at_another_scale_the_first_step_at_the_automatic_rate_changes_as_much(
         return torch.cat([matrix.flatten() for matrix in changes])
 
     usual = change()
-    # The rate is rounded to two digits; A moves as well, by the rate alone.
+    # B is 0 before, so A does not move in this step. The rate is rounded to two digits.
     assert torch.linalg.norm(change(lora) - usual) < 0.1 * torch.linalg.norm(usual)
 
 

@@ -196,10 +196,12 @@ class RunDirectory:
             ours = {"base", "data"} <= dict(json.loads(self.receipt_file.read_bytes())).keys()
         except (OSError, ValueError, TypeError):
             ours = False
-        lock = self.path / storage.LOCK
-        empty = lock.is_file() and not lock.is_symlink() and not lock.stat().st_size
-        for part in () if ours else (*self._parts, lock):
-            if os.path.lexists(part) and not (part == lock and empty):  # as ours is
+        parts, lock = [*self._parts], self.path / storage.LOCK
+        with suppress(OSError):
+            if lock.lstat().st_size:  # ours is an empty file
+                parts.append(lock)
+        for part in () if ours else parts:
+            if os.path.lexists(part):
                 name = self.path.resolve().name
                 other = Path("runs", name)
                 if other.resolve() == self.path.resolve():
