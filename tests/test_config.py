@@ -207,6 +207,7 @@ def test_a_name_of_another_trainer_is_suggested_and_can_be_set(section, name, me
 )
 def test_a_section_is_suggested_for_a_section(override, meant):
     assert complaint(None, override).endswith(f'; did you mean "{meant}"?')
+    Config.load(None, [f"{meant}.{override.partition('.')[2]}"])
 
 
 @pytest.mark.parametrize(
@@ -217,20 +218,34 @@ def test_a_section_is_suggested_for_a_section(override, meant):
         ("train.fp16=true", "model.precision=bfloat16"),
         ("warmup_steps=10", "train.warmup_ratio=0.1"),
         ("train.micro_batch_size=4", "train.batch_size=16"),
+        ("train.per_device_train_batch_size=4", "train.batch_size=16"),
+        ("gradient_accumulation_steps=4", "train.batch_size=16"),
+        ("fp16=true", "model.precision=float32"),
+        ("trust_remote_code=true", ""),
     ],
 )
 def test_the_setting_that_does_the_same_can_be_set(override, instead):
     key = instead.partition("=")[0]
-    assert f"set {key}" in complaint(None, override)
-    Config.load(None, [instead])
+    assert (f"set {key}" if instead else "; remove it") in complaint(None, override)
+    Config.load(None, [instead] if instead else [])
+
+
+def test_the_advice_of_each_key_of_another_trainer_is_tried_above():
+    (mark,) = test_the_setting_that_does_the_same_can_be_set.pytestmark
+    tried = {override.partition("=")[0].split(".")[-1] for override, _ in mark.args[1]}
+    assert tried == set(FOREIGN_KEYS)
 
 
 def test_a_key_similar_to_no_other_is_refused_with_all_keys_of_its_section():
-    assert complaint(None, "model.attn_implementation=eager") == (
+    message = complaint(None, "model.attn_implementation=eager")
+    assert message == (
         "command line: model.attn_implementation=eager: "
         'unknown key "model.attn_implementation"; '
         "valid keys here: model.base, model.revision, model.precision, model.quantization"
     )
+    values = ("smollm2-135m", "main", "float32", "nf4")
+    for key, value in zip(message.partition("here: ")[2].split(", "), values, strict=True):
+        assert Config.load(None, [f"{key}={value}"]).flat()[key] == value
 
 
 @pytest.mark.parametrize(

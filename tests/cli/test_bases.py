@@ -66,12 +66,18 @@ def test_tokens_without_an_embedding(cli: Cli, base: Path) -> None:
         assert (code, err.count("error")) == (0, 0), "no row has the token"
 
     template = base / "chat_template.jinja"
-    template.write_text(template.read_text().replace("'User: '", "'<|role|>User: '"))
+    published = template.read_text()
+    template.write_text(published.replace("'User: '", "'<|role|>User: '"))
     for code, err in outcomes(cli, base):
         assert code == 2
         assert f"'<|role|>' is token {new} of the tokenizer" in err
         assert f"the embedding has {new} rows (vocab_size); every row, such as" in err
         assert f"resize_token_embeddings({new + 1})" in err
+
+    own = template.read_text()
+    template.write_text(published)
+    assert [code for code, _ in outcomes(cli, base)] == [0, 0, 0]
+    template.write_text(own)
 
     model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(new + 1)

@@ -134,8 +134,12 @@ def test_combinations_that_make_no_sense_say_so(cli: Cli, run: Path, tiny_base: 
         assert out == ""
         assert expected in err
         assert "loading" not in err or "--step" in arguments
-    code, out, _ = ask(cli, tiny_base, "-p", "hello")
-    assert (code, out.count("\n")) == (0, 1)
+    for arguments in ([tiny_base, "-p", "hello"], [run, "-p", "hello", "--step", "1"]):
+        code, out, _ = ask(cli, *arguments)
+        assert (code, out.count("\n")) == (0, 1)
+    # In a chat, /base gives the reply that -p gives with --untuned.
+    _, out, _ = ask(cli, run, stdin="hello\n/base\n")
+    assert out.splitlines()[1:] == ask(cli, run, "-p", "hello", "--untuned")[1].splitlines()
 
 
 def test_retry_keeps_the_last_reply_if_it_cannot_answer(cli: Cli, run: Path) -> None:

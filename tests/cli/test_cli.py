@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from offbook import __version__
+from offbook.cli.chat import HELP
 from offbook.cli.console import ProgressMonitor, printable
 from offbook.cli.train import STOPPING
 from offbook.files import storage
@@ -230,6 +231,26 @@ def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
     assert cli("nonsense")[0] == 2
 
 
+@pytest.mark.parametrize("address", ["http://x:y:z", "http://[::1"])
+def test_an_address_of_a_hub_that_is_none(cli: Cli, tmp_path: Path, address: str) -> None:
+    done = subprocess.run(  # a process of its own, as huggingface_hub reads it on import
+        [sys.executable, "-m", "offbook", "check", "lighthouse"],
+        env=os.environ | {"HF_ENDPOINT": address},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: HF_ENDPOINT: {address} is not an address (")
+    found = re.search(r"set it to one, such as (\S+), or unset it\n", done.stderr)
+    assert found
+    for better in ({"HF_ENDPOINT": found[1]}, {}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("HF_ENDPOINT", raising=False)
+            for name, value in better.items():
+                patch.setenv(name, value)
+            assert cli("check", "lighthouse")[0] == 0
+
+
 # train and chat.
 
 
@@ -274,6 +295,7 @@ def test_every_chat_command(cli: Cli, tiny_arguments: list[str], tmp_path: Path)
         "/save other.jsonl",
         "/system",
         "/nonsense",
+        "/retri",
         "/help",
         "/exit",
         "never asked",
@@ -292,8 +314,9 @@ def test_every_chat_command(cli: Cli, tiny_arguments: list[str], tmp_path: Path)
         "nothing has been said yet",
         "no system text",
         "unknown command /nonsense; /help lists all",
+        'unknown command /retri; did you mean "/retry"?',  # which has answered above
     ]
-    assert "/base " in err
+    assert HELP in err
     (line,) = (tmp_path / "saved.jsonl").read_text().splitlines()
     turns = json.loads(line)["messages"]
     assert turns[0] == {"role": "system", "content": "You keep a lamp."}

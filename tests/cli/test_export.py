@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,9 +37,12 @@ def test_what_is_printed(cli: Cli, trained: Path) -> None:
     code, out, _ = cli("export", "run", "--to", "merged", "-o", "other", "--no-verify", "--json")
     assert code == 0
     assert json.loads(out) == {"folder": "other", "certificate": None}
+    shutil.rmtree(trained / "exports" / "merged")
+    assert cli("export", "run", "--to", "merged", "--no-verify")[0] == 0
     code, _, err = cli("export", "run", "--to", "merged", "--type", "f16", "-o", "third")
     assert code == 2
     assert "--type: merged has one number format; leave --type out" in err
+    assert cli("export", "run", "--to", "merged", "-o", "third", "--no-verify")[0] == 0
     assert cli("export", "run", "--to", "adapter", "--step", "25", "-o", "fourth")[0] == 0
 
 

@@ -43,11 +43,14 @@ def test_it_says_in_one_line_that_a_run_does_not_fit(cli: Cli, arguments: list[s
 def test_time_is_predicted_only_for_a_device_that_is_here(cli: Cli, arguments: list[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a card here")
-    _, out, err = cli(*arguments, "--memory", "8GB", "--device", "cuda")
-    assert "time in total" not in out
-    assert "there is no cuda here" in err
     code, _, err = cli(*arguments, "--device", "cuda")
-    assert (code, "add --memory" in err) == (2, True)
+    assert (code, "add --memory, as in 24GB" in err) == (2, True)
+    code, _, err = cli(*arguments, "--device", "cuda", "--memory", "8 gigabytes")
+    assert (code, "--memory: not a size: 8 gigabytes; as in 8GB" in err) == (2, True)
+    for advised in ("8GB", "24GB"):
+        code, out, err = cli(*arguments, "--device", "cuda", "--memory", advised)
+        assert (code, "time in total" in out) == (0, False)
+        assert "there is no cuda here" in err
 
 
 def test_a_missing_extra_is_named(

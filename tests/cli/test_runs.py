@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from offbook.cli.train import report
+from offbook.config import Config
 from offbook.errors import quoted
-from offbook.training.loop import TrainResult
+from offbook.training.loop import TrainResult, train
 from support.tiny import ROWS
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -44,6 +47,72 @@ def test_without_rows_it_asks_for_them(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("train: {max_steps: 1}\n")
     assert cli("train", "settings.yaml")[2].startswith("error: settings.yaml: there are no rows")
     assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
+
+
+def test_without_rows_each_way_to_some_can_be_taken(cli: Cli, arguments: list[str]) -> None:
+    others = [word for word in arguments if not word.startswith("data.train")]
+    assert "there are no rows to train on" in cli("train", *others)[2]
+    assert cli("train", *others, "data.train=rows.jsonl", "output_dir=one")[0] == 0
+    assert cli("init", "myrole")[0] == 0
+    assert cli("train", "myrole/config.yaml", *others, "output_dir=two")[0] == 0
+
+
+def test_rows_that_are_given_as_a_configuration_are_trained_on_as_advised(
+    cli: Cli, arguments: list[str]
+) -> None:
+    code, _, err = cli("train", "rows.jsonl")
+    assert (code, "these are rows, not a configuration" in err) == (2, True)
+    _, _, advised = err.strip().partition("; ")
+    assert advised == "offbook train data.train=rows.jsonl"
+    others = [word for word in arguments if not word.startswith("data.train")]
+    assert cli(*typed(advised), *others)[0] == 0
+
+
+def test_a_folder_that_is_taken_is_no_obstacle_to_another(cli: Cli) -> None:
+    assert cli("init", "role")[0] == 0
+    assert cli("init", "role")[2].endswith("it exists already; choose another folder\n")
+    assert cli("init", "another")[0] == 0
+
+
+def test_a_run_is_made_and_finished_as_a_chat_advises(
+    cli: Cli, arguments: list[str], tmp_path: Path
+) -> None:
+    ask = ("chat", "run", "-p", "hello", "--max-new-tokens", "2")
+    code, _, err = cli(*ask)
+    assert (code, err) == (4, "error: run: not a run directory; `offbook train` makes one\n")
+    config = Config.load(None, [*arguments, f"output_dir={tmp_path / 'run'}"])
+    assert not train(config, should_stop=lambda: True).finished
+    code, _, err = cli(*ask)
+    assert code == 4
+    (finish,) = re.findall(r"the run has no adapter yet; finish it: `(.*)`", err)
+    assert cli(*typed(finish))[0] == 0
+    assert cli(*ask)[0] == 0
+
+
+def test_the_demo_runs_beside_a_run_on_other_rows_as_advised(
+    cli: Cli, arguments: list[str], tmp_path: Path
+) -> None:
+    assert cli("train", *arguments, "output_dir=runs/demo")[0] == 0
+    refused = "there is a run on other rows here; run the demo in another folder, or move the run"
+    assert refused in begin_demo(tmp_path)
+    (tmp_path / "another").mkdir()
+    assert "now learns to answer" in begin_demo(tmp_path / "another")
+    (tmp_path / "runs" / "demo").rename(tmp_path / "moved")
+    assert "now learns to answer" in begin_demo(tmp_path)
+
+
+def begin_demo(folder: Path) -> str:
+    """What the demo says in a folder until it loads its model, which takes minutes to train."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "offbook", "demo"], cwd=folder, stderr=subprocess.PIPE, text=True
+    ) as demo:
+        said = ""
+        for line in demo.stderr or ():
+            said += line.replace("\n", " ")
+            if "now learns" in said:
+                break
+        demo.kill()
+    return said
 
 
 def test_no_command_changes_an_init_folder(cli: Cli, tmp_path: Path) -> None:

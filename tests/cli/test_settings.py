@@ -57,6 +57,8 @@ def test_a_section_is_shown_in_full(cli: Cli) -> None:
 )
 def test_an_unknown_setting_is_refused_with_a_suggestion(cli: Cli, key: str, fix: str) -> None:
     assert cli("settings", key) == (2, "", f'error: unknown setting "{key}"; {fix}\n')
+    for name in re.findall(r'"(.*)"', fix) or fix.partition(": ")[2].split(", "):
+        assert cli("settings", name)[0] == 0
 
 
 @pytest.mark.parametrize(

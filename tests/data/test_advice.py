@@ -109,6 +109,7 @@ def test_a_data_set_of_a_thousand_keys_is_refused_at_once(tmp_path):
     message = complaint(tmp_path, [{**GOOD, f"key{n}": n} for n in range(1000)])
     assert '"key9" (from 10), and 190 more' in message
     assert message.endswith("; remove them from the rows; there are too many to name")
+    assert len(list(reader(tmp_path, [GOOD] * 1000))) == 1000
 
 
 @pytest.mark.parametrize(
@@ -227,6 +228,12 @@ def test_rows_of_another_format_go_into_a_file_of_their_own(tmp_path):
     message = complaint(tmp_path, [GOOD, {"messages": SAID}])
     assert message.endswith("; put rows of another format into a file of their own")
     assert len(list(reader(tmp_path, [GOOD]))) == len(list(reader(tmp_path, [{"messages": SAID}])))
+
+
+def test_a_key_that_is_too_long_to_name_is_removed(tmp_path):
+    message = complaint(tmp_path, [{**GOOD, "k" * 200: 1}])
+    assert message.endswith("; remove it")
+    assert len(list(reader(tmp_path, [GOOD]))) == 1
 
 
 @pytest.mark.parametrize("word", ["output", "Output", "OUTPUT", "instruction"])

@@ -481,6 +481,16 @@ def test_what_a_file_would_say_in_gb18030_is_shown(tmp_path):
     )
 
 
+def test_text_in_latin_1_is_converted_by_the_advice(tmp_path):
+    path = written(tmp_path, "rows.jsonl", '{"a": "café, s\'il vous plaît"}\n'.encode("latin-1"))
+    message = complaint(path)
+    assert "; save the file as UTF-8, or convert it: iconv -f ITS-ENCODING " in message
+    run_advice(message.replace("ITS-ENCODING", "LATIN1"), "iconv")
+    expected = read(tmp_path / "rows-utf8.jsonl")
+    assert [row for row, _ in expected] == [{"a": "café, s'il vous plaît"}]
+    assert read(written(tmp_path, "rows.jsonl", path.read_text("latin-1").encode())) == expected
+
+
 @pytest.mark.parametrize(
     "data",
     ["café, s'il vous plaît".encode("latin-1"), "你好，".encode() * 9 + b"\xff"],
@@ -556,11 +566,12 @@ def test_blank_lines_before_a_csv_header_are_skipped(tmp_path):
 
 def test_a_line_of_jsonl_takes_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("offbook.data.json_text.MAX_ROW_CHARS", 20)
-    path = written(tmp_path, "rows.jsonl", '{"a": "1"}\n["' + "x" * 10_000 + '"]\n')
+    rows = ['{"a": "123456789"}'] * 1000
+    path = written(tmp_path, "rows.jsonl", f'{{"a": "1"}}\n[{",".join(rows)}]\n')
     assert complaint(path) == (
         f"{path}:2: a row of more than 20 characters; put one row on each line"
     )
-    assert read(written(tmp_path, "short.jsonl", '{"a": "123456789"}\n')) != []
+    assert len(read(written(tmp_path, "rows.jsonl", "\n".join(rows)))) == 1000
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,10 @@ def test_a_temporary_folder_that_others_may_write_is_not_used(home: Path) -> Non
 def test_nowhere_to_keep_anything(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / ".cache").write_text("")
     monkeypatch.setattr(tempfile, "tempdir", str(home / ".cache"))
-    with pytest.raises(DiskError, match="set XDG_CACHE_HOME"):
+    with pytest.raises(DiskError, match="set XDG_CACHE_HOME to a folder that can be written"):
         cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "other"))
+    assert home / "other" in cache_folder().parents
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs locks")

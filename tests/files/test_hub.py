@@ -126,11 +126,17 @@ def test_a_named_file_is_fetched_alone(hub, tmp_path, source, name, count):
         ("someone/lines:rows.jsonl", "none found", "someone/lines:rows.json"),
     ],
 )
-def test_a_data_set_that_leaves_the_file_open_is_refused(hub, tmp_path, source, found, example):
+def test_a_data_set_that_leaves_the_file_open_is_read_as_advised(
+    hub, tmp_path, source, found, example
+):
     repo = source.partition(":")[0]
     assert said(hub, READ.format(source=source), tmp_path) == (
         f"{repo}: cannot tell which files to train on: {found}; name one, as in {example}"
     )
+    named = example if found != "none found" else "someone/lines:test.jsonl"
+    (names, count) = said(hub, READ.format(source=named), tmp_path)
+    assert names == [Path(named.partition(":")[2]).name]
+    assert count
 
 
 def test_a_data_set_that_does_not_exist_is_refused(hub, tmp_path):
@@ -141,6 +147,10 @@ def test_a_data_set_that_does_not_exist_is_refused(hub, tmp_path):
         "downloaded: data.train=/path/to/rows.jsonl"
     )
     assert hub.requests_seen == ["GET /api/datasets/someone/nothing/revision/main"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(ROW)
+    assert said(hub, READ.format(source=str(rows)), tmp_path) == [["rows.jsonl"], 1]
+    assert said(hub, READ.format(source="someone/lines"), tmp_path) == [["train.jsonl"], 3]
 
 
 def test_a_data_set_once_fetched_is_read_without_the_hub(hub, tmp_path):
@@ -172,6 +182,8 @@ def test_a_proxy_that_needs_another_package_is_named(hub, tmp_path, variable):
     message = said(hub, socks + code, tmp_path)
     assert message.startswith("someone/lines: the hub cannot be reached with what is installed")
     assert "for a SOCKS proxy, run `pip install socksio`" in message
+    unset = f"import os; os.environ.pop({variable!r}, None)\n"
+    assert said(hub, socks + unset + code, tmp_path / "unset") == [["train.jsonl"], 3]
     wrong = f"import os; os.environ[{variable!r}] = 'http://x:y'\n"
     assert said(hub, wrong + code, tmp_path).startswith("someone/lines: ")
 
@@ -220,6 +232,20 @@ def test_a_model_that_the_hub_has_converted_comes_from_the_pull_request(hub, tmp
     assert problem is None
     assert names == ["config.json", "model.safetensors"]
     assert not any(path.suffix == ".bin" for path in tmp_path.rglob("*"))
+
+
+def test_a_revision_with_safetensors_is_used_as_advised(hub, tmp_path):
+    folder = tmp_path / "pickled"  # as another program has downloaded it
+    folder.mkdir()
+    for name, content in REPOS["models/someone/older"].items():
+        (folder / name).write_bytes(content)
+    _, problem = said(hub, RESOLVE.format(base=str(folder), revision="main"), tmp_path)
+    assert problem.endswith(
+        "use a revision with safetensors; on the hub, model.revision=refs/pr/N names the pull "
+        "request that converts them"
+    )
+    named = RESOLVE.format(base="someone/older", revision="refs/pr/1")
+    assert said(hub, named, tmp_path) == [["config.json", "model.safetensors"], None]
 
 
 def test_weights_are_not_fetched_where_a_tokenizer_is_enough(hub, tmp_path):

@@ -107,16 +107,25 @@ def test_a_question_longer_than_the_context_is_refused(chat: Chat) -> None:
     with pytest.raises(ConfigError, match=r"the question has \d+ tokens; this model takes 248"):
         chat.ask("one two three " * 200)
     assert chat.messages == []
+    assert chat.ask("one two three")  # "shorten it"
 
 
-@pytest.mark.parametrize("text", ["hello \ud800", "\udce4\udcbd"])
-def test_half_a_character_is_refused(chat: Chat, text: str) -> None:
-    with pytest.raises(ConfigError, match="the question is not text"):
+@pytest.mark.parametrize(
+    ("text", "said", "better"),
+    [
+        ("hello \ud800", "leave that out", "hello "),
+        ("\udce4\udcbd\udca0", "write it in UTF-8", "你"),
+    ],
+)
+def test_half_a_character_is_refused(chat: Chat, text: str, said: str, better: str) -> None:
+    with pytest.raises(ConfigError, match=f"the question is not text: .*; {said}"):
         chat.ask(text)
     chat.system = text
-    with pytest.raises(ConfigError, match="the system text is not text"):
+    with pytest.raises(ConfigError, match=f"the system text is not text: .*; {said}"):
         chat.ask("hello")
     assert chat.messages == []
+    chat.system = better
+    assert chat.ask(better)
 
 
 def test_a_reply_says_why_it_ended(chat: Chat) -> None:
@@ -168,6 +177,9 @@ def test_a_token_without_an_embedding_is_refused(
     with pytest.raises(ModelError, match=r"'<lamp>' is token \d+ of the tokenizer, but the base"):
         odd.ask("a <lamp> there")
     assert len(odd.messages) == 2
+    assert odd.ask("a lamp there")  # "ask without it"
+    own = Chat(base, template, sampling=GREEDY)  # "or use the tokenizer that was published with"
+    assert own.ask("a <lamp> there")
 
 
 def test_a_run_is_opened_by_its_path(tiny_config: Callable[..., Config]) -> None:

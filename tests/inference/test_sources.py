@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +63,10 @@ def test_a_merged_model_answers_as_its_run(run: Path, tmp_path: Path) -> None:
     whole = Chat.open(merged, GREEDY)
     with pytest.raises(ConfigError, match="no adapter that could be left out"):
         whole.ask("hello", base=True)
-    assert "leave --base out: `offbook chat" in str(refusal(merged, base="smollm2-135m"))
+    command = re.findall(r"leave --base out: `offbook chat (.*)`", str(refusal(merged, base="x")))
+    assert command == [str(merged)]  # which has answered above
     assert "leave it out, or give the run" in str(refusal(merged, step=2))
+    assert answer(run, step=2)
 
 
 def test_the_base_of_a_run_may_have_moved(run: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -77,16 +80,48 @@ def test_the_base_of_a_run_may_have_moved(run: Path, tiny_base: Path, tmp_path: 
     assert "the base is not the one" in str(refusal(run, base=str(other)))
 
 
+def advised(error: OffbookError, **values: Path) -> str:
+    """The reply of the chat that a message says how to open."""
+    command = shlex.split(str(error).split("`")[1])
+    path, *options = [str(values.get(word, word)) for word in command[2:]]
+    assert command[:2] == ["offbook", "chat"]
+    given: dict[str, str | int] = {
+        name.removeprefix("--"): int(value) if name == "--step" else value
+        for name, value in zip(options[::2], options[1::2], strict=True)
+    }
+    return answer(Path(path), **given)
+
+
 def test_an_adapter_without_its_base_says_what_to_type(run: Path, tmp_path: Path) -> None:
     adapter = run / "adapter"
-    assert str(refusal(adapter)).endswith(f"open its run: `offbook chat {run}`")
+    error = refusal(adapter)
+    assert str(error).endswith(f"open its run: `offbook chat {run}`")
+    reply = answer(run)
+    assert advised(error) == reply
     checkpoint = run / "checkpoints" / "step-2"
-    assert str(refusal(checkpoint)).endswith(f"open its run: `offbook chat {run} --step 2`")
+    error = refusal(checkpoint)
+    assert str(error).endswith(f"open its run: `offbook chat {run} --step 2`")
+    assert advised(error) == answer(run, step=2)
     alone = shutil.copytree(adapter, tmp_path / "alone")
     base = tmp_path / "its base"
-    command = re.findall(r"`offbook (.*)`", str(refusal(alone)))
-    assert command == [f"chat {alone} --base '{base}'"]
-    base.rename(tmp_path / "elsewhere")
-    assert f"it was {base}, which is not here; say where it is" in str(refusal(alone))
+    error = refusal(alone)
+    assert re.findall(r"`offbook (.*)`", str(error)) == [f"chat {alone} --base '{base}'"]
+    assert advised(error) == reply
+    moved = base.rename(tmp_path / "elsewhere")
+    error = refusal(alone)
+    assert f"it was {base}, which is not here; say where it is" in str(error)
+    assert advised(error, PATH=moved) == reply
+    config = json.loads((alone / "adapter_config.json").read_text())
+    del config["base_model_name_or_path"]
+    (alone / "adapter_config.json").write_text(json.dumps(config))
+    error = refusal(alone)
+    assert str(error).endswith(f"name it: `offbook chat {alone} --base PATH`")
+    assert advised(error, PATH=moved) == reply
     assert "leave it out, or give the run" in str(refusal(alone, step=2))
     assert "not a run directory" in str(refusal(tmp_path))
+
+
+def test_beside_a_damaged_checkpoint_another_step_answers(run: Path) -> None:
+    (run / "checkpoints" / "step-2" / "adapter_model.safetensors").write_bytes(b"")
+    assert str(refusal(run, step=2)).endswith("; use another step")
+    assert answer(run, step=4)

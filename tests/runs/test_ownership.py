@@ -98,7 +98,10 @@ def test_links_are_removed_and_not_what_they_name(tiny_config: MakeConfig, tmp_p
         assert any((tmp_path / name).iterdir())
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "receipt.json", "adapter"])
+NAMES = ["config.yaml", "metrics.jsonl", "receipt.json", "adapter", ".lock"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": True}])
 def test_a_name_that_is_taken_is_refused(
     tiny_config: MakeConfig, name: str, how: dict[str, bool]
@@ -114,6 +117,18 @@ def test_a_name_that_is_taken_is_refused(
         train(tiny_config(), **how)
     assert [path.name for path in folder.iterdir()] == [name]
     assert taken.read_text() == '{"shop": "a receipt"}'
+
+
+def test_an_empty_lock_is_taken_and_a_link_is_not(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    lock = Path(tiny_config().output_dir, ".lock")
+    lock.parent.mkdir()
+    lock.symlink_to(tmp_path / "rows.jsonl")
+    with pytest.raises(ConfigError, match=r"run: \.lock is here, and is not that of a run"):
+        train(tiny_config())
+    assert lock.is_symlink()
+    lock.unlink()
+    lock.write_text("")  # as a start that was killed leaves it
+    assert train(tiny_config()).finished
 
 
 FAILURES: dict[str, tuple[str, ...]] = {

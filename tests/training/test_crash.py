@@ -290,6 +290,25 @@ def test_a_second_training_is_refused_at_once(tiny_config: MakeConfig) -> None:
     assert train(tiny_config(), resume=True).finished
 
 
+def test_beside_a_training_another_is_started_as_advised(
+    tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    class Second(Monitor):
+        def step(self, step: int, loss: float, examples_per_second: float) -> None:
+            with pytest.raises(ConfigError) as caught:
+                train(tiny_config())
+            assert caught.value.fix == (
+                "wait until it has finished, stop it, or set another output_dir"
+            )
+            if step == 1:
+                assert train(tiny_config(f"output_dir={tmp_path / 'other'}")).finished
+
+    assert train(tiny_config(), monitor=Second()).finished
+    assert train(tiny_config(), overwrite=True).finished  # after waiting
+    assert not train(tiny_config(), overwrite=True, should_stop=stop_after(2)).finished
+    assert train(tiny_config(), overwrite=True).finished  # after stopping it
+
+
 # The real model.
 
 

@@ -118,11 +118,20 @@ def test_a_forked_process_says_why_it_cannot_train(tiny_config: Callable[..., Co
                 print(error, flush=True)
         os._exit(0)
     os.wait()
+    import multiprocessing
+    spawned = multiprocessing.get_context("spawn").Process(
+        target=offbook.train, args=(config,), kwargs={"overwrite": True}
+    )
+    spawned.start()
+    spawned.join()
+    print("spawned:", spawned.exitcode)
     """
     with start(program, str(file)) as forked:
         said = forked.stdout.read().splitlines()
-    assert len(said) == 2
-    assert all("was forked" in line and '"spawn"' in line for line in said)
+    assert len(said) == 3
+    advice = 'start it with multiprocessing.get_context("spawn"), or with subprocess'
+    assert all("was forked" in line and line.endswith(f"; {advice}") for line in said[:2])
+    assert said[2] == "spawned: 0"
 
 
 def test_an_uninterrupted_run_returns(tiny_config: Callable[..., Config]) -> None:

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import get_scheduler
 
-from offbook.config import Config, TrainSettings
+from offbook.config import Config, LoraSettings, TrainSettings
 from offbook.errors import CheckpointError, ConfigError
 from offbook.monitor import EvalMetrics, Monitor, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
-from offbook.training.schedule import Schedule, learning_rate_at
+from offbook.training.schedule import Schedule, fitting_rate, learning_rate_at
 from offbook.training.setup import LoadedRun, gather, load, prepare
 from support.runs import Listener, records_of, stop_after
 from support.stepping import flat, make_stepper, steps_of
@@ -247,3 +247,42 @@ def test_the_schedule_of_a_run(tiny_config: MakeConfig) -> None:
     inputs = gather(tiny_config("data.validation=0"), Monitor())
     schedule = Schedule.of(inputs.training, inputs.config.train)
     assert (schedule.steps_per_epoch, schedule.total_steps(inputs.config.train)) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    "lora", ["lora.lora_alpha=8", "lora.lora_alpha=64", "lora.use_rslora=true"]
+)
+def test_at_another_scale_the_first_step_at_the_automatic_rate_changes_as_much(
+    tiny_config: MakeConfig, lora: str
+) -> None:
+    def change(*settings: str) -> torch.Tensor:
+        settings = ("train.learning_rate=auto", "train.max_steps=1", *settings)
+        run = train(tiny_config(*settings), overwrite=True).run
+        tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+        own = json.loads((run / "adapter" / "adapter_config.json").read_text())
+        assert not own["use_rslora"]  # which is written as plain scaling
+        changes = [
+            own["lora_alpha"] / own["r"] * (tensors[name.replace("lora_A", "lora_B")] @ A_RI)
+            for name, A_RI in tensors.items()
+            if "lora_A" in name
+        ]
+        return torch.cat([matrix.flatten() for matrix in changes])
+
+    usual = change()
+    # B is 0 before, so A does not move in this step. The rate is rounded to two digits.
+    assert torch.linalg.norm(change(lora) - usual) < 0.1 * torch.linalg.norm(usual)
+
+
+@pytest.mark.parametrize("lora", [("lora.lora_alpha=8",), ("lora.r=2", "lora.lora_alpha=64")])
+def test_a_run_at_the_automatic_rate_learns_with_another_adapter(
+    tiny_config: MakeConfig, lora: tuple[str, ...]
+) -> None:
+    config = tiny_config("train.learning_rate=auto", "train.max_steps=20", *lora)
+    result = train(config)
+    rate = RunDirectory(result.run).config().train.learning_rate
+    assert (
+        rate == fitting_rate(32, "llama", config.lora) != fitting_rate(32, "llama", LoraSettings())
+    )
+    assert result.eval_loss is not None
+    assert result.eval_loss_before is not None
+    assert result.eval_loss < result.eval_loss_before

@@ -6,16 +6,18 @@ does not have to load PyTorch.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from offbook import __version__
 from offbook.cli import chat, check, demo, export, init, plan, settings, streams, train
 from offbook.cli.console import NARROW, say
-from offbook.errors import INTERRUPTED, DiskError, OffbookError
+from offbook.errors import INTERRUPTED, ConfigError, DiskError, OffbookError, shorten
 
 # On a narrow terminal, rich's panels would cut the names of options short.
 IS_NARROW = shutil.get_terminal_size().columns < NARROW
@@ -61,6 +63,15 @@ def _options(
       offbook train myrole/config.yaml
       offbook chat runs/myrole
     """
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    try:
+        _ = urlsplit(endpoint).port
+    except ValueError as error:  # with which huggingface_hub cannot even be imported
+        raise ConfigError(
+            f"{shorten(endpoint)} is not an address ({error})",
+            where="HF_ENDPOINT",
+            fix="set it to one, such as https://huggingface.co, or unset it",
+        ) from None
 
 
 def main() -> None:

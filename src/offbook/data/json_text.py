@@ -145,11 +145,12 @@ class JsonText:
                 if held >= MAX_ROW_CHARS:
                     self._refuse_length()
                 raise fault from None
+            length = end - self._position  # `_fill` moves the position
             if end == len(self._text) and self._fill():
                 continue  # a number at the end of a chunk may continue in the next
-            if end - self._position > MAX_ROW_CHARS:
+            if length > MAX_ROW_CHARS:
                 self._refuse_length()
-            self.advance(end - self._position)
+            self.advance(length)
             return value
 
     def _may_be_cut(self, fault: _FaultError) -> bool:

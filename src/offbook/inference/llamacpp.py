@@ -90,7 +90,10 @@ class LlamaCpp:
         try:
             self._server = x.Server(parameters)
         except RuntimeError as error:
-            raise ModelError(f"llama.cpp does not load it: {error}", where=str(model)) from None
+            self._folder.cleanup()
+            raise ModelError(
+                f"llama.cpp does not load it: {error}", where=str(model), fix="use --to merged"
+            ) from None
 
     def __enter__(self) -> LlamaCpp:
         return self

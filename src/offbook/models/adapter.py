@@ -69,7 +69,7 @@ def attach_adapter(
         raise ModelError(
             f"PEFT adds no adapter to a {base.config.model_type} model: {first_line(error)}",
             where=name,
-            fix="change lora.target_modules, or use a Llama-family model",
+            fix="set other lora.target_modules, such as all-linear, or use a Llama-family model",
         ) from error
     assert isinstance(model, PeftModel)
     model.peft_config["default"].base_model_name_or_path = name
@@ -224,7 +224,7 @@ def require_loadable(model: PeftModel) -> None:
         raise ModelError(
             f"an adapter of a {base.config.model_type} model could not be loaded again: {reason}",
             where=config.base_model_name_or_path,
-            fix="change lora.target_modules, or use a Llama-family model",
+            fix="set other lora.target_modules, such as all-linear, or use a Llama-family model",
         )
 
 

@@ -56,9 +56,10 @@ class RunDirectory:
     checkpoints/step-N  what is needed to continue after N optimizer steps
     adapter/            the result, a plain PEFT folder
 
-    `receipt.json` marks the other names as offbook's: where there is none, they are files of the
-    user. `config.yaml` is written last and removed first: with both, there is a run. No file says
-    where the run is, so it can be moved and copied. Other files in the folder are left alone.
+    `receipt.json` marks the other names, and that of the lock, as offbook's: where there is none,
+    they are files of the user, unless the lock is empty. `config.yaml` is written last and removed
+    first: with both, there is a run. No file says where the run is, so it can be moved and copied.
+    Other files in the folder are left alone.
     """
 
     path: Path
@@ -146,7 +147,7 @@ class RunDirectory:
             raise ConfigError(
                 f"does nothing, since the run has train.max_steps={merged.train.max_steps}",
                 where="train.num_train_epochs",
-                fix="change train.max_steps, or add train.max_steps=null",
+                fix="set train.max_steps instead, or add train.max_steps=null",
             )
         return merged
 
@@ -195,13 +196,20 @@ class RunDirectory:
             ours = {"base", "data"} <= dict(json.loads(self.receipt_file.read_bytes())).keys()
         except (OSError, ValueError, TypeError):
             ours = False
-        for part in () if ours else self._parts:
+        parts, lock = [*self._parts], self.path / storage.LOCK
+        with suppress(OSError):
+            if lock.lstat().st_size:  # ours is an empty file
+                parts.append(lock)
+        for part in () if ours else parts:
             if os.path.lexists(part):
-                other = quoted(Path("runs") / self.path.name)
+                name = self.path.resolve().name
+                other = Path("runs", name)
+                if other.resolve() == self.path.resolve():
+                    other = Path("runs", f"{name}-2")
                 raise ConfigError(
                     f"{part.name} is here, and is not that of a run",
                     where=str(self.path),
-                    fix=f"set another output_dir, such as output_dir={other}",
+                    fix=f"set another output_dir, such as {quoted(f'output_dir={other}')}",
                 )
 
     @property

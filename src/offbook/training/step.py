@@ -253,6 +253,4 @@ def _norm(tensors: list[torch.Tensor]) -> float:
 
 
 def _not_finite(what: str) -> NonFiniteError:
-    return NonFiniteError(
-        what, fix="start again with --overwrite and a lower train.learning_rate, or repair the rows"
-    )
+    return NonFiniteError(what, fix="start again with --overwrite and a lower train.learning_rate")
