@@ -7,7 +7,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 NATIVE := $(wildcard src/offbook/engine/ops/native/*)
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint notebook bench clean
+.PHONY: help demo test lint notebook bench gpu-report clean
 
 help:
 	@echo "make demo      install, train the sample role, compare before and after (under 10 minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint      formatting, lint, types and the import contract"
 	@echo "make notebook  execute the notebook again"
 	@echo "make bench     training speed against the Trainer recipe, and TRL if it is installed"
+	@echo "make gpu-report  tests, memory and speed on a GPU, as a report"
 	@echo "make clean     remove the virtual environment"
 
 demo: .venv/installed
@@ -39,6 +40,10 @@ notebook: .venv/installed-dev
 # BENCH=... passes arguments, such as BENCH='--rows rows.json --dropout 0 --precision float32'.
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/train_speed.py $(BENCH)
+
+# OPTIONS=... passes arguments, such as OPTIONS='--rows rows.json'.
+gpu-report: .venv/installed-dev
+	$(BIN)/python benchmarks/gpu_report.py $(OPTIONS)
 
 clean:
 	rm -rf .venv

@@ -61,46 +61,54 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("folder", type=Path)
-parser.add_argument("--tokenizer", type=Path, required=True)
-parser.add_argument("--shape", choices=SHAPES, default="deepseek-7b")
-parser.add_argument("--layers", type=int)
-arguments = parser.parse_args()
 
-config = AutoConfig.for_model(**{"model_type": "llama"} | SHAPES[arguments.shape], dtype="bfloat16")
-config.num_hidden_layers = arguments.layers or config.num_hidden_layers
-with torch.device("meta"):
-    model = AutoModelForCausalLM.from_config(config)
-config.architectures = [type(model).__name__]
-folder: Path = arguments.folder
-folder.mkdir(parents=True, exist_ok=True)
-config.save_pretrained(folder)
-for name in ("tokenizer.json", "tokenizer_config.json"):
-    (folder / name).write_bytes((arguments.tokenizer / name).read_bytes())
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--shape", choices=SHAPES, default="deepseek-7b")
+    parser.add_argument("--layers", type=int)
+    arguments = parser.parse_args()
 
-shapes = model.state_dict()
-if config.tie_word_embeddings:
-    del shapes["lm_head.weight"]
-generator = torch.Generator(DEVICE).manual_seed(0)
-shards: dict[str, dict[str, torch.Size]] = {}
-for name, tensor in shapes.items():
-    layer = name.split(".")[2] if name.startswith("model.layers.") else "rest"
-    shards.setdefault(f"model-{layer}.safetensors", {})[name] = tensor.shape
-for shard, tensors in shards.items():
-    save_file(
-        {
-            name: torch.ones(shape, dtype=torch.bfloat16)
-            if len(shape) == 1
-            else torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).uniform_(
-                -0.03, 0.03, generator=generator
-            )
-            for name, shape in tensors.items()
-        },
-        folder / shard,
-        metadata={"format": "pt"},
-    )
-    print(shard, flush=True)
-weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
-index = {"metadata": {}, "weight_map": weight_map}
-(folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    shape = {"model_type": "llama"} | SHAPES[arguments.shape]
+    if arguments.layers:
+        shape["num_hidden_layers"] = arguments.layers
+    config = AutoConfig.for_model(**shape, dtype="bfloat16")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    config.architectures = [type(model).__name__]
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((arguments.tokenizer / name).read_bytes())
+
+    shapes = model.state_dict()
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    shards: dict[str, dict[str, torch.Size]] = {}
+    for name, tensor in shapes.items():
+        layer = name.split(".")[2] if name.startswith("model.layers.") else "rest"
+        shards.setdefault(f"model-{layer}.safetensors", {})[name] = tensor.shape
+    for shard, tensors in shards.items():
+        save_file(
+            {
+                name: torch.ones(shape, dtype=torch.bfloat16)
+                if len(shape) == 1
+                else torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).uniform_(
+                    -0.03, 0.03, generator=generator
+                )
+                for name, shape in tensors.items()
+            },
+            folder / shard,
+            metadata={"format": "pt"},
+        )
+        print(shard, flush=True)
+    weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+if __name__ == "__main__":
+    main()

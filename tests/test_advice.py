@@ -541,6 +541,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tests/engine/test_check.py::test_the_plain_path_trains_where_the_check_stops_the_fast_one": (
         "report this model, and train with train.engine=plain",
     ),
+    "tests/engine/test_memory.py::test_cublas_is_set_up_before_the_gpu_is_used": (
+        "set {name}={value} in the environment before the process starts",
+    ),
     "tests/cli/test_cli.py::test_an_address_of_a_hub_that_is_none": (
         "set it to one, such as https://huggingface.co, or unset it",
     ),
