@@ -56,6 +56,7 @@ def test_a_chat_on_a_terminal(run: Path) -> None:
         chat.read_until("the question is not text: byte 0xff at character 5; write it in UTF-8\n")
         chat.read_until("you> ")
         chat.type("/save saved.jsonl\r")
+        chat.read_until("saved to saved.jsonl")  # a prompt alone may be one that was drawn again
         chat.read_until("you> ")
         chat.type("\x03")
         assert chat.wait() == 0
