@@ -36,7 +36,7 @@ def prepare_allocator(device: torch.device) -> None:
     nothing.
     """
     if device.type != "cpu":
-        if not any(name in os.environ for name in ALLOCATOR):
+        if platform.system() == "Linux" and not any(name in os.environ for name in ALLOCATOR):
             os.environ[ALLOCATOR[torch.__version__ >= "2.9"]] = "expandable_segments:True"
         return
     if platform.libc_ver()[0] == "glibc":
