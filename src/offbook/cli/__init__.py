@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from offbook import __version__
-from offbook.cli import chat, check, demo, export, init, plan, settings, streams, train
+from offbook.cli import chat, check, demo, export, init, plan, serve, settings, streams, train
 from offbook.cli.console import NARROW, say
 from offbook.errors import INTERRUPTED, DiskError, OffbookError
 
@@ -34,6 +34,7 @@ for command in (
     train.train,
     chat.chat,
     export.export,
+    serve.serve,
     demo.demo,
 ):
     app.command()(command)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from offbook.data.conversations import Message
+from offbook.data.saved import append_row
 from offbook.engine.machine import limit_threads, refuse_forked_child
 from offbook.errors import ConfigError, ModelError
 from offbook.inference.generate import Sampling
@@ -132,17 +132,11 @@ class Chat:
         """Append the conversation to a JSONL file that `train` can read.
 
         Raises:
-            ConfigError: when there is nothing to save, or the file cannot be written.
+            ConfigError: when there is nothing to save, or it cannot be added to this file.
         """
         if not self.messages:
             raise ConfigError("nothing has been said yet")
-        turns = [{"role": m.role, "content": m.content} for m in self._opening() + self.messages]
-        line = json.dumps({"messages": turns}, ensure_ascii=False)
-        try:
-            with Path(path).expanduser().open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise ConfigError(f"cannot write ({error.strerror})", where=str(path)) from None
+        append_row(Path(path).expanduser(), self._opening() + self.messages, new="messages")
 
     def _opening(self) -> list[Message]:
         return [Message("system", self.system)] if self.system else []

@@ -60,8 +60,8 @@ class TorchReply:
 
     def __iter__(self) -> Iterator[str]:
         model = self._engine.model
-        off = self._base and isinstance(model, PeftModel)
-        with model.disable_adapter() if off else nullcontext():
+        without = model.disable_adapter() if self._base and isinstance(model, PeftModel) else None
+        with without or nullcontext():
             yield from self._engine.template.stream_reply(self._counted())
         self.stopped = self.tokens < self._most
 
