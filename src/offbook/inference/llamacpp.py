@@ -97,6 +97,7 @@ class LlamaCpp:
         try:
             self._server = x.Server(parameters)
         except RuntimeError as error:
+            self._folder.cleanup()
             raise ModelError(f"llama.cpp does not load it: {error}", where=str(model)) from None
 
     def __enter__(self) -> LlamaCpp:
@@ -314,6 +315,10 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self._own.connect(self._path)
         self.sock = self._own
+
+    def close(self) -> None:
+        super().close()
+        self._own.close()
 
     def post(
         self, path: str, body: dict[str, Any], given_up: Callable[[], bool] = lambda: False

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files.cache import cache_folder, temporary_folder
 from offbook.inference.generate import Sampling
@@ -166,25 +164,3 @@ def _roles(found: Sequence[FoundModel]) -> dict[str, Role]:
         adapters += bool(one.adapter)
     roles.setdefault(BASE, Role(BASE, first.template, None, None, None))
     return roles
-
-
-class LlamaChatEngine:
-    """One role of an engine, and its base, for a chat; a `ReplyEngine`.
-
-    Args:
-        engine: with the role.
-        role: that answers.
-        seed: of the sampling; by default, another one each time.
-    """
-
-    def __init__(self, engine: Engine, role: Role, seed: int | None = None) -> None:
-        self.template, self.context = role.template, engine.context
-        self.vocabulary, self.has_adapter = engine.vocabulary, role.adapter is not None
-        self._engine, self._role, self._seeds = engine, role, np.random.default_rng(seed)
-
-    def reply(self, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> EngineReply:
-        """Begin a reply; see `ReplyEngine`."""
-        # With one seed for all replies, a second try would be the first one again.
-        sampling = sampling.model_copy(update={"seed": int(self._seeds.integers(2**32))})
-        strengths = self._engine.strengths(self._role, 0.0 if base else 1.0)
-        return self._engine.reply(self._role, prompt, sampling, strengths)

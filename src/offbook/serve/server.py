@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +88,7 @@ def run_server(
         rows: the file to which corrected replies of each role are added.
         log: receives a line for each request, without its texts.
     """
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that has left
     app = make_app(engine, rows, key, host if key else None, log)
     config = uvicorn.Config(
         app,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -85,11 +86,12 @@ class Slots:
         try:
             return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.free(turn.result())
-            else:
-                self._queue.remove(waiting)
+            if turn.cancelled():
+                with suppress(ValueError):  # it is not there any more
+                    self._queue.remove(waiting)
                 self._serve()
+            else:
+                self.free(turn.result())
             raise
 
     def free(self, slot: Slot) -> None:
@@ -101,6 +103,9 @@ class Slots:
     def _serve(self) -> None:
         while self._queue and self._free:
             first = self._queue[0]
+            if first.turn.cancelled():
+                self._queue.popleft()
+                continue
             if self._busy and self._busy[0].strengths != first.strengths:
                 return
             self._queue.popleft()
