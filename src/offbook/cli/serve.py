@@ -66,14 +66,16 @@ def serve(
             found = [find_model(run, say, base=base) for run in runs]
             files = rows_files(found, rows)
             engine = stack.enter_context(start(found, kind.value, context, slots, threads, say))
-        key = key_for(opened)
-        url = url_of(opened, host)
-        put(f"page: {url}" + (f"#key={key}" if key else ""))
-        put(f"API:  {url}v1, models {', '.join(engine.roles)}")
-        if key:
-            put(f"key:  {key}")
-            say("whoever has the key can use the models; without TLS, others can read it", "dim")
-        run_server(engine, opened, host, key, files, lambda line: say(line, "dim"))
+        key, url = key_for(opened), url_of(opened, host)
+
+        def ready() -> None:
+            put(f"page: {url}" + (f"#key={key}" if key else ""))
+            put(f"API:  {url}v1, models {', '.join(engine.roles)}")
+            if key:
+                put(f"key:  {key}")
+                say("who has the key can use the models; without TLS, others can read it", "dim")
+
+        run_server(engine, opened, host, key, files, ready, lambda line: say(line, "dim"))
     say("stopped", "dim")
 
 

@@ -17,8 +17,11 @@ class Reply(Protocol):
         stopped: whether the model has ended it, rather than the limit.
     """
 
-    tokens: int
-    stopped: bool
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def stopped(self) -> bool: ...
 
     def __iter__(self) -> Iterator[str]: ...
 

@@ -56,7 +56,8 @@ class LlamaEngine:
     """
 
     def __init__(self, engine: Engine, role: Role, seed: int | None = None) -> None:
-        self.template, self.context = role.template, engine.context
+        self.template = role.template
+        self.context: int | None = engine.context
         self.vocabulary, self.has_adapter = engine.vocabulary, role.adapter is not None
         self._engine, self._role, self._seeds = engine, role, np.random.default_rng(seed)
 

@@ -76,6 +76,7 @@ def run_server(
     host: str,
     key: str | None,
     rows: Mapping[str, Path],
+    ready: Callable[[], None],
     log: Callable[[str], None],
 ) -> None:
     """Answer until a signal ends it (SIGINT, SIGTERM); a second one ends it at once.
@@ -86,6 +87,7 @@ def run_server(
         host: the name of that address.
         key: that requests need; None where only this machine reaches it.
         rows: the file to which corrected replies of each role are added.
+        ready: called when it answers, and a signal ends it in good order.
         log: receives a line for each request, without its texts.
     """
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that has left
@@ -101,11 +103,19 @@ def run_server(
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=SECONDS_TO_END,
     )
-    asyncio.run(_Server(config).serve(sockets=[opened]))
+    asyncio.run(_Server(config, ready).serve(sockets=[opened]))
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which returns after a signal and does not raise it again."""
+    """uvicorn, which says when it is ready, and does not raise a signal again that has ended it."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
