@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,16 @@ def test_clients_that_leave_end_their_replies(served: Served, stream: bool) -> N
     assert after.user + after.system - processor.user - processor.system < 0.2
     assert process.memory_info().rss - before < 20e6
     assert len(ask(served, question("hello"))) > 1
+
+
+def test_a_client_that_leaves_in_its_request_is_no_fault(served: Served) -> None:
+    place = urlsplit(served.url)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+    for rest in ("", "Content-Type: application/json\r\n\r\n", "\r\n{"):
+        with socket.create_connection((place.hostname or "", place.port or 0)) as connection:
+            connection.sendall((head + rest).encode())
+            time.sleep(0.05)
+    assert idle(served, 1)
 
 
 def test_the_official_client(served: Served) -> None:

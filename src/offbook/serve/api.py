@@ -107,6 +107,11 @@ class ChatRequest(Record):
     tool_choice: Literal["none", "auto"] | None = None
     response_format: TextFormat | None = None
 
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with what it took."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
     def sampling(self, most: int) -> Sampling:
         """How tokens are chosen, at most so many."""
         wanted = self.max_completion_tokens or self.max_tokens or Sampling().max_new_tokens

@@ -133,6 +133,11 @@ def start(
         what = f"the base was made for at most {longest:,} tokens"
         raise ConfigError(what, where="--context", fix="give fewer")
     context = context or min(longest, CONTEXT)
+    for one in found:
+        if one.quantization != "none":
+            announce(
+                f"{one.path}: trained on a base in {one.quantization}, served on one in {kind}"
+            )
     model = base_gguf(found[0], kind, announce)
     with temporary_folder(cache_folder(), PARTIAL) as folder:
         adapted = [one for one in found if one.adapter]

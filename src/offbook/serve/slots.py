@@ -45,21 +45,16 @@ class _Waiting:
     turn: asyncio.Future[Slot]
 
 
-class BusyError(Exception):
-    """Too many requests are waiting."""
-
-
 class Slots:
     """The slots, and who waits for one. All calls are made in one event loop.
 
     Args:
         count: of slots.
-        most: that may wait.
     """
 
-    def __init__(self, count: int, most: int) -> None:
+    def __init__(self, count: int) -> None:
         self._free, self._busy = [Slot(number) for number in range(count)], list[Slot]()
-        self._queue, self._most = deque[_Waiting](), most
+        self._queue = deque[_Waiting]()
 
     @property
     def running(self) -> int:
@@ -72,13 +67,7 @@ class Slots:
         return len(self._queue)
 
     async def take(self, strengths: Sequence[float], prompt: list[int]) -> Slot:
-        """Wait for a slot. The caller frees it, or is cancelled before it has one.
-
-        Raises:
-            BusyError: when too many wait.
-        """
-        if self.waiting >= self._most:
-            raise BusyError
+        """Wait for a slot. The caller frees it, or is cancelled before it has one."""
         turn: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(tuple(strengths), prompt, turn)
         self._queue.append(waiting)
