@@ -20,6 +20,7 @@ HOSTS = {
     "127.0.0.1:8765": (True, True),
     "[::1]:8765": (True, True),
     "LOCALHOST": (True, True),
+    "127.0.0.5": (True, True),
     "192.168.1.5:8765": (False, True),
     "[fe80::1]": (False, True),
     "lamp.example": (False, True),  # as the server was told to be called

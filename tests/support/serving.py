@@ -51,9 +51,9 @@ class ScriptedEngine:
 
     def __init__(self, template: ChatTemplate, system: str | None = None, slots: int = 2) -> None:
         self.roles = {
-            "captain": Role("captain", template, system, 0, Path("captain")),
-            "keeper": Role("keeper", template, None, 1, Path("keeper")),
-            BASE: Role(BASE, template, None, None, None),
+            "captain": Role("captain", template, system, 0),
+            "keeper": Role("keeper", template, None, 1),
+            BASE: Role(BASE, template, None, None),
         }
         self.context, self.vocabulary, self.slots = 256, 10**6, slots
         self.pieces = ["Aye, ", "小船", "🚢", "!"]

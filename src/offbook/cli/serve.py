@@ -31,7 +31,7 @@ def serve(
         int, typer.Option(min=1, max=64, help="Replies that are written at a time.")
     ] = 4,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads; by default one for each core.")
+        int | None, typer.Option(min=1, help="Threads; by default one fewer than there are cores.")
     ] = None,
     rows: Annotated[
         Path | None,

@@ -22,7 +22,6 @@ from offbook.serve.api import ApiError, to_json
 
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?", re.IGNORECASE)
 KEY_BYTES = 32
-LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -66,7 +65,10 @@ class Access:
         log: Callable[[str], None],
     ) -> None:
         self._app, self._public, self._key, self._log = app, public, key, log
-        self._is_allowed = LOCAL_NAMES.__contains__ if name is None else _any_address(name)
+        self._on_network = name is not None
+        self._names = {"localhost"} | (
+            {name.lower(), socket.gethostname().lower()} if name else set()
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the app answer."""
@@ -94,7 +96,7 @@ class Access:
         hosts, origins = given.get(b"host", []), given.get(b"origin", [])
         host = hosts[0].decode("latin-1").lower() if len(hosts) == 1 else ""
         match = HOST.fullmatch(host)
-        if match is None or not self._is_allowed(match[1].strip("[]")):
+        if match is None or not self._is_own(match[1].strip("[]")):
             return ApiError("this is not a name of this server", 421, "wrong_host")
         own = (f"http://{host}", f"https://{host}")  # the latter behind a proxy
         if any(origin.decode("latin-1").lower() not in own for origin in origins):
@@ -107,18 +109,10 @@ class Access:
             return None
         return ApiError("wrong API key, or none", 401, "invalid_api_key")
 
-
-def _any_address(name: str) -> Callable[[str], bool]:
-    """Names are those of this machine; an address cannot be another's name."""
-    names = LOCAL_NAMES | {name.lower(), socket.gethostname().lower()}
-
-    def is_allowed(host: str) -> bool:
-        if host in names:
-            return True
+    def _is_own(self, host: str) -> bool:
+        """Whether a host is this server. An address is no name that could lead elsewhere."""
         try:
-            ipaddress.ip_address(host)
+            address = ipaddress.ip_address(host)
         except ValueError:
-            return False
-        return True
-
-    return is_allowed
+            return host in self._names
+        return self._on_network or address.is_loopback

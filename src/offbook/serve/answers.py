@@ -11,7 +11,7 @@ from typing import Any
 
 from offbook.errors import DataError, ModelError
 from offbook.inference.generate import Sampling
-from offbook.serve.api import ApiError, ChatRequest, Completion, event
+from offbook.serve.api import Answer, ApiError, ChatRequest, event
 from offbook.serve.engine import Engine, Role
 from offbook.serve.metrics import Metrics
 from offbook.serve.slots import Slots
@@ -126,11 +126,11 @@ class Answers:
                 text = "".join([piece async for piece in texts])
         except ModelError as error:
             raise ApiError(str(error), 500) from None
-        return Completion(job.role.name, len(job.prompt)).whole(text, end.reason, end.tokens)
+        return Answer(job.role.name, len(job.prompt)).whole(text, end.reason, end.tokens)
 
     async def events(self, job: Job, with_usage: bool) -> AsyncGenerator[bytes, None]:
         """An answer as a stream of events."""
-        answer, end = Completion(job.role.name, len(job.prompt)), End()
+        answer, end = Answer(job.role.name, len(job.prompt)), End()
         yield event(answer.chunk({"role": "assistant", "content": ""}))
         try:
             async with aclosing(self._texts(job, end)) as texts:

@@ -210,7 +210,7 @@ def _named(error: ValidationError) -> ApiError:
 
 
 @dataclass
-class Completion:
+class Answer:
     """The answers to one request.
 
     Attributes:

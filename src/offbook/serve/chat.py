@@ -34,7 +34,7 @@ def open_chat(
         base: of an adapter: a folder, `.gguf` file or hub id. Of a run: where its base is now.
         step: of a run: the checkpoint to use.
         kind: the number format of the base's matrices, a key of `gguf.TYPES`.
-        threads: of the processor; by default, all.
+        threads: of the processor; by default, one fewer than may be used.
 
     Raises:
         OffbookError: as `Chat.open` and `start` do.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
+from offbook.engine.machine import processors
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files.cache import cache_folder, temporary_folder
 from offbook.inference.generate import Sampling
@@ -30,14 +30,12 @@ class Role:
         template: turns conversations into tokens.
         system: its system text, where a conversation has none.
         adapter: the number of its adapter; None for the base.
-        path: of its run; None for the base.
     """
 
     name: str
     template: ChatTemplate
     system: str | None
     adapter: int | None
-    path: Path | None
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,8 @@ def start(
         kind: the number format of the base's matrices, a key of `gguf.TYPES`.
         context: most tokens of prompt and reply; by default the base's, up to `CONTEXT`.
         slots: how many replies are written at a time.
-        threads: of the processor; by default, all.
+        threads: of the processor; by default, one fewer than may be used. Where one of them waits
+            for a core, such as the one that our own threads need, all wait.
         announce: receives a line before something slow.
 
     Raises:
@@ -144,6 +143,7 @@ def start(
         adapters = [folder / f"{number}.gguf" for number in range(len(adapted))]
         for one, path in zip(adapted, adapters, strict=True):
             adapter_gguf(one, path)
+        threads = threads or max(1, processors() - 1)
         with LlamaCpp(model, adapters, context, slots, threads=threads) as llama:
             vocabulary = vocabulary_size(found[0].base) or 0
             yield Engine(roles, context, vocabulary, slots, llama, len(adapters))
@@ -163,9 +163,7 @@ def _roles(found: Sequence[FoundModel]) -> dict[str, Role]:
                 where=str(one.path),
                 fix="serve it from a process of its own",
             )
-        roles[name] = Role(
-            name, one.template, one.system, adapters if one.adapter else None, one.path
-        )
+        roles[name] = Role(name, one.template, one.system, adapters if one.adapter else None)
         adapters += bool(one.adapter)
-    roles.setdefault(BASE, Role(BASE, first.template, None, None, None))
+    roles.setdefault(BASE, Role(BASE, first.template, None, None))
     return roles

@@ -59,10 +59,8 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 def url_of(opened: socket.socket, host: str) -> str:
     """The address of the page, as a browser takes it."""
     address, port = opened.getsockname()[:2]
-    name = "[::1]" if address == "::1" else "localhost" if is_loopback(address) else host
-    if ":" in name and not name.startswith("["):
-        name = f"[{name}]"
-    return f"http://{name}:{port}/"
+    name = "localhost" if address == "127.0.0.1" else host
+    return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
 
 def key_for(opened: socket.socket) -> str | None:

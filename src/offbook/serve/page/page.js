@@ -128,17 +128,23 @@ async function answer(number) {
 
 async function write(turn, number, reply, side, card) {
   const shown = card.querySelector(".text"), log = $("log");
+  let due = false;
+  const draw = () => {
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
+    due = false;
+    shown.textContent = reply.text;
+    if (atEnd) log.scrollTop = log.scrollHeight;
+  };
   const body = { model: reply.model, messages: messagesBefore(current.turns, number, side) };
   for (const name of NUMBERS) if ($(name).value !== "") body[name] = Number($(name).value);
   if (!side && roleOf(reply.model)?.tuned) body.strength = reply.strength;
   card.classList.add("writing");
   try {
     reply.reason = await streamFitting(body, (piece) => {
-      const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
       if (!reply.text) notice();
       reply.text += piece;
-      shown.textContent = reply.text;
-      if (atEnd) log.scrollTop = log.scrollHeight;
+      if (!due) requestAnimationFrame(draw); // at most once a frame, however fast the engine is
+      due = true;
     });
   } catch (error) {
     if (error.name !== "AbortError") throw error;
