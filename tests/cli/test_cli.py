@@ -29,7 +29,7 @@ from support.tiny import ROWS
 
 Cli = Callable[..., tuple[int, str, str]]
 
-COMMANDS = ("init", "settings", "check", "plan", "train", "chat", "export", "demo")
+COMMANDS = ("init", "settings", "check", "plan", "train", "chat", "export", "serve", "demo")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from offbook.data.conversations import Message, read_conversations
 from offbook.errors import CheckpointError, ConfigError, ModelError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling, generate
+from offbook.inference.pytorch import TorchEngine
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import load_base
 from offbook.tokens.template import ChatTemplate
@@ -32,7 +33,7 @@ def chat(tiny_base: Path, template: ChatTemplate) -> Chat:
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 p.normal_()
-    return Chat(model, template, sampling=GREEDY)
+    return Chat(TorchEngine(model, template), sampling=GREEDY)
 
 
 def test_turns_are_remembered_and_answered_in_context(chat: Chat) -> None:
@@ -48,7 +49,7 @@ def test_streamed_pieces_make_the_reply(chat: Chat) -> None:
     pieces = list(chat.stream("hello"))
     assert "".join(pieces) == chat.messages[-1].content
     prompt = chat.template.build_prompt(chat.messages[:1])
-    ids = generate(chat._model, prompt, (), GREEDY, torch.Generator())
+    ids = generate(chat._engine.model, prompt, (), GREEDY, torch.Generator())
     assert "".join(pieces) == chat.template.parse_reply(ids)
 
 
@@ -59,7 +60,7 @@ def test_the_base_answers_alone_and_adds_nothing(chat: Chat, tiny_base: Path) ->
     assert len(chat.messages) == 2
     untouched = load_base(tiny_base, torch.float32, torch.device("cpu"))
     plain = attach_adapter(untouched, LoraSettings(), 1, "tiny").eval()
-    assert Chat(plain, chat.template, sampling=GREEDY).ask("hello") == base
+    assert Chat(TorchEngine(plain, chat.template), sampling=GREEDY).ask("hello") == base
 
 
 def test_undo_forgets_one_exchange(chat: Chat) -> None:
@@ -133,15 +134,15 @@ def test_a_reply_says_why_it_ended(chat: Chat) -> None:
     assert (chat.finish_reason, chat.reply_tokens) == ("length", 8)
     chat.reset()
     prompt = chat.template.build_prompt([Message("user", "hello")])
-    stop = next(generate(chat._model, prompt, (), GREEDY, torch.Generator()))
-    chat._stop_ids = {stop}
+    stop = next(generate(chat._engine.model, prompt, (), GREEDY, torch.Generator()))
+    chat._engine.stop_ids = {stop}
     assert chat.ask("hello") == ""
     assert (chat.finish_reason, chat.reply_tokens) == ("stop", 0)
 
 
 def test_a_reply_stops_at_the_end_of_the_context(chat: Chat) -> None:
     chat.sampling = Sampling(temperature=0, max_new_tokens=10_000)
-    chat._stop_ids = set()
+    chat._engine.stop_ids = set()
     chat.ask("hello")
     prompt = chat.template.build_prompt([Message("user", "hello")])
     assert chat.context == 256
@@ -172,7 +173,7 @@ def test_a_token_without_an_embedding_is_refused(
 ) -> None:
     base = load_base(tiny_base, torch.float32, torch.device("cpu"))
     tokenizer = make_tokenizer(tmp_path, added=("<lamp>",))
-    odd = Chat(base, ChatTemplate(tokenizer), sampling=GREEDY)
+    odd = Chat(TorchEngine(base, ChatTemplate(tokenizer)), sampling=GREEDY)
     assert odd.ask("hello")
     with pytest.raises(ModelError, match=r"'<lamp>' is token \d+ of the tokenizer, but the base"):
         odd.ask("a <lamp> there")

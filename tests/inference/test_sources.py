@@ -57,7 +57,7 @@ def test_a_checkpoint_is_chosen_by_its_step(run: Path, tmp_path: Path) -> None:
 def test_a_merged_model_answers_as_its_run(run: Path, tmp_path: Path) -> None:
     chat = Chat.open(run, GREEDY)
     merged = tmp_path / "merged"
-    assert chat._model.merge_and_unload().save_pretrained(merged) is None
+    assert chat._engine.model.merge_and_unload().save_pretrained(merged) is None
     chat.template.tokenizer.save_pretrained(merged)
     assert answer(merged) == answer(run)
     whole = Chat.open(merged, GREEDY)

@@ -49,4 +49,4 @@ def train_run(folder: Path, base: Path, *settings: str) -> TrainedRun:
         ],
     )
     train(config)
-    return open_run(folder / "run")
+    return open_run(config.output_dir)

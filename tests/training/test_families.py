@@ -14,6 +14,7 @@ from offbook.config import Config
 from offbook.errors import ConfigError, ModelError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
+from offbook.inference.pytorch import TorchEngine
 from offbook.libraries import quiet_transformers
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
@@ -54,7 +55,8 @@ def test_what_training_accepts_everything_else_accepts(
 
     run = open_run(config.output_dir)
     model = run.load_model()
-    chat = Chat(model, run.template, sampling=Sampling(temperature=0, max_new_tokens=4))
+    engine = TorchEngine(model, run.template)
+    chat = Chat(engine, sampling=Sampling(temperature=0, max_new_tokens=4))
     chat.ask("hello")
     assert len(chat.messages) == 2
     ids = torch.tensor([[1, 2, 3, 4]])

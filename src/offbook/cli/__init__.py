@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import typer
 
 from offbook import __version__
-from offbook.cli import chat, check, demo, export, init, plan, settings, streams, train
+from offbook.cli import chat, check, demo, export, init, plan, serve, settings, streams, train
 from offbook.cli.console import NARROW, say
 from offbook.errors import INTERRUPTED, ConfigError, DiskError, OffbookError, shorten
 
@@ -36,6 +36,7 @@ for command in (
     train.train,
     chat.chat,
     export.export,
+    serve.serve,
     demo.demo,
 ):
     app.command()(command)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +33,13 @@ COMMANDS = {
 HELP = "\n".join([f"{name:<8} {what}" for name, what in COMMANDS.items()])
 ENDS = ("/exit", "/quit", "exit", "quit")
 MAX_LABEL = 20  # characters of a run's name before its replies
+
+
+class Backend(str, Enum):
+    """What `--engine` takes."""
+
+    TORCH = "torch"
+    LLAMA_CPP = "llama.cpp"
 
 
 def chat(
@@ -64,6 +73,10 @@ def chat(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the sampling, for repeatable replies.")
     ] = None,
+    engine: Annotated[
+        Backend,
+        typer.Option(help="What computes: PyTorch, or llama.cpp, which is faster on a processor."),
+    ] = Backend.TORCH,
     as_json: Annotated[
         bool, typer.Option("--json", help="With -p: print the reply and why it ended as JSON.")
     ] = False,
@@ -78,6 +91,7 @@ def chat(
     offbook chat runs/myrole --step 200
     offbook chat adapter-folder --base base-folder
     offbook chat merged-model
+    offbook chat runs/myrole --engine llama.cpp
     """
     from offbook.inference.sources import Source, identify
 
@@ -97,20 +111,29 @@ def chat(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
-    with waiting(f"loading {run}"):
-        from offbook.inference.chat import Chat
-        from offbook.inference.generate import make_sampling
+    with ExitStack() as stack:
+        with waiting(f"loading {run}"):
+            from offbook.inference.chat import Chat
+            from offbook.inference.generate import make_sampling
 
-        options = {name: value for name, value in given.items() if value is not None}
-        session = Chat.open(run, make_sampling(options), say, base=base, step=step)
-    if question is None:
-        _converse(session, printable(run.resolve().name)[:MAX_LABEL])
-    elif as_json:
-        reply = session.ask(question, untuned)
-        _tell_limits(session, 0)
-        _print_json({"question": question, "reply": reply, "finish_reason": session.finish_reason})
-    else:
-        _print_reply(session, question, "", untuned)
+            options = {name: value for name, value in given.items() if value is not None}
+            sampling = make_sampling(options)
+            if engine is Backend.TORCH:
+                session = Chat.open(run, sampling, say, base=base, step=step)
+            else:
+                from offbook.serve.chat import open_chat
+
+                opened = open_chat(run, sampling, say, base=base, step=step)
+                session = stack.enter_context(opened)
+        if question is None:
+            _converse(session, printable(run.resolve().name)[:MAX_LABEL])
+        elif as_json:
+            reply = session.ask(question, untuned)
+            _tell_limits(session, 0)
+            reason = session.finish_reason
+            _print_json({"question": question, "reply": reply, "finish_reason": reason})
+        else:
+            _print_reply(session, question, "", untuned)
 
 
 def _print_json(values: dict[str, str | None]) -> None:

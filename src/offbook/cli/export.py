@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from offbook.cli.console import out, say
 from offbook.errors import ConfigError
 
 
-class Target(StrEnum):
+class Target(str, Enum):
     """What `--to` takes."""
 
     ADAPTER = "adapter"
@@ -24,7 +24,7 @@ class Target(StrEnum):
     OLLAMA = "ollama"
 
 
-class Kind(StrEnum):
+class Kind(str, Enum):
     """What `--type` takes."""
 
     F32 = "f32"

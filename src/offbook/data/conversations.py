@@ -211,7 +211,7 @@ class ConversationReader:
             messages = self._system(row, where) + self._turns(row["messages"], where)
         if self._settings.system and messages and messages[0].role != "system":
             messages.insert(0, Message("system", self._settings.system))
-        _check_order(messages, where)
+        check_order(messages, where)
         return Conversation(_up_to_trained(messages, where), where)
 
     def _system(self, row: Mapping[str, Any], where: str) -> list[Message]:
@@ -291,7 +291,13 @@ def read_conversations(
     return ConversationReader(resolve(source, commit), settings or DataSettings())
 
 
-def _check_order(messages: Sequence[Message], where: str) -> None:
+def check_order(messages: Sequence[Message], where: str | None) -> None:
+    """Refuse messages that are no conversation.
+
+    Raises:
+        DataError: when user and assistant do not take turns, one says nothing, or the last message
+            is no reply.
+    """
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     for number, message in enumerate(turns, 1):
         expected = "user" if number % 2 else "assistant"

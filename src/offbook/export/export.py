@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from offbook.errors import quoted
+from offbook.errors import ConfigError, ModelError, quoted
 from offbook.export.adapter import write_adapter
 from offbook.export.certificate import LIMITS, Certificate, Limits, certify
 from offbook.export.gguf import write_lora, write_model
@@ -76,7 +76,7 @@ def export_run(
         ExportError: when the result is another model; nothing is left of it.
     """
     if verify and target not in IN_TRANSFORMERS:
-        reader_name()
+        _require_llama_cpp()
     base = BaseWeights.of(run.base)
     lora = LoraWeights.of(run.adapter, run.base, strength)
     sample = sample_rows(run)
@@ -90,6 +90,14 @@ def export_run(
             certificate.require_passed(str(folder))
             (partial / CERTIFICATE).write_bytes(certificate.to_json())
     return Export(folder, certificate, note.format(folder=quoted(folder)))
+
+
+def _require_llama_cpp() -> None:
+    try:
+        reader_name()
+    except ConfigError as error:
+        what = f"{error.what}, with which GGUF files are checked"
+        raise ConfigError(what, where="--to", fix=f"{error.fix}, or add --no-verify") from None
 
 
 def _write(
@@ -151,10 +159,12 @@ def compare(
     elif target == "gguf-lora":
         kind = "f32"  # so that all differences are the adapter's
         write_model(folder / MODEL, base, None, kind, run.template)
-        answers = _ask_llama_cpp(folder / MODEL, folder / ADAPTER, kind, base, run, sample, prompts)
+        answers = _ask_llama_cpp(
+            folder / MODEL, [folder / ADAPTER], kind, base, run, sample, prompts
+        )
         (folder / MODEL).unlink()
     else:
-        answers = _ask_llama_cpp(folder / MODEL, None, kind, base, run, sample, prompts)
+        answers = _ask_llama_cpp(folder / MODEL, (), kind, base, run, sample, prompts)
     dtype, reference = _reference(run, base)
     model = load_adapter(
         load_base(run.base, dtype, run.device, run.config.model.quantization), run.adapter
@@ -173,7 +183,7 @@ def compare(
 
 def _ask_llama_cpp(
     model: Path,
-    lora: Path | None,
+    loras: Sequence[Path],
     kind: str,
     base: BaseWeights,
     run: TrainedRun,
@@ -182,7 +192,11 @@ def _ask_llama_cpp(
 ) -> Answers:
     longest = max(map(len, [*sample.examples, *prompts]))
     letter = run.template.encoder.encode(["a"])[0][-1]
-    with LlamaCpp(model, lora, context=longest + NEW_TOKENS, exact=kind == "f32") as engine:
+    try:
+        llama = LlamaCpp(model, loras, context=longest + NEW_TOKENS, exact=kind == "f32")
+    except ModelError as error:
+        raise ModelError(error.what, where=error.where, fix="use --to merged") from None
+    with llama as engine:
         return ask(LlamaCppReader(engine, base.config["vocab_size"], letter), sample, prompts)
 
 

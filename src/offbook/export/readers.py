@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from offbook.data.conversations import Message
 from offbook.export.held_out import Place, Sample
-from offbook.inference.llamacpp import LlamaCpp, Reply, reader_name
+from offbook.inference.llamacpp import Ids, LlamaCpp, reader_name
 from offbook.libraries import quiet_transformers
 
 DISTRIBUTIONS = 24  # places at which the probabilities of all tokens are compared
@@ -42,7 +42,7 @@ class Reader(Protocol):
     def scores(self, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
         """The logarithm of the probability of the token at each position, given those before."""
 
-    def generate(self, ids: Sequence[int], most: int) -> Reply:
+    def generate(self, ids: Sequence[int], most: int) -> Ids:
         """The likeliest reply of at most so many tokens."""
 
 
@@ -60,7 +60,7 @@ class Answers:
 
     reader: str
     prompts: list[list[int]]
-    replies: list[Reply]
+    replies: list[Ids]
     distributions: list[NDArray[np.float64]]
     scores: NDArray[np.float64]
 
@@ -119,7 +119,7 @@ class LlamaCppReader:
             for at in positions
         ]
 
-    def generate(self, ids: Sequence[int], most: int) -> Reply:
+    def generate(self, ids: Sequence[int], most: int) -> Ids:
         return self._engine.generate(ids, most)
 
 
@@ -165,7 +165,7 @@ class TransformersReader:
         values_TV = logits_TV.double().log_softmax(-1)
         return [float(values_TV[at - 1, ids[at]]) for at in positions]
 
-    def generate(self, ids: Sequence[int], most: int) -> Reply:
+    def generate(self, ids: Sequence[int], most: int) -> Ids:
         with torch.no_grad(), quiet_transformers():
             whole = self._model.generate(
                 torch.tensor([list(ids)]),
@@ -177,4 +177,4 @@ class TransformersReader:
             )
         reply = whole[0, len(ids) :].tolist()
         stopped = bool(reply) and reply[-1] in self._stop_ids
-        return Reply(reply[:-1] if stopped else reply, stopped)
+        return Ids(reply[:-1] if stopped else reply, stopped)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
+from typing import Literal
 
 from offbook.data.conversations import Message
+from offbook.data.saved import append_row
 from offbook.engine.machine import limit_threads, refuse_forked_child
 from offbook.errors import ConfigError, ModelError
-from offbook.inference.generate import Sampling, generate
-from offbook.inference.sources import Source, identify
-from offbook.models.adapter import load_adapter
-from offbook.models.base import resolve_base
-from offbook.models.load import base_of, choose_device, choose_precision, load_base
-from offbook.runs.trained import open_run
-from offbook.tokens.template import ChatTemplate
-from offbook.tokens.tokenizer import load_tokenizer
+from offbook.inference.generate import Sampling
+from offbook.inference.model import find_model
+from offbook.inference.pytorch import TorchEngine
+from offbook.inference.reply import ReplyEngine
 
 
 class Chat:
@@ -33,7 +24,6 @@ class Chat:
         system: system text for the conversation, if any.
         sampling: how replies are chosen.
         template: turns the conversation into tokens.
-        context: most tokens of prompt and reply together; None where the base does not say.
         finish_reason: why the last reply ended. `stop`: the model ended it; `length`: it has
             `sampling.max_new_tokens` tokens; `context`: it reached the end of the context; None: it
             was interrupted.
@@ -42,26 +32,12 @@ class Chat:
     """
 
     def __init__(
-        self,
-        model: PeftModel | PreTrainedModel,
-        template: ChatTemplate,
-        system: str | None = None,
-        sampling: Sampling | None = None,
+        self, engine: ReplyEngine, system: str | None = None, sampling: Sampling | None = None
     ) -> None:
         self.messages: list[Message] = []
         self.system = system
         self.sampling = sampling or Sampling()
-        self._model, self.template = model, template
-        self._generator = torch.Generator(model.device)
-        if self.sampling.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(self.sampling.seed)
-        base = base_of(model)
-        eos = base.generation_config.eos_token_id if base.generation_config else None
-        self._stop_ids = {template.stop_id, *(eos if isinstance(eos, list) else [eos])} - {None}
-        text_config = base.config.get_text_config()
-        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
+        self._engine, self.template = engine, engine.template
         self.finish_reason: Literal["stop", "length", "context"] | None = None
         self.reply_tokens = self.left_out = 0
 
@@ -92,25 +68,20 @@ class Chat:
         """
         refuse_forked_child()
         limit_threads()
-        path = Path(path)
-        source = identify(path, base, step)
-        if source == Source.RUN:
-            run = open_run(path, announce, base=base, step=step)
-            return cls(run.load_model(), run.template, run.config.data.system, sampling)
-        folder = resolve_base(base or str(path), announce=announce)
-        # An adapter may come with its own tokenizer, whose template it was trained with.
-        has_own = source == Source.ADAPTER and (path / "tokenizer.json").is_file()
-        template = ChatTemplate(load_tokenizer(path if has_own else folder))
-        device = choose_device()
-        model = load_base(folder, choose_precision("auto", device), device)
-        if source == Source.ADAPTER:
-            return cls(load_adapter(model, path), template, sampling=sampling)
-        return cls(model, template, sampling=sampling)
+        found = find_model(path, announce, base=base, step=step)
+        seed = sampling.seed if sampling else None
+        engine = TorchEngine(found.load(), found.template, seed)
+        return cls(engine, found.system, sampling)
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of prompt and reply together; None where the base does not say."""
+        return self._engine.context
 
     @property
     def has_adapter(self) -> bool:
         """Whether there is a base without it to compare with."""
-        return isinstance(self._model, PeftModel)
+        return self._engine.has_adapter
 
     def ask(self, question: str, base: bool = False) -> str:
         """The whole reply to a question; see `stream`."""
@@ -161,17 +132,11 @@ class Chat:
         """Append the conversation to a JSONL file that `train` can read.
 
         Raises:
-            ConfigError: when there is nothing to save, or the file cannot be written.
+            ConfigError: when there is nothing to save, or it cannot be added to this file.
         """
         if not self.messages:
             raise ConfigError("nothing has been said yet")
-        turns = [{"role": m.role, "content": m.content} for m in self._opening() + self.messages]
-        line = json.dumps({"messages": turns}, ensure_ascii=False)
-        try:
-            with Path(path).expanduser().open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise ConfigError(f"cannot write ({error.strerror})", where=str(path)) from None
+        append_row(Path(path).expanduser(), self._opening() + self.messages, new="messages")
 
     def _opening(self) -> list[Message]:
         return [Message("system", self.system)] if self.system else []
@@ -181,19 +146,15 @@ class Chat:
         if self.context is not None:
             most = min(most, self.context - len(prompt))
         sampling = self.sampling.model_copy(update={"max_new_tokens": most})
-        model = self._model
-        with model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext():
-            ids = generate(model, prompt, self._stop_ids, sampling, self._generator)
-            yield from self.template.stream_reply(self._counted(ids))
-        if self.reply_tokens < most:
+        reply = self._engine.reply(prompt, sampling, base)
+        try:
+            yield from reply
+        finally:
+            self.reply_tokens = reply.tokens
+        if reply.stopped:
             self.finish_reason = "stop"
         else:
             self.finish_reason = "length" if most == self.sampling.max_new_tokens else "context"
-
-    def _counted(self, ids: Iterator[int]) -> Iterator[int]:
-        for index in ids:
-            self.reply_tokens += 1
-            yield index
 
     def _prompt(self, asked: list[Message]) -> list[int]:
         """The ids of a prompt, without the oldest turns where all would exceed the context."""
@@ -217,8 +178,7 @@ class Chat:
             asked = asked[2:]
 
     def _require_embeddings(self, ids: list[int]) -> None:
-        embedding: Any = base_of(self._model).get_input_embeddings()
-        rows = embedding.weight.shape[0]
+        rows = self._engine.vocabulary
         if beyond := [index for index in ids if index >= rows]:
             token = self.template.tokenizer.convert_ids_to_tokens(beyond[0])
             raise ModelError(

@@ -150,9 +150,17 @@ class ChatTemplate:
         Args:
             ids: read up to the stop token, or to their end.
         """
+        return self.trim_reply(self.encoder.decode_stream(ids, self.stop_id))
+
+    def trim_reply(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Yield what a model writes after a prompt, without the template's lead and tail.
+
+        Args:
+            pieces: its text, without the stop token, while it arrives.
+        """
         lead, tail, opening = self.traits.reply_lead, self.traits.reply_tail, self.traits.opening
         held = ""  # text that may be the lead or the tail
-        for piece in self.encoder.decode_stream(ids, self.stop_id):
+        for piece in pieces:
             held += piece
             if len(held) < len(lead) and lead.startswith(held):
                 continue

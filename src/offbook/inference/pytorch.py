@@ -1,0 +1,71 @@
+"""Replies from PyTorch: the model as it was trained, on the same device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from offbook.inference.generate import Sampling, generate
+from offbook.models.load import base_of
+from offbook.tokens.template import ChatTemplate
+
+
+class TorchEngine:
+    """A model of transformers, with or without an adapter; a `ReplyEngine`.
+
+    Args:
+        model: in evaluation mode.
+        template: its chat template.
+        seed: of the sampling; by default, another one each time.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel | PreTrainedModel,
+        template: ChatTemplate,
+        seed: int | None = None,
+    ) -> None:
+        self.model, self.template = model, template
+        self.has_adapter = isinstance(model, PeftModel)
+        self._generator = torch.Generator(model.device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+        base = base_of(model)
+        eos = base.generation_config.eos_token_id if base.generation_config else None
+        self.stop_ids = {template.stop_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+        text_config = base.config.get_text_config()
+        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
+        embedding: Any = base.get_input_embeddings()
+        self.vocabulary = int(embedding.weight.shape[0])
+
+    def reply(self, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> TorchReply:
+        """Begin a reply; see `ReplyEngine`."""
+        ids = generate(self.model, prompt, self.stop_ids, sampling, self._generator)
+        return TorchReply(self, ids, sampling.max_new_tokens, base)
+
+
+class TorchReply:
+    """A reply that is being written; see `Reply`. `TorchEngine.reply` makes it."""
+
+    def __init__(self, engine: TorchEngine, ids: Iterator[int], most: int, base: bool) -> None:
+        self.tokens, self.stopped = 0, False
+        self._engine, self._ids, self._most, self._base = engine, ids, most, base
+
+    def __iter__(self) -> Iterator[str]:
+        model = self._engine.model
+        without = model.disable_adapter() if self._base and isinstance(model, PeftModel) else None
+        with without or nullcontext():
+            yield from self._engine.template.stream_reply(self._counted())
+        self.stopped = self.tokens < self._most
+
+    def _counted(self) -> Iterator[int]:
+        for index in self._ids:
+            self.tokens += 1
+            yield index

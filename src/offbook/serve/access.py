@@ -1,0 +1,118 @@
+"""Who may use the server: checks of Host, Origin and key before anything else happens.
+
+A web page that a user visits can send requests to this machine, and a name that its owner controls
+can lead here (DNS rebinding). Browsers say from which page a request comes (Origin) and under which
+name they have found the server (Host); no page can change either. So names that are not this
+machine's are refused, and so are requests of other pages, whether there is a key or not.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+import socket
+from collections.abc import Callable
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from offbook.errors import shorten
+from offbook.serve.api import ApiError, to_json
+
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?", re.IGNORECASE)
+KEY_BYTES = 32
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def make_key() -> str:
+    """A new key, of 32 random bytes."""
+    return secrets.token_urlsafe(KEY_BYTES)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches an address."""
+    return ipaddress.ip_address(address).is_loopback
+
+
+class Access:
+    """Refuses requests that are not a user's own, and adds the headers of all answers.
+
+    Args:
+        app: behind it.
+        public: paths that need no key: the page, which has no data in it.
+        key: that the others need; None where there is none.
+        name: by which the server may be found besides the local names; None where only they may.
+        log: receives a line for each request that is refused.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        public: frozenset[str],
+        key: str | None,
+        name: str | None,
+        log: Callable[[str], None],
+    ) -> None:
+        self._app, self._public, self._key, self._log = app, public, key, log
+        self._on_network = name is not None
+        self._names = {"localhost"} | (
+            {name.lower(), socket.gethostname().lower()} if name else set()
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or let the app answer."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                message["headers"] = [*message["headers"], *extra]
+            await send(message)
+
+        if scope["type"] != "http":
+            return  # there is nothing else
+        if (error := self._refusal(scope)) is None:
+            await self._app(scope, receive, send_with_headers)
+            return
+        self._log(f"{scope['method']} {shorten(scope['path'])} {error.status} {error.code}")
+        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+        answer = Response(to_json(error.body()), error.status, headers, "application/json")
+        await answer(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        given: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            given.setdefault(name, []).append(value)
+        hosts, origins = given.get(b"host", []), given.get(b"origin", [])
+        host = hosts[0].decode("latin-1").lower() if len(hosts) == 1 else ""
+        match = HOST.fullmatch(host)
+        if match is None or not self._is_own(match[1].strip("[]")):
+            return ApiError("this is not a name of this server", 421, "wrong_host")
+        own = (f"http://{host}", f"https://{host}")  # the latter behind a proxy
+        if any(origin.decode("latin-1").lower() not in own for origin in origins):
+            return ApiError("other pages may not use this server", 403, "wrong_origin")
+        if self._key is None or scope["path"] in self._public:
+            return None
+        expected = f"Bearer {self._key}".encode()
+        keys = given.get(b"authorization", [])
+        if len(keys) == 1 and secrets.compare_digest(keys[0], expected):
+            return None
+        return ApiError("wrong API key, or none", 401, "invalid_api_key")
+
+    def _is_own(self, host: str) -> bool:
+        """Whether a host is this server. An address is no name that could lead elsewhere."""
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return host in self._names
+        return self._on_network or address.is_loopback

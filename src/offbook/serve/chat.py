@@ -1,0 +1,70 @@
+"""A chat with llama.cpp in place of PyTorch: the same prompts, and faster on a processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from offbook.inference.chat import Chat
+from offbook.inference.generate import Sampling
+from offbook.inference.model import find_model
+from offbook.serve.engine import Engine, EngineReply, Role, start
+
+
+@contextmanager
+def open_chat(
+    path: str | Path,
+    sampling: Sampling | None = None,
+    announce: Callable[[str], None] = lambda text: None,
+    *,
+    base: str | None = None,
+    step: int | None = None,
+    kind: str = "f16",
+    threads: int | None = None,
+) -> Iterator[Chat]:
+    """A chat, until the end of the `with` statement; see `Chat.open` for the other arguments.
+
+    Args:
+        path: a run directory, a PEFT folder, a model's folder or a `.gguf` file.
+        sampling: how replies are chosen.
+        announce: receives a line when something is not as expected, or something slow begins.
+        base: of an adapter: a folder, `.gguf` file or hub id. Of a run: where its base is now.
+        step: of a run: the checkpoint to use.
+        kind: the number format of the base's matrices, a key of `gguf.TYPES`.
+        threads: of the processor; by default, one fewer than may be used.
+
+    Raises:
+        OffbookError: as `Chat.open` and `start` do.
+    """
+    found = find_model(path, announce, base=base, step=step)
+    with start([found], kind, threads=threads, announce=announce) as engine:
+        role = next(iter(engine.roles.values()))
+        seed = sampling.seed if sampling else None
+        yield Chat(LlamaEngine(engine, role, seed), found.system, sampling)
+
+
+class LlamaEngine:
+    """One role, and its base; a `ReplyEngine`.
+
+    Args:
+        engine: with the role.
+        role: that answers.
+        seed: of the sampling; by default, another one each time.
+    """
+
+    def __init__(self, engine: Engine, role: Role, seed: int | None = None) -> None:
+        self.template = role.template
+        self.context: int | None = engine.context
+        self.vocabulary, self.has_adapter = engine.vocabulary, role.adapter is not None
+        self._engine, self._role, self._seeds = engine, role, np.random.default_rng(seed)
+
+    def reply(self, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> EngineReply:
+        """Begin a reply; see `ReplyEngine`."""
+        # With one seed for all replies, a second try would be the first one again.
+        seed = int(self._seeds.integers(2**32))
+        sampling = sampling.model_copy(update={"seed": seed})
+        strengths = self._engine.strengths(self._role, 0.0 if base else 1.0)
+        return self._engine.reply(self._role, prompt, sampling, strengths)

@@ -1,0 +1,80 @@
+"""Rows that are added to files; nothing in a file is lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from offbook.data.conversations import Message, read_conversations
+from offbook.data.saved import append_row
+from offbook.errors import ConfigError
+
+TALK = [
+    Message("system", "Be brief."),
+    Message("user", "who are you"),
+    Message("assistant", "I.", trained=False),
+    Message("user", "who are you"),
+    Message("assistant", "The keeper, 客官 🙂."),
+]
+ALPACA = '{"instruction": "a", "output": "b"}'
+OPENAI = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+
+
+@pytest.mark.parametrize("before", ["", "\n", ALPACA, f"{ALPACA}\n", f"\ufeff{OPENAI}", OPENAI])
+def test_a_row_has_the_format_of_its_file(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    if before:
+        path.write_text(before, encoding="utf-8")
+    append_row(path, TALK)
+    assert path.read_text("utf-8").startswith(before)
+    rows = list(read_conversations(str(path)))
+    assert len(rows) == 1 + bool(before.strip())
+    assert [(m.role, m.content) for m in rows[-1].messages] == [(m.role, m.content) for m in TALK]
+    is_openai = "messages" in before
+    trained = [m.trained for m in rows[-1].messages if m.role == "assistant"]
+    assert trained == [not is_openai, True]  # alpaca rows have no weights
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.json", b"[]", "rows are added to JSONL files"),
+        ("array.jsonl", f"[{ALPACA}]".encode(), "not have one row in UTF-8 on each line"),
+        ("utf16.jsonl", ALPACA.encode("utf-16"), "not have one row in UTF-8 on each line"),
+        ("share.jsonl", b'{"conversations": [{"from": "human", "value": "a"}]}', "ShareGPT"),
+        ("broken.jsonl", b'{"instruction": ', "no row can be added, since "),
+        ("other.jsonl", b'{"prompt": "a"}', "no row can be added, since "),
+    ],
+)
+def test_a_file_that_takes_no_row_stays_as_it_is(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        append_row(path, TALK)
+    assert caught.value.fix == "name another file, which ends in .jsonl"
+    assert path.read_bytes() == content
+    good = tmp_path / "another.jsonl"
+    append_row(good, TALK)
+    assert list(read_conversations(str(good)))
+
+
+def add(path: Path, number: int) -> None:
+    for part in range(10):
+        append_row(path, [Message("user", "a"), Message("assistant", f"{number}.{part} " * 3000)])
+
+
+def test_rows_of_several_processes_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=add, args=(path, number)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    replies = {row.messages[-1].content.split()[0] for row in read_conversations(str(path))}
+    assert replies == {f"{number}.{part}" for number in range(3) for part in range(10)}
