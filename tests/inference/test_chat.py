@@ -95,7 +95,7 @@ def test_a_saved_chat_can_be_trained_on(chat: Chat, tmp_path: Path) -> None:
         ["Be brief.", "hello", "Hello, little boat."]
     ] * 2
     with pytest.raises(ConfigError, match="cannot write"):
-        chat.save(tmp_path / "no" / "folder")
+        chat.save(tmp_path / "no" / "folder.jsonl")
 
 
 def test_a_long_chat_forgets_its_beginning(chat: Chat) -> None:
