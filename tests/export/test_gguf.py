@@ -55,7 +55,10 @@ def test_the_deepseek_tokenizer(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(DEEPSEEK)
     tokenizer.save_pretrained(tmp_path / "base")
     trained = train_run(tmp_path, make_base(tmp_path / "base", tokenizer=tokenizer))
-    export_run(trained, "gguf", tmp_path / "gguf", kind="f32")
+    export = export_run(trained, "gguf", tmp_path / "gguf", kind="f32")
+    assert export.certificate is not None
+    told = {check.name: check.found for check in export.certificate.checks}
+    assert "several spaces before U+3000" in told["other texts"]
 
 
 @pytest.mark.parametrize("setting", ["lora.use_rslora=true", "lora.use_dora=true"])

@@ -11,8 +11,9 @@ import torch
 
 from offbook.errors import quoted
 from offbook.export.adapter import write_adapter
-from offbook.export.certificate import LIMITS, Certificate, Limits, certify
+from offbook.export.certificate import LIMITS, Certificate, Check, Limits, certify
 from offbook.export.gguf import write_lora, write_model
+from offbook.export.gguf_tokenizer import other_texts
 from offbook.export.held_out import Sample, sample_rows
 from offbook.export.merged import write_merged, write_reader_files
 from offbook.export.ollama import go_template, modelfile
@@ -160,7 +161,7 @@ def compare(
         load_base(run.base, dtype, run.device, run.config.model.quantization), run.adapter
     )
     set_strength(model, strength)
-    return certify(
+    certificate = certify(
         answers,
         sample,
         prompts,
@@ -169,6 +170,12 @@ def compare(
         LIMITS[kind].or_looser(reference),
         installed_versions(),
     )
+    if target not in IN_TRANSFORMERS:
+        certificate.checks.extend(
+            Check("other texts", None, f"llama.cpp has other tokens for {texts}")
+            for texts in other_texts(run.template)
+        )
+    return certificate
 
 
 def _ask_llama_cpp(
