@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offbook.errors import ExportError
-from offbook.export.export import compare, export_run
+from offbook.export.export import Original, compare, export_run
 from offbook.runs.trained import TrainedRun
 from support.exports import train_run
 from support.families import make_family
@@ -31,7 +31,7 @@ def test_a_folder_computes_what_the_run_does(
     assert export.certificate is not None
     assert all(check.passed for check in export.certificate.checks), export.certificate
     other = 1.5 - strength
-    assert compare(tmp_path / target, run, target, "f32", other).failed
+    assert compare(tmp_path / target, Original.of(run, other), target, "f32").failed
 
 
 @pytest.mark.parametrize("setting", ["lora.use_rslora=true", "lora.use_dora=true"])
@@ -68,4 +68,4 @@ def test_a_damaged_folder_is_refused(run: TrainedRun, tmp_path: Path, target: st
     tensors[name] *= -1
     save_file(tensors, weights, {"format": "pt"})
     with pytest.raises(ExportError, match="log-probabilities"):
-        compare(tmp_path / target, run, target, "f32").require_passed("here")
+        compare(tmp_path / target, Original.of(run), target, "f32").require_passed("here")

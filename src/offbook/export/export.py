@@ -50,6 +50,37 @@ class Export:
     note: str
 
 
+@dataclass(frozen=True)
+class Original:
+    """What is exported, and what an export is compared with.
+
+    Attributes:
+        run: the run.
+        strength: multiplies what the adapter adds.
+        base: its weights.
+        lora: the adapter's; the strength is in them.
+        sample: the rows of the comparison.
+    """
+
+    run: TrainedRun
+    strength: float
+    base: BaseWeights
+    lora: LoraWeights
+    sample: Sample
+
+    @classmethod
+    def of(cls, run: TrainedRun, strength: float = 1.0) -> Original:
+        """A run with a strength.
+
+        Raises:
+            ModelError: when the base's weights are not plain numbers.
+            CheckpointError: when the adapter does not fit it, or has no other strength than 1.
+            DataError: when the data of the run cannot be read.
+        """
+        base, lora = BaseWeights.of(run.base), LoraWeights.of(run.adapter, run.base, strength)
+        return cls(run, strength, base, lora, sample_rows(run))
+
+
 def export_run(
     run: TrainedRun,
     target: str,
@@ -78,34 +109,24 @@ def export_run(
     """
     if verify and target not in IN_TRANSFORMERS:
         reader_name()
-    base = BaseWeights.of(run.base)
-    lora = LoraWeights.of(run.adapter, run.base, strength)
-    sample = sample_rows(run)
+    original = Original.of(run, strength)
     with storage.staged(folder) as partial:
         announce(f"writing {folder}")
-        note = _write(partial, run, target, kind, strength, base, lora, sample)
+        note = _write(partial, original, target, kind)
         certificate = None
         if verify:
             announce("comparing it with the run")
-            certificate = compare(partial, run, target, kind, strength)
+            certificate = compare(partial, original, target, kind)
             certificate.require_passed(str(folder))
             (partial / CERTIFICATE).write_bytes(certificate.to_json())
     return Export(folder, certificate, note.format(folder=quoted(folder)))
 
 
-def _write(
-    folder: Path,
-    run: TrainedRun,
-    target: str,
-    kind: str,
-    strength: float,
-    base: BaseWeights,
-    lora: LoraWeights,
-    sample: Sample,
-) -> str:
+def _write(folder: Path, original: Original, target: str, kind: str) -> str:
     """Write the files of a target, and return a note on how to use them in `{folder}`."""
+    run, base, lora = original.run, original.base, original.lora
     if target == "adapter":
-        write_adapter(folder, run, strength)
+        write_adapter(folder, run, original.strength)
         return "how to load it is in {folder}/README.md"
     if target == "merged":
         lost = write_merged(folder, base, lora)
@@ -119,7 +140,7 @@ def _write(
         )
     write_model(folder / MODEL, base, lora, kind, run.template)
     if target == "ollama":
-        prompts = [c.messages[:-1] for c in sample.conversations]
+        prompts = [c.messages[:-1] for c in original.sample.conversations]
         go = go_template(run.template, prompts)
         text = modelfile(MODEL, go, _ollama_parameters(run), run.config.data.system)
         (folder / MODELFILE).write_text(text, encoding="utf-8")
@@ -127,19 +148,16 @@ def _write(
     return "for llama.cpp: llama-server -m {folder}/" + MODEL
 
 
-def compare(
-    folder: Path, run: TrainedRun, target: str, kind: str, strength: float = 1.0
-) -> Certificate:
+def compare(folder: Path, original: Original, target: str, kind: str) -> Certificate:
     """Compare what is in a folder with the run; one model is in memory at a time.
 
     Args:
         folder: with the files of an export.
-        run: of which it is an export.
+        original: of which it is an export.
         target: one of `TARGETS`.
         kind: the number format of a GGUF.
-        strength: what the adapter was multiplied by.
     """
-    base, sample = BaseWeights.of(run.base), sample_rows(run)
+    run, base, sample = original.run, original.base, original.sample
     prompts = [run.template.build_prompt(c.messages[:-1]) for c in sample.conversations]
     stop_ids = [run.template.stop_id]
     if target == "adapter":
@@ -152,15 +170,15 @@ def compare(
     elif target == "gguf-lora":
         kind = "f32"  # so that all differences are the adapter's
         write_model(folder / MODEL, base, None, kind, run.template)
-        answers = _ask_llama_cpp(folder / MODEL, folder / ADAPTER, kind, base, run, sample, prompts)
+        answers = _ask_llama_cpp(folder / MODEL, folder / ADAPTER, kind, original, prompts)
         (folder / MODEL).unlink()
     else:
-        answers = _ask_llama_cpp(folder / MODEL, None, kind, base, run, sample, prompts)
+        answers = _ask_llama_cpp(folder / MODEL, None, kind, original, prompts)
     dtype, reference = _reference(run, base)
     model = load_adapter(
         load_base(run.base, dtype, run.device, run.config.model.quantization), run.adapter
     )
-    set_strength(model, strength)
+    set_strength(model, original.strength)
     certificate = certify(
         answers,
         sample,
@@ -179,18 +197,13 @@ def compare(
 
 
 def _ask_llama_cpp(
-    model: Path,
-    lora: Path | None,
-    kind: str,
-    base: BaseWeights,
-    run: TrainedRun,
-    sample: Sample,
-    prompts: Sequence[list[int]],
+    model: Path, lora: Path | None, kind: str, original: Original, prompts: Sequence[list[int]]
 ) -> Answers:
-    longest = max(map(len, [*sample.examples, *prompts]))
-    letter = run.template.encoder.encode(["a"])[0][-1]
+    longest = max(map(len, [*original.sample.examples, *prompts]))
+    letter = original.run.template.encoder.encode(["a"])[0][-1]
     with LlamaCpp(model, lora, context=longest + NEW_TOKENS, exact=kind == "f32") as engine:
-        return ask(LlamaCppReader(engine, base.config["vocab_size"], letter), sample, prompts)
+        reader = LlamaCppReader(engine, original.base.config["vocab_size"], letter)
+        return ask(reader, original.sample, prompts)
 
 
 def _reference(run: TrainedRun, base: BaseWeights) -> tuple[torch.dtype, Limits]:
