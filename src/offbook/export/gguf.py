@@ -86,15 +86,20 @@ def write_model(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    changed = {f"{module}.weight": module for module in lora.modules} if lora else {}
     for name in base.tensors:
-        value = base.read(name)
-        if lora and name in changed:
-            value = lora.merged(changed[name], value)
-        writer.write_tensor_data(_quantized(_moved(name, value, config), types[name]))
+        # No tensor has a name here, so that it is freed before the next one is read.
+        writer.write_tensor_data(
+            _quantized(_moved(name, _merged(name, base, lora), config), types[name])
+        )
     if factors is not None:
         writer.write_tensor_data(factors)
     writer.close()
+
+
+def _merged(name: str, base: BaseWeights, lora: LoraWeights | None) -> Float32:
+    module = name.removesuffix(".weight")
+    value = base.read(name)
+    return lora.merged(module, value) if lora and module in lora.modules else value
 
 
 def write_lora(path: Path, base: BaseWeights, lora: LoraWeights) -> None:
