@@ -51,9 +51,9 @@ def measure(folder: Path) -> None:
     thread.join()
     largest = max(tensor.elements for _, tensor in base.tensors.values())
     print(
-        f"{folder.name}: {base.config['num_hidden_layers']} layers, {size / 1e9:.1f} GB written in "
-        f"{seconds:.0f} s; peak {peak / 1e9:.2f} GB, {before / 1e9:.2f} of them before; the largest "
-        f"tensor has {4 * largest / 1e9:.2f} GB in float32"
+        f"{folder.name}: {base.config['num_hidden_layers']} layers, {size / 1e9:.1f} GB written "
+        f"in {seconds:.0f} s; peak {peak / 1e9:.2f} GB, {before / 1e9:.2f} of them before; the "
+        f"largest tensor has {4 * largest / 1e9:.2f} GB in float32"
     )
 
 

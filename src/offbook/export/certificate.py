@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
 
 from offbook.errors import ExportError
@@ -77,18 +78,39 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """By how much the adapter lowers the loss on rows that the run was not trained on.
+
+    Attributes:
+        rows: how many.
+        base: the mean loss of a token without the adapter.
+        tuned: that with it.
+        low: end of the 95% interval of the difference, by resampling rows.
+        high: its other end.
+    """
+
+    rows: int
+    base: float
+    tuned: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Certificate:
     """`certificate.json`.
 
     Attributes:
         reader: the program that read the export.
         rows: what it was compared on.
+        gain: the run's own, not the export's; None when no rows were held out.
         checks: all comparisons.
         versions: of the packages that made the export.
     """
 
     reader: str
     rows: str
+    gain: Gain | None
     checks: list[Check]
     versions: dict[str, str]
 
@@ -123,6 +145,7 @@ def certify(
     model: PeftModel,
     template: ChatTemplate,
     limits: Limits,
+    quantization: str,
     versions: dict[str, str],
 ) -> Certificate:
     """Compare what a reader says of an export with the run's model.
@@ -134,6 +157,7 @@ def certify(
         model: base and adapter, on any device.
         template: the run's.
         limits: how far the export may be from it.
+        quantization: of the base in which the run was trained; exports are never quantized so.
         versions: for the record.
     """
     asked = questions(sample)
@@ -146,9 +170,15 @@ def certify(
         _learned(answers.scores, tuned, base, limits),
         *_replies(answers, prompts, model, template.stop_id, limits),
     ]
-    others = len(sample.examples) - sample.held_out
-    rows = f"{sample.held_out} rows held out from training, {others} rows of it"
-    return Certificate(answers.reader, rows, checks, versions)
+    held_out = sample.held_out
+    gain = None
+    if held_out:
+        gain = _gain(tuned[:held_out], base[:held_out])
+    if quantization != "none":
+        few = held_out or len(asked)
+        checks.append(_unquantized(answers.scores[:few], tuned[:few], quantization))
+    rows = f"{held_out} rows held out from training, {len(asked) - held_out} rows of it"
+    return Certificate(answers.reader, rows, gain, checks, versions)
 
 
 def _prompts(
@@ -195,8 +225,7 @@ def _learned(
 ) -> Check:
     """Whether what the adapter learned is still there: the gain in loss, ours and the export's."""
     gains = np.array([_sums(ours) - _sums(base), _sums(theirs) - _sums(base)])
-    drawn = np.random.default_rng(0).integers(len(base), size=(RESAMPLES, len(base)))
-    resampled = gains[:, drawn].sum(-1)
+    resampled = gains[:, _resampled(len(base))].sum(-1)
     loss = f"loss {_loss(theirs):.4f} for {_loss(ours):.4f}, base {_loss(base):.4f}"
     if np.quantile(resampled[0], 0.025) <= 0:
         return Check("learned", None, f"{loss}; too little was learned to tell")
@@ -206,6 +235,34 @@ def _learned(
     noise = kept < limits.kept <= high  # too wide an interval to tell
     passed = None if noise else kept >= limits.kept
     return Check("learned", passed, f"{found}; limit {limits.kept:.1%})")
+
+
+def _unquantized(theirs: Sequence[Scores], ours: Sequence[Scores], quantization: str) -> Check:
+    """What changes when an adapter that was trained on a quantized base is on the exact one."""
+    low, high = _interval(ours, theirs)
+    return Check(
+        "unquantized base",
+        None,
+        f"loss {_loss(theirs):.4f} on {len(ours)} rows, {_loss(ours):.4f} with the base in "
+        f"{quantization}, as in training (95% interval of the change {low:+.4f} to {high:+.4f})",
+    )
+
+
+def _gain(tuned: Sequence[Scores], base: Sequence[Scores]) -> Gain:
+    return Gain(len(tuned), _loss(base), _loss(tuned), *_interval(tuned, base))
+
+
+def _interval(better: Sequence[Scores], worse: Sequence[Scores]) -> tuple[float, float]:
+    """The 95% interval of the difference in the mean loss of a token, by resampling rows."""
+    gains, tokens = _sums(better) - _sums(worse), np.array([len(row.tokens) for row in better])
+    drawn = _resampled(len(tokens))
+    low, high = np.quantile(gains[drawn].sum(-1) / tokens[drawn].sum(-1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _resampled(rows: int) -> NDArray[np.int64]:
+    """Numbers of rows, drawn with replacement [RESAMPLES, rows]."""
+    return np.random.default_rng(0).integers(rows, size=(RESAMPLES, rows))
 
 
 def _sums(scores: Sequence[Scores]) -> Float64:

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from offbook.errors import quoted
-from offbook.export.adapter import write_adapter
+from offbook.export.adapter import adapter_card, write_adapter
 from offbook.export.certificate import LIMITS, Certificate, Check, Limits, certify
 from offbook.export.gguf import write_lora, write_model
 from offbook.export.gguf_tokenizer import other_texts
@@ -28,6 +28,7 @@ from offbook.runs.receipt import installed_versions
 from offbook.runs.trained import TrainedRun
 
 CERTIFICATE = "certificate.json"
+CARD = "README.md"
 MODELFILE = "Modelfile"
 MODEL, ADAPTER = "model.gguf", "adapter.gguf"
 TARGETS = ("adapter", "merged", "gguf", "gguf-lora", "ollama")
@@ -119,6 +120,8 @@ def export_run(
             certificate = compare(partial, original, target, kind)
             certificate.require_passed(str(folder))
             (partial / CERTIFICATE).write_bytes(certificate.to_json())
+        if target == "adapter":
+            (partial / CARD).write_bytes(adapter_card(run, strength, certificate))
     return Export(folder, certificate, note.format(folder=quoted(folder)))
 
 
@@ -127,7 +130,7 @@ def _write(folder: Path, original: Original, target: str, kind: str) -> str:
     run, base, lora = original.run, original.base, original.lora
     if target == "adapter":
         write_adapter(folder, run, original.strength)
-        return "how to load it is in {folder}/README.md"
+        return "how to load it is in {folder}/" + CARD
     if target == "merged":
         lost = write_merged(folder, base, lora)
         write_reader_files(folder, run)
@@ -186,6 +189,7 @@ def compare(folder: Path, original: Original, target: str, kind: str) -> Certifi
         model,
         run.template,
         LIMITS[kind].or_looser(reference),
+        run.config.model.quantization,
         installed_versions(),
     )
     if target not in IN_TRANSFORMERS:
