@@ -12,7 +12,7 @@ import torch
 from offbook.errors import quoted
 from offbook.export.adapter import adapter_card, write_adapter
 from offbook.export.certificate import LIMITS, Certificate, Check, Limits, certify
-from offbook.export.gguf import write_lora, write_model
+from offbook.export.gguf import require_type, write_lora, write_model
 from offbook.export.gguf_tokenizer import other_texts
 from offbook.export.held_out import Sample, sample_rows
 from offbook.export.merged import write_merged, write_reader_files
@@ -104,10 +104,12 @@ def export_run(
         announce: receives a line before each slow step.
 
     Raises:
-        ConfigError: when the program that would read it is not installed, or the folder exists.
+        ConfigError: when the program that would read it is not installed, the number format is
+            not written here, or the folder exists.
         ModelError: when the format has no place for such a model.
         ExportError: when the result is another model; nothing is left of it.
     """
+    require_type(kind)
     if verify and target not in IN_TRANSFORMERS:
         reader_name()
     original = Original.of(run, strength)

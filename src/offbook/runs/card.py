@@ -148,6 +148,6 @@ def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _cell(text: str) -> str:
-    """A text in a table: on one line, and neither HTML nor the end of the cell."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", r"\|")
+def _cell(value: object) -> str:
+    """A value in a table: on one line, and neither HTML nor the end of the cell."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", r"\|")
