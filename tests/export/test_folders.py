@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from offbook.errors import ExportError
 from offbook.export.export import Original, compare, export_run
 from offbook.export.weights import LoraWeights
+from offbook.models.gguf import SOURCE
 from offbook.runs.trained import TrainedRun
 from support.exports import train_run
 from support.families import make_family
@@ -93,10 +95,14 @@ def test_the_card_of_an_adapter_says_how_good_it_is(run: TrainedRun, tmp_path: P
 
 def test_names_in_a_card_stay_names(run: TrainedRun, tmp_path: Path) -> None:
     data = {"a | b\n<b>.jsonl": "0" * 64}
-    named = replace(run, receipt=replace(run.receipt, data=data))
+    base = shutil.copytree(run.base, tmp_path / "base")
+    (base / SOURCE).write_text('{"file": "<a>.gguf", "conversion": 2}')
+    named = replace(run, base=base, receipt=replace(run.receipt, data=data))
     export_run(named, "adapter", tmp_path / "adapter", verify=False)
     card = (tmp_path / "adapter" / "README.md").read_text("utf-8")
     assert r"| SHA-256 of a \| b &lt;b&gt;.jsonl | 000" in card
+    assert "| file of the base's GGUF | &lt;a&gt;.gguf |" in card
+    assert "| conversion of the base's GGUF | 2 |" in card
 
 
 @pytest.mark.parametrize("target", ["merged", "gguf"])
