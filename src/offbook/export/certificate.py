@@ -171,9 +171,7 @@ def certify(
         *_replies(answers, prompts, model, template.stop_id, limits),
     ]
     held_out = sample.held_out
-    gain = None
-    if held_out:
-        gain = _gain(tuned[:held_out], base[:held_out])
+    gain = _gain(tuned[:held_out], base[:held_out]) if held_out else None
     if quantization != "none":
         few = held_out or len(asked)
         checks.append(_unquantized(answers.scores[:few], tuned[:few], quantization))

@@ -169,8 +169,8 @@ def compare(folder: Path, original: Original, target: str, kind: str) -> Certifi
         kind = "f32"
         answers = ask(TransformersReader(folder, run.base, stop_ids), sample, prompts)
     elif target == "merged":
-        (stored,) = {tensor.dtype for _, tensor in base.tensors.values()} - {"F32"} or {"F32"}
-        kind = STORED_KINDS[stored]
+        stored = {STORED_KINDS[tensor.dtype] for _, tensor in base.tensors.values()}
+        kind = next(kind for kind in ("bf16", "f16", "f32") if kind in stored)
         answers = ask(TransformersReader(folder, None, stop_ids), sample, prompts)
     elif target == "gguf-lora":
         kind = "f32"  # so that all differences are the adapter's

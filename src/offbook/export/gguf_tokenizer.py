@@ -90,7 +90,7 @@ def other_texts(template: ChatTemplate) -> list[str]:
     """Kinds of text to which llama.cpp gives other tokens, however the file is written."""
     description = json.loads(template.tokenizer.backend_tokenizer.to_str())
     found = [OTHER_TEXTS.get(rule_name(description["pre_tokenizer"]) or "")]
-    if description["normalizer"] == {"type": "NFC"}:
+    if {"type": "NFC"} in _steps(description["normalizer"], "normalizers"):
         found.append("text that is not composed (Unicode's NFC)")
     return [texts for texts in found if texts]
 
