@@ -718,6 +718,11 @@ TESTS: dict[str, tuple[str, ...]] = {
         "remove it, or name another folder",
         "leave --type out",
     ),
+    "tests/cli/test_export.py::test_number_formats_that_are_not_written_here": (
+        "use --type f16, and give the file to llama.cpp's `llama-quantize`; or use --to gguf-lora, "
+        "for a GGUF of the base in any number format",
+        "use {', '.join(TYPES)}",
+    ),
     "tests/cli/test_export.py::test_without_the_extra_it_is_named": (
         "{error.fix}, or add --no-verify",
     ),

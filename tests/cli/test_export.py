@@ -47,6 +47,20 @@ def test_what_is_printed(cli: Cli, trained: Path) -> None:
 
 
 @pytest.mark.usefixtures("trained")
+def test_number_formats_that_are_not_written_here(cli: Cli) -> None:
+    for name in ("q4_k_m", "IQ3_XS"):
+        code, _, err = cli("export", "run", "--to", "gguf", "--type", name)
+        assert code == 2
+        assert f"--type: {name} is made by llama.cpp's own quantizer" in err
+        assert "use --type f16, and give the file to llama.cpp's `llama-quantize`; or use" in err
+    code, _, err = cli("export", "run", "--to", "gguf", "--type", "int4")
+    assert code == 2
+    assert "--type: int4 is no number format; use f32, f16, bf16, q8_0" in err
+    for options in (("--to", "gguf", "--type", "f16"), ("--to", "gguf-lora")):
+        assert cli("export", "run", *options, "--no-verify")[0] == 0
+
+
+@pytest.mark.usefixtures("trained")
 def test_a_printed_folder_is_quoted(cli: Cli) -> None:
     code, out, _ = cli("export", "run", "--to", "ollama", "-o", "a b", "--no-verify")
     assert code == 0

@@ -12,7 +12,7 @@ import pytest
 
 from offbook.errors import CheckpointError, ConfigError, ExportError, ModelError
 from offbook.export.certificate import Certificate
-from offbook.export.export import MODEL, compare, export_run
+from offbook.export.export import MODEL, Original, compare, export_run
 from offbook.export.gguf import write_model
 from offbook.export.weights import BaseWeights, LoraWeights
 from offbook.runs.trained import TrainedRun
@@ -55,7 +55,10 @@ def test_the_deepseek_tokenizer(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(DEEPSEEK)
     tokenizer.save_pretrained(tmp_path / "base")
     trained = train_run(tmp_path, make_base(tmp_path / "base", tokenizer=tokenizer))
-    export_run(trained, "gguf", tmp_path / "gguf", kind="f32")
+    export = export_run(trained, "gguf", tmp_path / "gguf", kind="f32")
+    assert export.certificate is not None
+    told = {check.name: check.found for check in export.certificate.checks}
+    assert "several spaces before U+3000" in told["other texts"]
 
 
 @pytest.mark.parametrize("setting", ["lora.use_rslora=true", "lora.use_dora=true"])
@@ -79,8 +82,8 @@ def test_rounded_models_keep_what_was_learned(run: TrainedRun, tmp_path: Path, k
 
 def test_a_strength_is_in_the_weights(run: TrainedRun, tmp_path: Path) -> None:
     export_run(run, "gguf", tmp_path / "half", kind="f32", strength=0.5)
-    assert not compare(tmp_path / "half", run, "gguf", "f32", strength=0.5).failed
-    assert compare(tmp_path / "half", run, "gguf", "f32", strength=1.0).failed
+    assert not compare(tmp_path / "half", Original.of(run, 0.5), "gguf", "f32").failed
+    assert compare(tmp_path / "half", Original.of(run), "gguf", "f32").failed
 
 
 Damage = Callable[[gguf.GGUFReader], None]
@@ -159,7 +162,7 @@ def test_a_damaged_model_is_refused_by_name(run: TrainedRun, tmp_path: Path, nam
     if name == "the stop token is another":
         set_number("tokenizer.ggml.eos_token_id", lambda _: 7)(reader)
     del reader
-    certificate = compare(tmp_path, run, "gguf", "f32")
+    certificate = compare(tmp_path, Original.of(run), "gguf", "f32")
     assert expected in failed(certificate)
     with pytest.raises(ExportError, match=expected):
         certificate.require_passed("here")
@@ -167,7 +170,7 @@ def test_a_damaged_model_is_refused_by_name(run: TrainedRun, tmp_path: Path, nam
 
 def test_a_model_without_its_adapter_is_refused(run: TrainedRun, tmp_path: Path) -> None:
     write_model(tmp_path / MODEL, BaseWeights.of(run.base), None, "q8_0", run.template)
-    assert "learned" in failed(compare(tmp_path, run, "gguf", "q8_0"))
+    assert "learned" in failed(compare(tmp_path, Original.of(run), "gguf", "q8_0"))
 
 
 def test_a_failed_export_leaves_nothing(run: TrainedRun, tmp_path: Path) -> None:

@@ -24,21 +24,16 @@ class Target(str, Enum):
     OLLAMA = "ollama"
 
 
-class Kind(str, Enum):
-    """What `--type` takes."""
-
-    F32 = "f32"
-    F16 = "f16"
-    BF16 = "bf16"
-    Q8_0 = "q8_0"
-
-
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     to: Annotated[Target, typer.Option("--to", help="The format.")],
     kind: Annotated[
-        Kind | None,
-        typer.Option("--type", help="Number format of a GGUF's matrices; f16 by default."),
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="[f32|f16|bf16|q8_0]",
+            help="Number format of a GGUF's matrices; f16 by default.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -81,15 +76,15 @@ def export(
 
     name = to.value
     if to in (Target.GGUF, Target.OLLAMA):
-        kind = kind or Kind.F16
-        name = f"{name}-{kind.value}"
+        kind = kind or "f16"
+        name = f"{name}-{kind}"
     elif kind:
         raise ConfigError(f"{name} has one number format", where="--type", fix="leave --type out")
     result = export_run(
         open_run(run, say, base=base, step=step),
         to.value,
         output or run / "exports" / name,
-        kind=(kind or Kind.F32).value,
+        kind=kind or "f32",
         strength=strength,
         verify=verify,
         announce=say,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,16 @@ from typing import Annotated
 import typer
 
 from offbook.cli.console import put, say, waiting
-from offbook.cli.export import Kind
 from offbook.errors import ConfigError
+
+
+class Kind(str, Enum):
+    """What `--type` takes."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
 
 
 def serve(

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from offbook.errors import CheckpointError
+from offbook.export.certificate import Certificate
 from offbook.files.untrusted import read_json
 from offbook.models.adapter import WEIGHTS, read_adapter
 from offbook.models.adapter_config import config_file
@@ -17,7 +18,7 @@ from offbook.tokens.tokenizer import tokenizer_files
 
 
 def write_adapter(folder: Path, run: TrainedRun, strength: float) -> None:
-    """Write the files of an adapter.
+    """Write the files of an adapter but its card.
 
     Args:
         folder: an empty folder.
@@ -32,11 +33,29 @@ def write_adapter(folder: Path, run: TrainedRun, strength: float) -> None:
     config.base_model_name_or_path, config.revision = name, revision
     shutil.copyfile(run.adapter / WEIGHTS, folder / WEIGHTS)
     template = run.template
-    card = make_card(run.config, run.receipt, run.base, template, name, revision)
     files = {
         ADAPTER_CONFIG: config_file(config),
-        "README.md": card,
         **dict(tokenizer_files(template.tokenizer, run.base, template.renderer.source)),
     }
     for file, content in files.items():
         (folder / file).write_bytes(content)
+
+
+def adapter_card(run: TrainedRun, strength: float, certificate: Certificate | None) -> bytes:
+    """The README of an exported adapter, with what its certificate says.
+
+    Args:
+        run: the run.
+        strength: that was multiplied into it.
+        certificate: None when it was not compared.
+    """
+    name, revision = published_name(run.config.model.base, run.base)
+    facts = {"strength": f"{strength:g}"} if strength != 1 else {}
+    facts["certificate"] = f"by {certificate.reader}" if certificate else "not verified"
+    if certificate and certificate.gain:
+        gain = certificate.gain
+        facts[f"loss on {gain.rows} held-out rows"] = (
+            f"{gain.tuned:.4f}; {gain.base:.4f} without the adapter, a gain of "
+            f"{gain.base - gain.tuned:.4f} (95% interval {gain.low:.4f} to {gain.high:.4f})"
+        )
+    return make_card(run.config, run.receipt, run.base, run.template, name, revision, facts)

@@ -9,10 +9,8 @@ reply compares greedy generation.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +19,9 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from offbook.errors import ExportError
-from offbook.export.held_out import Place, Sample
-from offbook.export.readers import Answers, spread
+from offbook.export.held_out import Sample
+from offbook.export.readers import Answers, Float64, Scores, questions, torch_scores
 from offbook.tokens.template import ChatTemplate
-
-Float64 = NDArray[np.float64]
 
 RESAMPLES = 2000
 
@@ -82,18 +78,39 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """By how much the adapter lowers the loss on rows that the run was not trained on.
+
+    Attributes:
+        rows: how many.
+        base: the mean loss of a token without the adapter.
+        tuned: that with it.
+        low: end of the 95% interval of the difference, by resampling rows.
+        high: its other end.
+    """
+
+    rows: int
+    base: float
+    tuned: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Certificate:
     """`certificate.json`.
 
     Attributes:
         reader: the program that read the export.
         rows: what it was compared on.
+        gain: the run's own, not the export's; None when no rows were held out.
         checks: all comparisons.
         versions: of the packages that made the export.
     """
 
     reader: str
     rows: str
+    gain: Gain | None
     checks: list[Check]
     versions: dict[str, str]
 
@@ -128,6 +145,7 @@ def certify(
     model: PeftModel,
     template: ChatTemplate,
     limits: Limits,
+    quantization: str,
     versions: dict[str, str],
 ) -> Certificate:
     """Compare what a reader says of an export with the run's model.
@@ -139,21 +157,26 @@ def certify(
         model: base and adapter, on any device.
         template: the run's.
         limits: how far the export may be from it.
+        quantization: of the base in which the run was trained; exports are never quantized so.
         versions: for the record.
     """
-    compared = set(spread(sample.places))
-    tuned, distributions = _scores(model, sample, compared)
+    asked = questions(sample)
+    tuned = [torch_scores(model, question) for question in asked]
     with model.disable_adapter():
-        base, _ = _scores(model, sample, set())
+        base = [torch_scores(model, question) for question in asked]
     checks = [
         _prompts(answers, sample, prompts, template),
-        *_distributions(answers.distributions, distributions, limits),
-        _learned(sample, answers.scores, tuned, base, limits),
+        *_distributions(answers.scores, tuned, limits),
+        _learned(answers.scores, tuned, base, limits),
         *_replies(answers, prompts, model, template.stop_id, limits),
     ]
-    others = len(sample.examples) - sample.held_out
-    rows = f"{sample.held_out} rows held out from training, {others} rows of it"
-    return Certificate(answers.reader, rows, checks, versions)
+    held_out = sample.held_out
+    gain = _gain(tuned[:held_out], base[:held_out]) if held_out else None
+    if quantization != "none":
+        few = held_out or len(asked)
+        checks.append(_unquantized(answers.scores[:few], tuned[:few], quantization))
+    rows = f"{held_out} rows held out from training, {len(asked) - held_out} rows of it"
+    return Certificate(answers.reader, rows, gain, checks, versions)
 
 
 def _prompts(
@@ -174,10 +197,9 @@ def _prompts(
     return Check("prompt ids", all(equal), found)
 
 
-def _distributions(
-    theirs: Sequence[Float64], ours: Sequence[Float64], limits: Limits
-) -> list[Check]:
-    pairs = list(zip(ours, theirs, strict=True))
+def _distributions(theirs: Sequence[Scores], ours: Sequence[Scores], limits: Limits) -> list[Check]:
+    both = zip(ours, theirs, strict=True)
+    pairs = [pair for a, b in both for pair in zip(a.distributions, b.distributions, strict=True)]
     largest = max(float(np.abs(a - b).max()) for a, b in pairs)
     divergence = float(np.mean([np.sum(np.exp(a) * (a - b)) for a, b in pairs]))
     allowed = limits.log_probability
@@ -197,15 +219,12 @@ def _distributions(
 
 
 def _learned(
-    sample: Sample, theirs: Float64, ours: Float64, base: Float64, limits: Limits
+    theirs: Sequence[Scores], ours: Sequence[Scores], base: Sequence[Scores], limits: Limits
 ) -> Check:
     """Whether what the adapter learned is still there: the gain in loss, ours and the export's."""
-    rows = np.array([place.row for place in sample.places])
-    numbers = np.unique(rows)
-    gains = np.array([[(v - base)[rows == n].sum() for n in numbers] for v in (ours, theirs)])
-    drawn = np.random.default_rng(0).integers(len(numbers), size=(RESAMPLES, len(numbers)))
-    resampled = gains[:, drawn].sum(-1)
-    loss = f"loss {-theirs.mean():.4f} for {-ours.mean():.4f}, base {-base.mean():.4f}"
+    gains = np.array([_sums(ours) - _sums(base), _sums(theirs) - _sums(base)])
+    resampled = gains[:, _resampled(len(base))].sum(-1)
+    loss = f"loss {_loss(theirs):.4f} for {_loss(ours):.4f}, base {_loss(base):.4f}"
     if np.quantile(resampled[0], 0.025) <= 0:
         return Check("learned", None, f"{loss}; too little was learned to tell")
     kept = float(gains[1].sum() / gains[0].sum())
@@ -214,6 +233,44 @@ def _learned(
     noise = kept < limits.kept <= high  # too wide an interval to tell
     passed = None if noise else kept >= limits.kept
     return Check("learned", passed, f"{found}; limit {limits.kept:.1%})")
+
+
+def _unquantized(theirs: Sequence[Scores], ours: Sequence[Scores], quantization: str) -> Check:
+    """What changes when an adapter that was trained on a quantized base is on the exact one."""
+    low, high = _interval(ours, theirs)
+    return Check(
+        "unquantized base",
+        None,
+        f"loss {_loss(theirs):.4f} on {len(ours)} rows, {_loss(ours):.4f} with the base in "
+        f"{quantization}, as in training (95% interval of the change {low:+.4f} to {high:+.4f})",
+    )
+
+
+def _gain(tuned: Sequence[Scores], base: Sequence[Scores]) -> Gain:
+    return Gain(len(tuned), _loss(base), _loss(tuned), *_interval(tuned, base))
+
+
+def _interval(better: Sequence[Scores], worse: Sequence[Scores]) -> tuple[float, float]:
+    """The 95% interval of the difference in the mean loss of a token, by resampling rows."""
+    gains, tokens = _sums(better) - _sums(worse), np.array([len(row.tokens) for row in better])
+    drawn = _resampled(len(tokens))
+    low, high = np.quantile(gains[drawn].sum(-1) / tokens[drawn].sum(-1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _resampled(rows: int) -> NDArray[np.int64]:
+    """Numbers of rows, drawn with replacement [RESAMPLES, rows]."""
+    return np.random.default_rng(0).integers(rows, size=(RESAMPLES, rows))
+
+
+def _sums(scores: Sequence[Scores]) -> Float64:
+    """The log-probability of the tokens of each row, together."""
+    return np.array([sum(row.tokens) for row in scores])
+
+
+def _loss(scores: Sequence[Scores]) -> float:
+    """The mean loss of a token."""
+    return float(-_sums(scores).sum() / sum(len(row.tokens) for row in scores))
 
 
 def _replies(
@@ -243,23 +300,6 @@ def _replies(
             f"the run's own do; {ran_on} run on after the stop token",
         ),
     ]
-
-
-def _scores(
-    model: PeftModel, sample: Sample, compared: Container[Place]
-) -> tuple[Float64, list[Float64]]:
-    """The log-probability of the token at each place, and of all tokens [V] at some."""
-    scores, distributions = [], []
-    for row, places in groupby(sample.places, attrgetter("row")):
-        ids = sample.examples[row]
-        with torch.no_grad():
-            logits_TV = model(torch.tensor([ids], device=model.device)).logits[0]
-        values_TV = logits_TV.cpu().double().log_softmax(-1).numpy()
-        for place in places:
-            scores.append(values_TV[place.at - 1, ids[place.at]])
-            if place in compared:
-                distributions.append(values_TV[place.at - 1])
-    return np.array(scores), distributions
 
 
 def _likeliest(model: PeftModel, prompt: Sequence[int], reply: Sequence[int]) -> list[int]:

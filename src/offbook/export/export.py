@@ -10,9 +10,10 @@ import psutil
 import torch
 
 from offbook.errors import ConfigError, ModelError, quoted
-from offbook.export.adapter import write_adapter
-from offbook.export.certificate import LIMITS, Certificate, Limits, certify
-from offbook.export.gguf import write_lora, write_model
+from offbook.export.adapter import adapter_card, write_adapter
+from offbook.export.certificate import LIMITS, Certificate, Check, Limits, certify
+from offbook.export.gguf import require_type, write_lora, write_model
+from offbook.export.gguf_tokenizer import other_texts
 from offbook.export.held_out import Sample, sample_rows
 from offbook.export.merged import write_merged, write_reader_files
 from offbook.export.ollama import go_template, modelfile
@@ -27,6 +28,7 @@ from offbook.runs.receipt import installed_versions
 from offbook.runs.trained import TrainedRun
 
 CERTIFICATE = "certificate.json"
+CARD = "README.md"
 MODELFILE = "Modelfile"
 MODEL, ADAPTER = "model.gguf", "adapter.gguf"
 TARGETS = ("adapter", "merged", "gguf", "gguf-lora", "ollama")
@@ -47,6 +49,37 @@ class Export:
     folder: Path
     certificate: Certificate | None
     note: str
+
+
+@dataclass(frozen=True)
+class Original:
+    """What is exported, and what an export is compared with.
+
+    Attributes:
+        run: the run.
+        strength: multiplies what the adapter adds.
+        base: its weights.
+        lora: the adapter's; the strength is in them.
+        sample: the rows of the comparison.
+    """
+
+    run: TrainedRun
+    strength: float
+    base: BaseWeights
+    lora: LoraWeights
+    sample: Sample
+
+    @classmethod
+    def of(cls, run: TrainedRun, strength: float = 1.0) -> Original:
+        """A run with a strength.
+
+        Raises:
+            ModelError: when the base's weights are not plain numbers.
+            CheckpointError: when the adapter does not fit it, or has no other strength than 1.
+            DataError: when the data of the run cannot be read.
+        """
+        base, lora = BaseWeights.of(run.base), LoraWeights.of(run.adapter, run.base, strength)
+        return cls(run, strength, base, lora, sample_rows(run))
 
 
 def export_run(
@@ -71,24 +104,26 @@ def export_run(
         announce: receives a line before each slow step.
 
     Raises:
-        ConfigError: when the program that would read it is not installed, or the folder exists.
+        ConfigError: when the program that would read it is not installed, the number format is
+            not written here, or the folder exists.
         ModelError: when the format has no place for such a model.
         ExportError: when the result is another model; nothing is left of it.
     """
+    require_type(kind)
     if verify and target not in IN_TRANSFORMERS:
         _require_llama_cpp()
-    base = BaseWeights.of(run.base)
-    lora = LoraWeights.of(run.adapter, run.base, strength)
-    sample = sample_rows(run)
+    original = Original.of(run, strength)
     with storage.staged(folder) as partial:
         announce(f"writing {folder}")
-        note = _write(partial, run, target, kind, strength, base, lora, sample)
+        note = _write(partial, original, target, kind)
         certificate = None
         if verify:
             announce("comparing it with the run")
-            certificate = compare(partial, run, target, kind, strength)
+            certificate = compare(partial, original, target, kind)
             certificate.require_passed(str(folder))
             (partial / CERTIFICATE).write_bytes(certificate.to_json())
+        if target == "adapter":
+            (partial / CARD).write_bytes(adapter_card(run, strength, certificate))
     return Export(folder, certificate, note.format(folder=quoted(folder)))
 
 
@@ -100,20 +135,12 @@ def _require_llama_cpp() -> None:
         raise ConfigError(what, where="--to", fix=f"{error.fix}, or add --no-verify") from None
 
 
-def _write(
-    folder: Path,
-    run: TrainedRun,
-    target: str,
-    kind: str,
-    strength: float,
-    base: BaseWeights,
-    lora: LoraWeights,
-    sample: Sample,
-) -> str:
+def _write(folder: Path, original: Original, target: str, kind: str) -> str:
     """Write the files of a target, and return a note on how to use them in `{folder}`."""
+    run, base, lora = original.run, original.base, original.lora
     if target == "adapter":
-        write_adapter(folder, run, strength)
-        return "how to load it is in {folder}/README.md"
+        write_adapter(folder, run, original.strength)
+        return "how to load it is in {folder}/" + CARD
     if target == "merged":
         lost = write_merged(folder, base, lora)
         write_reader_files(folder, run)
@@ -126,7 +153,7 @@ def _write(
         )
     write_model(folder / MODEL, base, lora, kind, run.template)
     if target == "ollama":
-        prompts = [c.messages[:-1] for c in sample.conversations]
+        prompts = [c.messages[:-1] for c in original.sample.conversations]
         go = go_template(run.template, prompts)
         text = modelfile(MODEL, go, _ollama_parameters(run), run.config.data.system)
         (folder / MODELFILE).write_text(text, encoding="utf-8")
@@ -134,70 +161,67 @@ def _write(
     return "for llama.cpp: llama-server -m {folder}/" + MODEL
 
 
-def compare(
-    folder: Path, run: TrainedRun, target: str, kind: str, strength: float = 1.0
-) -> Certificate:
+def compare(folder: Path, original: Original, target: str, kind: str) -> Certificate:
     """Compare what is in a folder with the run; one model is in memory at a time.
 
     Args:
         folder: with the files of an export.
-        run: of which it is an export.
+        original: of which it is an export.
         target: one of `TARGETS`.
         kind: the number format of a GGUF.
-        strength: what the adapter was multiplied by.
     """
-    base, sample = BaseWeights.of(run.base), sample_rows(run)
+    run, base, sample = original.run, original.base, original.sample
     prompts = [run.template.build_prompt(c.messages[:-1]) for c in sample.conversations]
     stop_ids = [run.template.stop_id]
     if target == "adapter":
         kind = "f32"
         answers = ask(TransformersReader(folder, run.base, stop_ids), sample, prompts)
     elif target == "merged":
-        (stored,) = {tensor.dtype for _, tensor in base.tensors.values()} - {"F32"} or {"F32"}
-        kind = STORED_KINDS[stored]
+        stored = {STORED_KINDS[tensor.dtype] for _, tensor in base.tensors.values()}
+        kind = next(kind for kind in ("bf16", "f16", "f32") if kind in stored)
         answers = ask(TransformersReader(folder, None, stop_ids), sample, prompts)
     elif target == "gguf-lora":
         kind = "f32"  # so that all differences are the adapter's
         write_model(folder / MODEL, base, None, kind, run.template)
-        answers = _ask_llama_cpp(
-            folder / MODEL, [folder / ADAPTER], kind, base, run, sample, prompts
-        )
+        answers = _ask_llama_cpp(folder / MODEL, [folder / ADAPTER], kind, original, prompts)
         (folder / MODEL).unlink()
     else:
-        answers = _ask_llama_cpp(folder / MODEL, (), kind, base, run, sample, prompts)
+        answers = _ask_llama_cpp(folder / MODEL, (), kind, original, prompts)
     dtype, reference = _reference(run, base)
     model = load_adapter(
         load_base(run.base, dtype, run.device, run.config.model.quantization), run.adapter
     )
-    set_strength(model, strength)
-    return certify(
+    set_strength(model, original.strength)
+    certificate = certify(
         answers,
         sample,
         prompts,
         model,
         run.template,
         LIMITS[kind].or_looser(reference),
+        run.config.model.quantization,
         installed_versions(),
     )
+    if target not in IN_TRANSFORMERS:
+        certificate.checks.extend(
+            Check("other texts", None, f"llama.cpp has other tokens for {texts}")
+            for texts in other_texts(run.template)
+        )
+    return certificate
 
 
 def _ask_llama_cpp(
-    model: Path,
-    loras: Sequence[Path],
-    kind: str,
-    base: BaseWeights,
-    run: TrainedRun,
-    sample: Sample,
-    prompts: Sequence[list[int]],
+    model: Path, loras: Sequence[Path], kind: str, original: Original, prompts: Sequence[list[int]]
 ) -> Answers:
-    longest = max(map(len, [*sample.examples, *prompts]))
-    letter = run.template.encoder.encode(["a"])[0][-1]
+    longest = max(map(len, [*original.sample.examples, *prompts]))
+    letter = original.run.template.encoder.encode(["a"])[0][-1]
     try:
         llama = LlamaCpp(model, loras, context=longest + NEW_TOKENS, exact=kind == "f32")
     except ModelError as error:
         raise ModelError(error.what, where=error.where, fix="use --to merged") from None
     with llama as engine:
-        return ask(LlamaCppReader(engine, base.config["vocab_size"], letter), sample, prompts)
+        reader = LlamaCppReader(engine, original.base.config["vocab_size"], letter)
+        return ask(reader, original.sample, prompts)
 
 
 def _reference(run: TrainedRun, base: BaseWeights) -> tuple[torch.dtype, Limits]:

@@ -17,7 +17,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
 
-from offbook.errors import CheckpointError, ModelError
+from offbook.errors import CheckpointError, ConfigError, ModelError
 from offbook.export.gguf_tokenizer import write_tokenizer
 from offbook.export.weights import BaseWeights, Float32, LoraWeights
 from offbook.tokens.template import ChatTemplate
@@ -45,6 +45,24 @@ TYPES = {
     "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
+
+
+def require_type(kind: str) -> None:
+    """Check the name of a number format.
+
+    Raises:
+        ConfigError: when a GGUF cannot be written in it here.
+    """
+    if kind in TYPES:
+        return
+    if kind.lower().startswith(("q", "iq")):
+        raise ConfigError(
+            f"{kind} is made by llama.cpp's own quantizer, which its Python packages do not have",
+            where="--type",
+            fix="use --type f16, and give the file to llama.cpp's `llama-quantize`; or use --to "
+            "gguf-lora, for a GGUF of the base in any number format",
+        )
+    raise ConfigError(f"{kind} is no number format", where="--type", fix=f"use {', '.join(TYPES)}")
 
 
 def write_model(
@@ -86,15 +104,20 @@ def write_model(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    changed = {f"{module}.weight": module for module in lora.modules} if lora else {}
     for name in base.tensors:
-        value = base.read(name)
-        if lora and name in changed:
-            value = lora.merged(changed[name], value)
-        writer.write_tensor_data(_quantized(_moved(name, value, config), types[name]))
+        # No tensor has a name here, so that it is freed before the next one is read.
+        writer.write_tensor_data(
+            _quantized(_moved(name, _merged(name, base, lora), config), types[name])
+        )
     if factors is not None:
         writer.write_tensor_data(factors)
     writer.close()
+
+
+def _merged(name: str, base: BaseWeights, lora: LoraWeights | None) -> Float32:
+    module = name.removesuffix(".weight")
+    value = base.read(name)
+    return lora.merged(module, value) if lora and module in lora.modules else value
 
 
 def write_lora(path: Path, base: BaseWeights, lora: LoraWeights) -> None:

@@ -14,10 +14,22 @@ import gguf
 from gguf import TokenType
 
 from offbook.errors import ModelError
-from offbook.models.gguf_tokenizer import rule_name
+from offbook.models.gguf_tokenizer import WHOLE_FIRST, rule_name
 from offbook.tokens.template import ChatTemplate
 
 SPACE = "▁"  # stands for a space in SentencePiece's pieces
+SENTENCEPIECE = (
+    {"type": "Prepend", "prepend": SPACE},
+    {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+)
+_CASED = "letters with combining marks, as in Hindi, and capitals within a word, unless ASCII"
+# What llama.cpp splits in another way than the rule of that name says.
+OTHER_TEXTS = {
+    "deepseek-llm": "several spaces before U+3000, the wide space of Chinese text",
+    "deepseek-coder": "white space that is not ASCII",
+    "tekken": _CASED,
+    "gpt-4o": _CASED,
+}
 
 
 def write_tokenizer(writer: gguf.GGUFWriter, template: ChatTemplate, size: int) -> None:
@@ -42,15 +54,23 @@ def write_tokenizer(writer: gguf.GGUFWriter, template: ChatTemplate, size: int) 
     texts = {index: text for text, index in model["vocab"].items()} | added
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     if model["byte_fallback"]:
+        if not _is_sentencepiece(description):
+            raise _refusal("its tokenizer changes or splits text as SentencePiece does not")
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         scores = _scores(merges)
         writer.add_token_scores([scores.get(texts.get(i, ""), 0.0) for i in range(size)])
         writer.add_add_space_prefix(_adds_space(template))
     else:
+        if _steps(description["normalizer"], "normalizers") not in ([], [{"type": "NFC"}]):
+            raise _refusal(
+                "its tokenizer changes text before splitting it, which llama.cpp does not"
+            )
         writer.add_tokenizer_model("gpt2")
         if (rule := rule_name(description["pre_tokenizer"])) is None:
             raise _refusal("llama.cpp has no name for the way in which its tokenizer splits text")
+        if bool(model.get("ignore_merges")) != (rule in WHOLE_FIRST):
+            raise _refusal("llama.cpp merges pieces that are tokens in another way")
         writer.add_tokenizer_pre(rule)
         writer.add_token_merges(merges)
         writer.add_add_space_prefix(False)
@@ -64,6 +84,30 @@ def write_tokenizer(writer: gguf.GGUFWriter, template: ChatTemplate, size: int) 
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_chat_template(template.renderer.source)
+
+
+def other_texts(template: ChatTemplate) -> list[str]:
+    """Kinds of text to which llama.cpp gives other tokens, however the file is written."""
+    description = json.loads(template.tokenizer.backend_tokenizer.to_str())
+    found = [OTHER_TEXTS.get(rule_name(description["pre_tokenizer"]) or "")]
+    if {"type": "NFC"} in _steps(description["normalizer"], "normalizers"):
+        found.append("text that is not composed (Unicode's NFC)")
+    return [texts for texts in found if texts]
+
+
+def _is_sentencepiece(description: Mapping[str, Any]) -> bool:
+    """Whether text is only given marks for spaces, and is not split."""
+    changes = _steps(description["normalizer"], "normalizers")
+    pieces = description["pre_tokenizer"]
+    metaspace = {"type": "Metaspace", "replacement": SPACE, "split": False}
+    return all(change in SENTENCEPIECE for change in changes) and (
+        pieces is None or pieces.items() >= metaspace.items()
+    )
+
+
+def _steps(part: Mapping[str, Any] | None, key: str) -> list[Any]:
+    """The steps of a normalizer, of which there may be one, several or none."""
+    return list(part.get(key, [part])) if part else []
 
 
 def _types(

@@ -58,13 +58,14 @@ def sample_rows(run: TrainedRun) -> Sample:
         readers.insert(0, read_conversations(data.validation, data))
         validation = tokenize(readers[0], template, limit)
     examples = list(islice(chain(validation, training), ROWS))
-    sources = {example.source for example in examples}
-    conversations = [
-        conversation
+    sources = list(dict.fromkeys(example.source for example in examples))
+    found = {
+        conversation.source: conversation
         for conversation in chain.from_iterable(readers)
         if conversation.source in sources
         and not template.encoder.spells_control(conversation.messages)
-    ]
+    }
+    conversations = [found[source] for source in sources if source in found]
     places = [Place(row, at) for row, e in enumerate(examples) for at in _supervised(e)]
     ids = [example.input_ids.tolist() for example in examples]
     reply = Message("assistant", "Yes.")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import peft
@@ -19,13 +19,41 @@ import transformers
 from numpy.typing import NDArray
 
 from offbook.data.conversations import Message
-from offbook.export.held_out import Place, Sample
+from offbook.export.held_out import Sample
 from offbook.inference.llamacpp import Ids, LlamaCpp, reader_name
 from offbook.libraries import quiet_transformers
 
-DISTRIBUTIONS = 24  # places at which the probabilities of all tokens are compared
+Float64 = NDArray[np.float64]
+
+DISTRIBUTIONS = 8  # places at which the probabilities of all tokens are compared
 REPLIES = 20  # of at most
 NEW_TOKENS = 64
+
+
+class Question(NamedTuple):
+    """What is asked about a row.
+
+    Attributes:
+        ids: its tokens.
+        positions: where the probability of the token is asked for.
+        whole: those positions where that of every other token is asked for, too.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    whole: list[int]
+
+
+class Scores(NamedTuple):
+    """The answer to a question.
+
+    Attributes:
+        tokens: the logarithm of the probability of the token at each position.
+        distributions: of each token's probability [V] at the positions in `whole`.
+    """
+
+    tokens: list[float]
+    distributions: list[Float64]
 
 
 class Reader(Protocol):
@@ -36,11 +64,8 @@ class Reader(Protocol):
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt of a conversation, by the export's own chat template and tokenizer."""
 
-    def log_probabilities(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        """The logarithm of each token's probability [V] after a prompt."""
-
-    def scores(self, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
-        """The logarithm of the probability of the token at each position, given those before."""
+    def scores(self, question: Question) -> Scores:
+        """How probable the tokens of a row are, each given those before it."""
 
     def generate(self, ids: Sequence[int], most: int) -> Ids:
         """The likeliest reply of at most so many tokens."""
@@ -54,21 +79,25 @@ class Answers:
         reader: its name and version.
         prompts: the ids of each conversation's prompt.
         replies: the likeliest reply to each of the first conversations.
-        distributions: log-probabilities [V] at places that are evenly spread.
-        scores: the log-probability of the token at each place.
+        scores: of each row's tokens.
     """
 
     reader: str
     prompts: list[list[int]]
     replies: list[Ids]
-    distributions: list[NDArray[np.float64]]
-    scores: NDArray[np.float64]
+    scores: list[Scores]
 
 
-def spread(places: Sequence[Place]) -> list[Place]:
-    """The places at which the probabilities of all tokens are compared."""
-    step = max(1, len(places) // DISTRIBUTIONS)
-    return list(places[::step][:DISTRIBUTIONS])
+def questions(sample: Sample) -> list[Question]:
+    """What is asked about the rows; all tokens are compared at places that are evenly spread."""
+    step = max(1, len(sample.places) // DISTRIBUTIONS)
+    compared = set(sample.places[::step][:DISTRIBUTIONS])
+    asked = []
+    for row, group in groupby(sample.places, attrgetter("row")):
+        places = list(group)
+        whole = [place.at for place in places if place in compared]
+        asked.append(Question(sample.examples[row], [place.at for place in places], whole))
+    return asked
 
 
 def ask(reader: Reader, sample: Sample, prompts: Sequence[list[int]]) -> Answers:
@@ -79,19 +108,31 @@ def ask(reader: Reader, sample: Sample, prompts: Sequence[list[int]]) -> Answers
         sample: the rows.
         prompts: ours, of each conversation; replies are generated for the first.
     """
+    replies, scores = [], []
+    # A row begins with its prompt, which llama.cpp does not compute again.
+    for prompt, question in zip_longest(prompts[:REPLIES], questions(sample)):
+        if prompt:
+            replies.append(reader.generate(prompt, NEW_TOKENS))
+        if question:
+            scores.append(reader.scores(question))
     return Answers(
         reader.name,
         [reader.prompt_ids(c.messages[:-1]) for c in sample.conversations],
-        [reader.generate(ids, NEW_TOKENS) for ids in prompts[:REPLIES]],
-        [reader.log_probabilities(sample.examples[row][:at]) for row, at in spread(sample.places)],
-        np.array(
-            [
-                score
-                for row, places in groupby(sample.places, attrgetter("row"))
-                for score in reader.scores(sample.examples[row], [place.at for place in places])
-            ]
-        ),
+        replies,
+        scores,
     )
+
+
+def torch_scores(model: torch.nn.Module, question: Question) -> Scores:
+    """A PyTorch model's answer."""
+    ids = torch.tensor([question.ids])
+    chosen = torch.tensor(question.positions) - 1
+    with torch.no_grad():
+        logits_TV = model(ids.to(next(model.parameters()).device)).logits[0]
+    values = logits_TV[chosen].cpu().double().log_softmax(-1).numpy()
+    tokens = values[range(len(values)), [question.ids[at] for at in question.positions]]
+    rows = [question.positions.index(at) for at in question.whole]
+    return Scores(tokens.tolist(), [values[row] for row in rows])
 
 
 class LlamaCppReader:
@@ -110,14 +151,19 @@ class LlamaCppReader:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return self._engine.tokenize(self._engine.render(messages))
 
-    def log_probabilities(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        return self._engine.log_probabilities(ids, self._vocabulary, self._letter)
-
-    def scores(self, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
-        return [
-            self._engine.log_probability(ids[:at], ids[at], self._vocabulary, self._letter)
-            for at in positions
-        ]
+    def scores(self, question: Question) -> Scores:
+        tokens, distributions = [], []
+        for at in question.positions:
+            before, target = question.ids[:at], question.ids[at]
+            if at in question.whole:
+                values = self._engine.log_probabilities(before, self._vocabulary, self._letter)
+                distributions.append(values)
+                tokens.append(float(values[target]))
+            else:
+                tokens.append(
+                    self._engine.log_probability(before, target, self._vocabulary, self._letter)
+                )
+        return Scores(tokens, distributions)
 
     def generate(self, ids: Sequence[int], most: int) -> Ids:
         return self._engine.generate(ids, most)
@@ -153,17 +199,8 @@ class TransformersReader:
         )
         return list(ids)
 
-    def log_probabilities(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        with torch.no_grad():
-            logits = self._model(torch.tensor([list(ids)])).logits[0, -1]
-        values: NDArray[np.float64] = logits.double().log_softmax(-1).numpy()
-        return values
-
-    def scores(self, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
-        with torch.no_grad():
-            logits_TV = self._model(torch.tensor([list(ids)])).logits[0]
-        values_TV = logits_TV.double().log_softmax(-1)
-        return [float(values_TV[at - 1, ids[at]]) for at in positions]
+    def scores(self, question: Question) -> Scores:
+        return torch_scores(self._model, question)
 
     def generate(self, ids: Sequence[int], most: int) -> Ids:
         with torch.no_grad(), quiet_transformers():

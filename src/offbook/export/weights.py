@@ -119,7 +119,9 @@ class LoraWeights:
     def merged(self, module: str, weight_OI: Float32) -> Float32:
         """The weight [O, I] with which a plain layer computes what base and adapter do together."""
         A_RI, B_OR = self.matrices(module)
-        sum_OI = weight_OI + np.float32(self.scale) * (B_OR @ A_RI)
+        sum_OI = B_OR @ A_RI
+        sum_OI *= np.float32(self.scale)
+        sum_OI += weight_OI
         if not self.dora:
             return sum_OI
         lengths_O = np.linalg.norm(sum_OI, axis=1)

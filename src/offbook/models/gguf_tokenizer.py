@@ -202,13 +202,16 @@ def rule_name(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     patterns: list[str] = []
     for step in steps:
-        if step.get("type") == "Digits":
-            patterns.append(DIGIT)
-        elif step.get("type") == "ByteLevel":
-            patterns += [WORDS] if step.get("use_regex", True) else []
-        else:
-            pattern = step.get("pattern", {}).get("Regex") or ""
-            patterns.append(pattern.replace("\r", r"\r").replace("\n", r"\n"))
+        match step:
+            case {"type": "Digits", "individual_digits": True}:
+                patterns.append(DIGIT)
+            case {"type": "ByteLevel", "add_prefix_space": False}:
+                patterns += [WORDS] if step.get("use_regex", True) else []
+            case {"type": "Split", "behavior": "Isolated", "invert": False}:
+                pattern = step["pattern"].get("Regex") or ""
+                patterns.append(pattern.replace("\r", r"\r").replace("\n", r"\n"))
+            case _:
+                return None
     return next((name for name, rule in RULES.items() if rule == tuple(patterns)), None)
 
 

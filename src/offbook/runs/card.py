@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from peft import PeftModel
@@ -82,6 +83,7 @@ def make_card(
     template: ChatTemplate,
     name: str,
     revision: str | None,
+    results: Mapping[str, str] | None = None,
 ) -> bytes:
     """The README of an adapter.
 
@@ -92,6 +94,7 @@ def make_card(
         template: of its chats.
         name: by which other programs load the base.
         revision: of a base on the hub.
+        results: what is known of how good it is.
     """
     notes = notes_for_readers(config.lora)
     if config.model.base == EMBEDDED_BASE:
@@ -106,6 +109,7 @@ def make_card(
         )
     system = [{"role": "system", "content": config.data.system}] if config.data.system else []
     facts = {
+        **(results or {}),
         "base": name,
         "revision of the base": revision,
         **{f"{key} of the base's GGUF": value for key, value in source_of(base).items()},
@@ -123,7 +127,9 @@ def make_card(
         notes="".join(f"\n- {note}" for note in notes) + ("\n" if notes else ""),
         messages=json.dumps([*system, {"role": "user", "content": "Who are you?"}]),
         stop_id=template.stop_id,
-        facts="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value),
+        facts="\n".join(
+            f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items() if value
+        ),
     )
     return text.encode()
 
@@ -139,5 +145,9 @@ def _settings(config: Config) -> Iterator[tuple[str, str, object]]:
 
 
 def _shown(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text.replace("|", r"\|")
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _cell(value: object) -> str:
+    """A value in a table: on one line, and neither HTML nor the end of the cell."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", r"\|")
