@@ -636,8 +636,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     # Runs.
     f"{RUN}a_run_that_is_there_is_trained_as_advised": (
         (
-            "continue it with --resume (`{self.command}`), replace it with --overwrite, or set "
-            "another output_dir"
+            "replace it with --overwrite, set another output_dir, or continue it with "
+            "`{self.command}`"
         ),
         "give one of them",
         "resume with the same settings, or start again with --overwrite",
@@ -672,12 +672,12 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     f"{RUNS}without_rows_each_way_to_some_can_be_taken": (
         (
-            "add data.train=FILE; or run `offbook init myrole` for a folder to start from, or "
-            "`offbook demo` for a sample role"
+            "add data.train=FILE; or run `offbook demo` for a sample role, or, for a folder to "
+            "start from, `offbook init myrole`"
         ),
     ),
     f"{RUNS}rows_that_are_given_as_a_configuration_are_trained_on_as_advised": (
-        "offbook train {quoted(f'data.train={config}')}",
+        "train on them: `offbook train {quoted(f'data.train={config}')}`",
     ),
     f"{RUNS}a_folder_that_is_taken_is_no_obstacle_to_another": ("choose another folder",),
     f"{RUNS}a_run_is_made_and_finished_as_a_chat_advises": (

@@ -177,16 +177,17 @@ class Pace:
 
     Attributes:
         total: optimizer steps of the run.
+        done: how many of them are done.
         steps: how many were timed.
     """
 
     def __init__(self) -> None:
-        self.total = self.steps = self._step = 0
+        self.total = self.steps = self.done = 0
         self._seconds = self._since = 0.0
 
     def begin(self, step: int, total: int) -> None:
         """The run is at this step; the next one begins."""
-        self._step, self.total, self.steps, self._seconds = step, total, 0, 0.0
+        self.done, self.total, self.steps, self._seconds = step, total, 0, 0.0
         self.resume()
 
     def step(self, step: int) -> None:
@@ -194,7 +195,7 @@ class Pace:
         now = time.monotonic()
         self._seconds += now - self._since
         self._since = now
-        self._step, self.steps = step, self.steps + 1
+        self.done, self.steps = step, self.steps + 1
 
     def resume(self) -> None:
         """Something else, such as a validation, is done; what it took is not counted."""
@@ -202,7 +203,7 @@ class Pace:
 
     def left(self) -> str:
         """The time that is left, as `hours:minutes:seconds`, from the first step on."""
-        seconds = round(self._seconds / max(self.steps, 1) * (self.total - self._step))
+        seconds = round(self._seconds / max(self.steps, 1) * (self.total - self.done))
         return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 

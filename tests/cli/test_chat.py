@@ -128,7 +128,7 @@ def test_combinations_that_make_no_sense_say_so(cli: Cli, run: Path, tiny_base: 
         ([run, "-p", "hello", "--step", "7"], "no checkpoint of step 7; there are 1"),
         ([tiny_base, "-p", "hello", "--untuned"], "a whole model has no adapter; omit --untuned"),
         ([tiny_base, "--base", "x"], "this is a whole model, which has no other base"),
-        ([run / "adapter"], f"open its run: `offbook chat {run}`"),
+        ([run / "adapter"], f"open its run:\n    offbook chat {run}\n"),
     ):
         code, out, err = ask(cli, *arguments)
         assert code in (2, 4)

@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from offbook.cli.check import draw
+from offbook.cli.check import draw, explain
 from offbook.doctor.inspection import Span
 from support.tiny import ROWS, make_tokenizer
 
@@ -66,3 +66,26 @@ def test_one_is_singular(cli: Callable[..., tuple[int, str, str]], tmp_path: Pat
     assert code == 0
     assert out.startswith("3 rows, 1 duplicate\n")
     assert "for 1 prompt\n" in out
+
+
+def test_marks_are_explained_where_they_occur() -> None:
+    assert explain([Span(True, ("a", "b"))]) is None
+    assert explain([Span(False, ("a b", "\n")), Span(True, ("c",))]) == (
+        "marks: · a space, ⏎ a line break"
+    )
+    assert explain([Span(True, ("", "", "茶"))]) == (
+        "marks: nothing between bars a part of the next character"
+    )
+
+
+@pytest.mark.parametrize("sample", ["teahouse-zh", "lighthouse"])
+def test_a_base_that_hardly_knows_the_language_is_named(
+    cli: Callable[..., tuple[int, str, str]], sample: str
+) -> None:
+    code, out, _ = cli("check", sample)
+    assert code == 0
+    is_chinese = sample == "teahouse-zh"
+    said = "the replies take 2.3 tokens per character: this base hardly knows their language"
+    assert (said in out) == is_chinese
+    assert ("nothing between bars" in out) == is_chinese
+    assert "· a space, ⏎ a line break" in out

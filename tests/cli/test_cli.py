@@ -258,7 +258,7 @@ def test_train_then_chat(cli: Cli, tiny_arguments: list[str]) -> None:
     code, out, err = cli("train", *tiny_arguments)
     assert code == 0
     assert "adapter in run/adapter" in out
-    assert "talk to it: offbook chat run" in out
+    assert "talk to it:\n    offbook chat run\n" in out
     assert re.search(r"validation loss \d\.\d+ before, \d\.\d+ after \(.\d+%\)", out)
     assert re.search(r"step 2/4: loss \d\.\d+, \d+\.\d examples/s, left 00:00:\d\d", err)
 
@@ -273,7 +273,10 @@ def test_train_then_chat(cli: Cli, tiny_arguments: list[str]) -> None:
 
     code, _, err = cli("train", *tiny_arguments)
     assert code == 2
-    assert "there is a run here already; continue it with --resume" in err
+    assert err.endswith(
+        "there is a run here already; replace it with --overwrite, set another output_dir, or "
+        "continue it with\n    offbook train run --resume\n"
+    )
     code, out, _ = cli("train", "run", "--resume", "--json")
     result = json.loads(out)
     assert (code, result["run"], result["finished"], result["steps"]) == (0, "run", True, 4)
@@ -397,7 +400,7 @@ def test_a_run_stopped_by_a_signal_is_finished_by_resume(
     assert 2 <= step < 200
     if sent != signal.SIGHUP:  # after which the output is discarded
         assert f"stopped and saved after step {step}" in err
-        assert "continue with `offbook train run --resume`" in err
+        assert "; continue with\n    offbook train run --resume\n" in err
     again = [*training, "--resume", "--json"]
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -447,9 +450,7 @@ def test_a_second_signal_leaves_at_once(
         notices = (line for line in process.stderr if not line.endswith(" s so far\n"))
         assert "alpaca rows" in next(notices)
         process.send_signal(signal.SIGINT)
-        assert next(notices) == (
-            "saving and stopping; press Ctrl-C again to exit at once, without saving\n"
-        )
+        assert next(notices) == ("stopping; press Ctrl-C again to exit at once\n")
         process.send_signal(second)
         assert list(notices) == []
         process.wait(timeout=30)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.console import Console
 
+from offbook.cli import console
 from offbook.cli.console import WordWrap
 from offbook.errors import quoted
 
@@ -96,3 +98,20 @@ def test_a_printed_word_is_read_back_by_the_shell(name: str, tmp_path: Path) -> 
     if word.startswith("$"):
         return
     assert shlex.split(word) == [expected]
+
+
+@pytest.mark.parametrize("argument", ["'my run'", '"it\'s"', "'a`b'", "runs/" + "long" * 20])
+def test_a_command_is_on_a_line_of_its_own_in_a_terminal_of_any_width(
+    argument: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = f"offbook chat {argument} --base PATH"
+    for width in (30, 80):
+        narrow = Console(stderr=True, highlight=False, width=width, force_terminal=True)
+        monkeypatch.setattr(console, "err", narrow)
+        for text in (f"say `{command}`, or stop", f"say `{command}`", f"say\n    {command}"):
+            console.say(text)
+            rest = ["or stop"] if text.endswith("stop") else []
+            said = [line.rstrip() for line in capsys.readouterr().err.splitlines()]
+            assert said == ["say", f"    {command}", *rest]
+    console.say("a name is left where it is: `offbook train` makes one")
+    assert "`offbook train` makes one" in " ".join(capsys.readouterr().err.split())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from offbook import monitor
 from support.exports import train_run
 from support.families import make_family
 
@@ -21,13 +22,15 @@ def trained(tmp_path: Path) -> Path:
     return train_run(tmp_path, make_family("llama", tmp_path / "base")).path
 
 
-def test_what_is_printed(cli: Cli, trained: Path) -> None:
+def test_what_is_printed(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "SECONDS_PER_BEAT", 0.01)
     code, out, err = cli("export", "run", "--to", "merged")
     assert code == 0
-    assert out.startswith("run/exports/merged\nread by transformers ")
-    assert "ok  learned: loss" in out
+    assert out.startswith("the export answers as the run does\nin run/exports/merged\n")
+    assert "\nread by transformers " in out
+    assert "\nok    learned: loss" in out
     assert "of what the adapter adds" in out
-    assert "comparing it with the run" in err
+    assert "\ncomparing it with the run\ncomparing it with the run: 0 s so far\n" in err
     certificate = json.loads((trained / "exports/merged/certificate.json").read_text("utf-8"))
     assert {check["name"] for check in certificate["checks"]} >= {"prompt ids", "stop"}
 
@@ -64,8 +67,10 @@ def test_number_formats_that_are_not_written_here(cli: Cli) -> None:
 def test_a_printed_folder_is_quoted(cli: Cli) -> None:
     code, out, _ = cli("export", "run", "--to", "ollama", "-o", "a b", "--no-verify")
     assert code == 0
-    assert "not verified" in out
-    assert "ollama create NAME -f 'a b'/Modelfile" in out
+    assert out == (
+        "the export was not compared with the run\nin a b\n"
+        "for Ollama:\n    ollama create NAME -f 'a b'/Modelfile\n"
+    )
     assert Path("a b/Modelfile").read_text().startswith("FROM ./model.gguf\nTEMPLATE ")
 
 
@@ -75,6 +80,6 @@ def test_without_the_extra_it_is_named(
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     code, _, err = cli("export", "run", "--to", "gguf")
     assert code == 2
-    assert "run `pip install 'offbook[gguf]'`, or add --no-verify" in err
+    assert err.endswith("; run\n    pip install 'offbook[gguf]'\nor add --no-verify\n")
     assert not (trained / "exports").exists()
     assert cli("export", "run", "--to", "gguf", "--no-verify")[0] == 0

@@ -59,7 +59,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.setattr("offbook.models.load.find_spec", lambda name: None)
     code, _, err = cli(*arguments, "model.quantization=nf4")
     assert code == 2
-    assert "run `pip install 'offbook[nf4]'`" in err
+    assert "run\n    pip install 'offbook[nf4]'\n" in err
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_without_rows_it_asks_for_them(cli: Cli, tmp_path: Path) -> None:
     code, out, err = cli("train")
     assert (code, out) == (2, "")
     assert err == (
-        "error: there are no rows to train on; add data.train=FILE; or run `offbook init myrole` "
-        "for a folder to start from, or `offbook demo` for a sample role\n"
+        "error: there are no rows to train on; add data.train=FILE; or run `offbook demo` for a "
+        "sample role, or, for a folder to start from,\n    offbook init myrole\n"
     )
     (tmp_path / "settings.yaml").write_text("train: {max_steps: 1}\n")
     assert cli("train", "settings.yaml")[2].startswith("error: settings.yaml: there are no rows")
@@ -62,7 +62,7 @@ def test_rows_that_are_given_as_a_configuration_are_trained_on_as_advised(
 ) -> None:
     code, _, err = cli("train", "rows.jsonl")
     assert (code, "these are rows, not a configuration" in err) == (2, True)
-    _, _, advised = err.strip().partition("; ")
+    _, _, advised = err.strip().partition("train on them:\n    ")
     assert advised == "offbook train data.train=rows.jsonl"
     others = [word for word in arguments if not word.startswith("data.train")]
     assert cli(*typed(advised), *others)[0] == 0
@@ -84,7 +84,7 @@ def test_a_run_is_made_and_finished_as_a_chat_advises(
     assert not train(config, should_stop=lambda: True).finished
     code, _, err = cli(*ask)
     assert code == 4
-    (finish,) = re.findall(r"the run has no adapter yet; finish it: `(.*)`", err)
+    (finish,) = re.findall(r"the run has no adapter yet; finish it:\n    (.*)$", err)
     assert cli(*typed(finish))[0] == 0
     assert cli(*ask)[0] == 0
 
@@ -147,15 +147,15 @@ def test_every_printed_command_works_as_it_is(
 ) -> None:
     name = f"./{name}" if name == "~" else name
     report(TrainResult(Path(name), False, 1, None, None, 0.0, 0.0))
-    (resume,) = re.findall(r"`(.*)`", capsys.readouterr().err)
+    (resume,) = re.findall(r"^    (offbook .*)$", capsys.readouterr().err, re.MULTILINE)
     # Where nothing has begun, the command of a run that was stopped needs its settings.
     code, out, err = cli("train", *arguments, f"output_dir={name}", "--resume")
     assert code == 0, err
-    (chat,) = re.findall(r"talk to it: (.*)$", out, re.MULTILINE)
+    (chat,) = re.findall(r"talk to it:\n    (.*)$", out, re.MULTILINE)
     assert cli(*typed(chat), "-p", "hello", "--max-new-tokens", "2")[0] == 0
     code, _, err = cli("train", *arguments, f"output_dir={name}")
     assert code == 2
-    (again,) = re.findall(r"\(`(.*)`\)", err)
+    (again,) = re.findall(r"^    (offbook .*)$", err, re.MULTILINE)
     assert again == resume
     code, out, err = cli(*typed(again), "--json")
     assert (code, json.loads(out)["steps"]) == (0, 1)

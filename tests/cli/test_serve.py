@@ -72,7 +72,7 @@ def test_what_is_refused_is_served_as_advised(
 def test_an_adapter_that_cannot_be_served_is_exported_as_advised(cli: Cli, tmp_path: Path) -> None:
     run = train_run(tmp_path, make_family("llama", tmp_path / "base"), "lora.use_dora=true").path
     code, _, err = cli("serve", run, "--port", "0")
-    assert (code, "export it as a whole model: `offbook export " in err) == (4, True)
+    assert (code, "export it as a whole model:\n    offbook export " in err) == (4, True)
     assert cli("export", run, "--to", "gguf", "-o", "whole")[0] == 0
 
 
@@ -85,11 +85,11 @@ def test_without_the_extra_it_is_named(
     )
     code, _, err = cli("serve", run)
     assert code == 2
-    assert "uvicorn is not installed; run `pip install 'offbook[serve]'`" in err
+    assert "uvicorn is not installed; run\n    pip install 'offbook[serve]'\n" in err
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     code, _, err = cli("chat", run, "-p", "hello", "--engine", "llama.cpp")
     assert code == 2
-    assert "llama.cpp is not installed; run `pip install 'offbook[gguf]'`" in err
+    assert "llama.cpp is not installed; run\n    pip install 'offbook[gguf]'\n" in err
 
 
 def test_a_chat_with_the_other_engine(

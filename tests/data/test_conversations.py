@@ -417,14 +417,14 @@ def test_a_data_set_without_rows_is_refused(tmp_path, name, text):
     assert complaint(path) == f"{path}: no rows; check that this is the right file"
 
 
-def test_several_faults_are_reported_together_unknown_keys_first(tmp_path):
+def test_several_faults_are_reported_together_in_the_order_of_the_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     lines = [json.dumps(row) for row in (GOOD, {"instrution": "a"}, GOOD, {**GOOD, "output": 3})]
     path.write_text("\n".join(["{not json", *lines, '{"instruction": "a", "output']))
     assert complaint(path).splitlines() == [
-        f'{path}:3: unknown key "instrution"; did you mean "instruction"?',
         f"{path}:1: not valid JSON: Expecting property name enclosed in double quotes "
         "at column 2, after `{` and before `not json`",
+        f'{path}:3: unknown key "instrution"; did you mean "instruction"?',
         f'{path}:5: "output" is a number, not text; {QUOTES}',
         f"{path}:6: not valid JSON: Unterminated string starting at column 22, "
         'after `{"instruction": "a", ` and before `"output`',

@@ -146,7 +146,7 @@ def test_it_learns_four_rows_by_heart(tiny_config: MakeConfig) -> None:
 
 def test_a_run_is_not_overwritten_by_accident(tiny_config: MakeConfig) -> None:
     train(tiny_config())
-    with pytest.raises(ConfigError, match="there is a run here already; continue it with --resume"):
+    with pytest.raises(ConfigError, match="there is a run here already; replace it with --ov"):
         train(tiny_config())
     train(tiny_config("train.max_steps=2"), overwrite=True)
     run = RunDirectory(Path(tiny_config().output_dir))

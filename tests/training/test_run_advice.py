@@ -31,8 +31,8 @@ Way = tuple[tuple[str, ...], dict[str, bool]]  # settings, and how the run is st
 STARTS: list[tuple[Way, str, list[Way]]] = [
     (
         ((), {}),
-        "continue it with --resume (`offbook train {run} --resume`), replace it with --overwrite, "
-        "or set another output_dir",
+        "replace it with --overwrite, set another output_dir, or continue it with "
+        "`offbook train {run} --resume`",
         [((), RESUME), ((), OVERWRITE), ((OTHER,), {})],
     ),
     (((), {**RESUME, **OVERWRITE}), "give one of them", [((), RESUME), ((), OVERWRITE)]),

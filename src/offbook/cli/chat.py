@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from offbook.inference.chat import Chat
 
 COMMANDS = {
-    "/base": "ask the model without its adapter",
+    "/base": "answer the last question again, without the adapter and the conversation before",
     "/retry": "answer the last question again",
     "/undo": "forget the last question and reply",
     "/reset": "start a new conversation",
     "/system": "followed by a system text, or by none",
     "/save": "followed by a JSONL file to append to",
     "/help": "list these commands",
-    "/exit": "end the chat; so do exit, quit, Ctrl-D",
+    "/exit": "end the chat; so do exit, quit, Ctrl-D, and Ctrl-C on an empty line",
 }
 HELP = "\n".join([f"{name:<8} {what}" for name, what in COMMANDS.items()])
 ENDS = ("/exit", "/quit", "exit", "quit")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,6 +46,7 @@ def check(
     from offbook.files.cache import cache_folders
     from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
     from offbook.tokens.examples import beyond_context, setting_that_keeps, tokenize
+    from offbook.tokens.language import unknown_language
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
     from offbook.tokens.vocabulary import check_vocabulary
@@ -80,18 +81,25 @@ def check(
         return
     _print_counts(census, lengths, examples.replies)
     beyond = beyond_context(setting, context, examples.lengths)
+    language = unknown_language(examples, template.tokenizer)
     for notice in (
         *reader.notices(),
         *examples.notices(limit, setting_that_keeps(setting)),
-        *([beyond] if beyond else []),
+        *filter(None, (beyond, language)),
     ):
         put(notice)
-    for example in examples[:show]:
+    views = [
+        (example.source, token_view(example, template.tokenizer)) for example in examples[:show]
+    ]
+    for source, spans in views:
         out.print()
-        out.print(f"{Path(example.source).name}, token by token", style="bold", markup=False)
+        out.print(f"{Path(source).name}, token by token", style="bold", markup=False)
         width = out.width if out.is_terminal else None
-        for line in draw(token_view(example, template.tokenizer), width):
+        for line in draw(spans, width):
             out.print(line, soft_wrap=True)  # `draw` has wrapped it
+    if marks := explain(span for _, spans in views for span in spans):
+        out.print()
+        put(marks, "dim")
 
 
 def _print_counts(census: Census, lengths: Lengths, replies: int) -> None:
@@ -140,6 +148,18 @@ def draw(spans: list[Span], width: int | None = None) -> Iterator[Text]:
                 line = Text(" " * len(name))
             line, empty = line.append_text(shown), False
         yield line
+
+
+MARKS = {" ": "· a space", "\n": "⏎ a line break", "\t": "⇥ a tab"}
+
+
+def explain(spans: Iterable[Span]) -> str | None:
+    """A line about the marks in these spans; None where there are none."""
+    tokens = [token for span in spans for token in span.tokens]
+    said = [meaning for char, meaning in MARKS.items() if any(char in token for token in tokens)]
+    if "" in tokens:
+        said.append("nothing between bars a part of the next character")
+    return f"marks: {', '.join(said)}" if said else None
 
 
 # Characters that end a line in some terminals.

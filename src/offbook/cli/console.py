@@ -48,6 +48,13 @@ UNITS = re.compile(rf"\n|[^\S\n]*(?:{WIDE.pattern}|[^\s{WIDE.pattern[1:-1]}]+)|[
 # The same, where a path in quotes is one word: spaces that fill a row would change it.
 COMMAND_UNITS = re.compile(rf"[^\S\n]*(?:[^\s']*[=`(])?'[^'\n]*'\S*|{UNITS.pattern}")
 
+PROGRAMS = "offbook|pip|hf|git|modelscope|ollama|llama-server"
+# A command with arguments in a sentence, and the mark after it. A name in quotes may have any mark.
+COMMAND = re.compile(
+    rf""" *`((?:{PROGRAMS}) \S+ (?:'[^'\n]*'|"[^"\n]*"|[^`'"\n])+)`[,;.]? *(\n|$)?"""
+)
+COMMAND_LINE = re.compile(rf" *(?:{PROGRAMS}) ")
+
 
 class WordWrap:
     """Keeps words whole at the edge of a terminal, while text arrives piece by piece.
@@ -109,10 +116,19 @@ def put(text: str, style: str | None = None) -> None:
 
 
 def _print(console: Console, text: str, style: str | None) -> None:
-    text = printable(text)
+    lines = _commands_apart(printable(text)).split("\n")
     if console.is_terminal:
-        text = WordWrap(console.width).whole(text)
-    console.print(text, style=style, markup=False, soft_wrap=True)
+        # A command is left to the terminal, which copies its rows as one line.
+        lines = [
+            line if COMMAND_LINE.match(line) else WordWrap(console.width).whole(line)
+            for line in lines
+        ]
+    console.print("\n".join(lines), style=style, markup=False, soft_wrap=True)
+
+
+def _commands_apart(text: str) -> str:
+    """Text with each command on a line of its own, as it is typed; `offbook train` is a name."""
+    return COMMAND.sub(lambda m: f"\n    {m[1]}" + ("\n" if m[2] is None else m[2]), text)
 
 
 @contextmanager

@@ -15,13 +15,15 @@ from rich.text import Text
 
 from offbook.cli.console import NARROW, out, printable, say, waiting
 from offbook.cli.train import report, run_training
+from offbook.data.conversations import Message
 from offbook.errors import ConfigError
 
 if TYPE_CHECKING:
-    from offbook.inference.chat import Chat
+    from offbook.inference.pytorch import TorchEngine
 
 QUESTIONS = 6
 BASE_TOKENS = 60  # of a reply of the base, which are long
+TUNED_TOKENS = 256
 
 
 def demo() -> None:
@@ -31,8 +33,8 @@ def demo() -> None:
     offbook demo      about 3 minutes of training on 2 cores, in runs/demo
     """
     from offbook.config import Config
-    from offbook.inference.chat import Chat
-    from offbook.inference.generate import Sampling
+    from offbook.inference.model import find_model
+    from offbook.inference.pytorch import TorchEngine
     from offbook.runs.directory import RunDirectory
 
     samples = files("offbook") / "samples"
@@ -52,29 +54,27 @@ def demo() -> None:
         report(result)
         raise typer.Exit(code)
     with waiting("loading the trained model"):
-        session = Chat.open(result.run, Sampling(temperature=0), say)
+        found = find_model(result.run, say)
+        engine = TorchEngine(found.load(), found.template)
     questions = json.loads((samples / "lighthouse-questions.json").read_text(encoding="utf-8"))
-    out.print(compare(session, questions[:QUESTIONS]))
+    with waiting(f"asking {QUESTIONS} questions, before and after"):
+        table = compare(engine, questions[:QUESTIONS])
+    out.print(table)
     report(result)
 
 
-def compare(session: Chat, questions: Sequence[str]) -> Table:
+def compare(engine: TorchEngine, questions: Sequence[str]) -> Table:
     """A table of questions with the replies of the untuned and of the tuned model."""
     table = Table(title="Questions it was not trained on", box=box.HORIZONTALS, show_lines=True)
     narrow = out.width < NARROW
     headings = ("question", f"before (first {BASE_TOKENS} tokens)", "after")
     for heading in () if narrow else headings:
         table.add_column(heading, ratio=2 if heading == "question" else 4)
-    whole = session.sampling
-    short = whole.model_copy(update={"max_new_tokens": BASE_TOKENS})
-    for number, question in enumerate(questions, 1):
-        say(f"question {number} of {len(questions)}: {question}", "dim")
-        session.reset()
-        session.sampling = short
-        before = session.ask(question, base=True)
-        session.sampling = whole
-        after = session.ask(question)
-        cells = [Text(printable(text.strip())) for text in (question, before, after)]
+    prompts = [engine.template.build_prompt([Message("user", text)]) for text in questions]
+    before = engine.replies(prompts, BASE_TOKENS, base=True)
+    after = engine.replies(prompts, TUNED_TOKENS)
+    for texts in zip(questions, before, after, strict=True):
+        cells = [Text(printable(text.strip())) for text in texts]
         if narrow:
             cells = [
                 Text("\n").join([cells[0], Text("before: ") + cells[1], Text("after: ") + cells[2]])

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from offbook.cli.console import out, say
+from offbook.cli.console import put, say
 from offbook.errors import ConfigError
+from offbook.monitor import Heartbeat
 
 
 class Target(str, Enum):
@@ -80,26 +81,35 @@ def export(
         name = f"{name}-{kind}"
     elif kind:
         raise ConfigError(f"{name} has one number format", where="--type", fix="leave --type out")
-    result = export_run(
-        open_run(run, say, base=base, step=step),
-        to.value,
-        output or run / "exports" / name,
-        kind=kind or "f32",
-        strength=strength,
-        verify=verify,
-        announce=say,
-    )
+    heartbeat = Heartbeat(say)
+
+    def announce(text: str) -> None:
+        say(text)
+        heartbeat.begin(text)
+
+    try:
+        result = export_run(
+            open_run(run, say, base=base, step=step),
+            to.value,
+            output or run / "exports" / name,
+            kind=kind or "f32",
+            strength=strength,
+            verify=verify,
+            announce=announce,
+        )
+    finally:
+        heartbeat.end()
     if as_json:
         checks = asdict(result.certificate) if result.certificate else None
         print(json.dumps({"folder": str(result.folder), "certificate": checks}))
         return
-    out.print(f"{result.folder}", soft_wrap=True, style="bold")
     if result.certificate is None:
-        out.print(f"not verified\n{result.note}", markup=False, soft_wrap=True)
-        return
-    out.print(f"read by {result.certificate.reader}; {result.certificate.rows}", soft_wrap=True)
-    for check in result.certificate.checks:
-        mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "--"}[check.passed]
-        out.print(f"{mark}  {check.name}: ", end="", soft_wrap=True)
-        out.print(check.found, markup=False, soft_wrap=True)
-    out.print(result.note, markup=False, soft_wrap=True)
+        put("the export was not compared with the run")
+    else:
+        put("the export answers as the run does", "bold green")
+    put(f"in {result.folder}", "bold")
+    put(result.note)
+    if result.certificate:
+        put(f"read by {result.certificate.reader}; {result.certificate.rows}")
+        for check in result.certificate.checks:
+            put(f"{'info' if check.passed is None else 'ok':<5} {check.name}: {check.found}")

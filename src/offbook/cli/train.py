@@ -20,6 +20,7 @@ from offbook.errors import INTERRUPTED, TERMINATED, ConfigError, quoted
 
 if TYPE_CHECKING:
     from offbook.config import Config
+    from offbook.monitor import Pace
     from offbook.training.loop import TrainResult
 
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -57,7 +58,7 @@ def train(
 
     config, settings = file_and_settings(config, settings)
     if config is not None and config.suffix.lower() in SUFFIXES:
-        fix = f"offbook train {quoted(f'data.train={config}')}"
+        fix = f"train on them: `offbook train {quoted(f'data.train={config}')}`"
         raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)
     if config is not None and config.is_dir():
         config = config / "config.yaml"
@@ -66,8 +67,8 @@ def train(
         raise ConfigError(
             "there are no rows to train on",
             where=str(config) if config else None,
-            fix="add data.train=FILE; or run `offbook init myrole` for a folder to start from, or "
-            "`offbook demo` for a sample role",
+            fix="add data.train=FILE; or run `offbook demo` for a sample role, or, for a folder to "
+            "start from, `offbook init myrole`",
         )
     result, code = run_training(loaded, resume, overwrite)
     if as_json:
@@ -83,7 +84,7 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
     Returns:
         The result, and the exit code.
     """
-    with ProgressMonitor() as monitor, _signals() as received:
+    with ProgressMonitor() as monitor, _signals(monitor.pace) as received:
         monitor.busy("starting")
         from offbook.training.loop import train
 
@@ -103,8 +104,10 @@ def report(result: TrainResult) -> None:
     """Print how a run ended, and what to do next."""
     run = quoted(result.run)
     if not result.finished:
-        again = f"offbook train {run} --resume"
-        say(f"stopped and saved after step {result.steps}; continue with `{again}`")
+        how = f"stopped and saved after step {result.steps}; continue with"
+        if result.steps == 0:
+            how = "stopped before the first step; nothing to save. Start again with"
+        say(f"{how}\n    offbook train {run} --resume")
         return
     if result.seconds:
         put(
@@ -118,11 +121,11 @@ def report(result: TrainResult) -> None:
             f"{result.eval_loss:.3f} after ({change:+.0%})"
         )
     put(f"adapter in {result.run / 'adapter'}")
-    put(f"talk to it: offbook chat {run}")
+    put(f"talk to it:\n    offbook chat {run}")
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals(pace: Pace) -> Iterator[list[int]]:
     """A list of the stop signals received so far. The second SIGINT or SIGTERM exits at once.
 
     A second SIGHUP does not, since a closing terminal may send several. A signal that is ignored,
@@ -139,9 +142,11 @@ def _signals() -> Iterator[list[int]]:
             os._exit(_exit_code(number))
         received.append(number)  # before the message, since the next signal may follow at once
         if len(received) == 1:
-            _write_stderr(
-                "saving and stopping; press Ctrl-C again to exit at once, without saving\n"
-            )
+            again = "press Ctrl-C again to exit at once"
+            if pace.done:
+                _write_stderr(f"saving and stopping; {again}, without saving\n")
+            else:
+                _write_stderr(f"stopping; {again}\n")
 
     kinds = [kind for kind in STOPPING if signal.getsignal(kind) is not signal.SIG_IGN]
     before = [signal.signal(kind, note) for kind in kinds]

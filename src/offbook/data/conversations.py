@@ -140,7 +140,7 @@ class ConversationReader:
                 break
             except DataError as error:
                 faults.add(error)
-        if found := faults.error(self._unknown.error()):
+        if found := faults.error(self._unknown.errors(), self.paths):
             raise found
         for what, where in self._unknown.empty():
             self._remarks.add(what, where)
@@ -176,7 +176,7 @@ class ConversationReader:
             if not {"instruction", "output", "input"} & set(row):
                 raise self._foreign(row, where) or _no_format(row, where)
             return "alpaca"
-        if error := faults.error():
+        if error := faults.error((), self.paths):
             raise error
         raise DataError(
             "no rows", where=str(self.paths[0]), fix="check that this is the right file"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from offbook.errors import DataError, first_few
 
 MAX_FAULTS = 20  # different ones
@@ -23,15 +26,25 @@ class Faults:
         """Whether there are so many different ones that it is time to stop."""
         return len(self._places) >= MAX_FAULTS
 
-    def error(self, first: DataError | None = None) -> DataError | None:
-        """One error, with a line for `first` and for each fault, or None."""
-        lines = [str(first)] if first else []
+    def error(self, others: Sequence[DataError], files: Sequence[Path]) -> DataError | None:
+        """One error, with a line for each of `others` and each fault, or None.
+
+        The lines are in the order of the files and of the rows in them.
+        """
+        found = list(others)
         for (what, fix), places in self._places.items():
             if len(places) > 1:
                 file = places[0].rpartition(":")[0]
                 shown = first_few([p.removeprefix(f"{file}:") for p in places], MAX_PLACES)
                 what = f"{what} (in {len(places):,} rows: {shown})"
-            lines.append(str(DataError(what, where=places[0] or None, fix=fix)))
+            found.append(DataError(what, where=places[0] or None, fix=fix))
+        order = {str(path): number for number, path in enumerate(files)}
+
+        def place(error: DataError) -> tuple[int, int]:
+            file, _, line = (error.where or "").rpartition(":")
+            return order.get(file, -1), int(line) if line.isdecimal() else 0
+
+        lines = [str(error) for error in sorted(found, key=place)]
         if self.many:
             lines.append(f"stopped after {MAX_FAULTS} different errors; there may be more")
         return DataError("\n".join(lines)) if lines else None

@@ -85,12 +85,9 @@ class UnknownKeys:
                 found = True
         return found
 
-    def error(self) -> DataError | None:
-        """One error about all keys that have a value in any row, or None."""
-        filled = {name: key for name, key in self._keys.items() if key.filled}
-        if not filled:
-            return None
-        return DataError("\n".join(self._lines(filled)))
+    def errors(self) -> list[DataError]:
+        """What is wrong with the keys that have a value in any row."""
+        return list(self._errors({name: key for name, key in self._keys.items() if key.filled}))
 
     def empty(self) -> Iterator[tuple[str, str]]:
         """A remark for each key that is empty in every row, and its first place."""
@@ -98,7 +95,7 @@ class UnknownKeys:
             if not key.filled:
                 yield f'the key "{shorten(name)}" is empty in every row, and ignored', key.where
 
-    def _lines(self, filled: Mapping[str, _Key]) -> Iterator[str]:
+    def _errors(self, filled: Mapping[str, _Key]) -> Iterator[DataError]:
         others = []
         for name, key in filled.items():
             if key.meant or key.other_format or len(name) > MAX_QUOTED:
@@ -106,7 +103,7 @@ class UnknownKeys:
                 if key.other_format:
                     fix = "put rows of another format into a file of their own"
                 what = f"unknown key {_quoted(name, key)}{_count(key.rows)}"
-                yield str(DataError(what, where=key.where, fix=fix))
+                yield DataError(what, where=key.where, fix=fix)
             else:
                 others.append(name)
         if others:
@@ -119,7 +116,7 @@ class UnknownKeys:
             )
             if self.too_many:
                 fix = "remove them from the rows; there are too many to name"
-            yield str(DataError(what, where=first, fix=fix))
+            yield DataError(what, where=first, fix=fix)
 
 
 def ignoring(names: Iterable[str], ignored: Iterable[str]) -> str:

@@ -148,8 +148,8 @@ def _write(folder: Path, original: Original, target: str, kind: str) -> str:
     if target == "gguf-lora":
         write_lora(folder / ADAPTER, base, lora)
         return (
-            "for a GGUF of the same base, of any type: llama-server -m BASE.gguf --lora {folder}/"
-            + ADAPTER
+            "for a GGUF of the same base, of any type:\n"
+            "    llama-server -m BASE.gguf --lora {folder}/" + ADAPTER
         )
     write_model(folder / MODEL, base, lora, kind, run.template)
     if target == "ollama":
@@ -157,8 +157,8 @@ def _write(folder: Path, original: Original, target: str, kind: str) -> str:
         go = go_template(run.template, prompts)
         text = modelfile(MODEL, go, _ollama_parameters(run), run.config.data.system)
         (folder / MODELFILE).write_text(text, encoding="utf-8")
-        return "for Ollama: ollama create NAME -f {folder}/" + MODELFILE
-    return "for llama.cpp: llama-server -m {folder}/" + MODEL
+        return "for Ollama:\n    ollama create NAME -f {folder}/" + MODELFILE
+    return "for llama.cpp:\n    llama-server -m {folder}/" + MODEL
 
 
 def compare(folder: Path, original: Original, target: str, kind: str) -> Certificate:

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from offbook.inference.batch import greedy_replies
 from offbook.inference.generate import Sampling, generate
 from offbook.models.load import base_of
 from offbook.tokens.template import ChatTemplate
@@ -49,6 +50,16 @@ class TorchEngine:
         """Begin a reply; see `ReplyEngine`."""
         ids = generate(self.model, prompt, self.stop_ids, sampling, self._generator)
         return TorchReply(self, ids, sampling.max_new_tokens, base)
+
+    def replies(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, base: bool = False
+    ) -> list[str]:
+        """The likeliest replies to several prompts, written together; see `reply`."""
+        model = self.model
+        without = model.disable_adapter() if base and isinstance(model, PeftModel) else None
+        with without or nullcontext():
+            written = greedy_replies(model, prompts, self.stop_ids, max_new_tokens)
+        return ["".join(self.template.stream_reply(iter(tokens))) for tokens in written]
 
 
 class TorchReply:

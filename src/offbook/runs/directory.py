@@ -187,8 +187,8 @@ class RunDirectory:
             raise ConfigError(
                 "there is a run here already",
                 where=str(self.path),
-                fix=f"continue it with --resume (`{self.command}`), replace it with --overwrite, "
-                "or set another output_dir",
+                fix="replace it with --overwrite, set another output_dir, or continue it with "
+                f"`{self.command}`",
             )
 
     def _refuse_other_files(self) -> None:

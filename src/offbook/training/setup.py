@@ -53,6 +53,7 @@ from offbook.runs.receipt import (
     installed_versions,
 )
 from offbook.tokens.examples import Examples, beyond_context, setting_that_keeps
+from offbook.tokens.language import unknown_language
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from offbook.tokens.vocabulary import check_vocabulary
@@ -164,6 +165,8 @@ def gather(
     shape = ModelShape.of(base, config.lora)
     for examples in (data.training, data.validation):
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
+    if notice := unknown_language(data.training, template.tokenizer):
+        monitor.announce(notice)
     if config.train.learning_rate == "auto":
         width = shape.config.hidden_size
         rate = fitting_rate(width, shape.config.model_type, config.lora)

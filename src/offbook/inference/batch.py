@@ -1,0 +1,89 @@
+"""Greedy replies to many prompts at once.
+
+A token of one reply reads all weights for a single product; a token of sixteen replies reads them
+once for all. Prompts are padded on the left, so that all replies continue at the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from offbook.models.load import backbone, head
+
+BATCH = 16  # replies at a time
+# Replies go on without those that have ended once this share of them has.
+ENDED = 0.5
+
+
+def greedy_replies(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Collection[int],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """The tokens of each reply, without the stop token: always the likeliest.
+
+    In float32 these are the tokens of `generate`, where no two are equally likely but for rounding.
+
+    Args:
+        model: in evaluation mode.
+        prompts: the tokens before each reply.
+        stop_ids: the tokens that end one.
+        max_new_tokens: of a reply.
+    """
+    replies: list[list[int]] = [[] for _ in prompts]
+    # Prompts of similar length need little padding.
+    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+    for first in range(0, len(order), BATCH):
+        chosen = order[first : first + BATCH]
+        written = _write(model, [prompts[n] for n in chosen], stop_ids, max_new_tokens)
+        for n, reply in zip(chosen, written, strict=True):
+            replies[n] = reply
+    return replies
+
+
+@torch.no_grad()
+def _write(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Collection[int],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    device = next(model.parameters()).device
+    longest = max(map(len, prompts))
+    padding_B = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    ids_BT = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    seen_BT = torch.arange(longest, device=device) >= padding_B[:, None]
+    positions_BT = (torch.arange(longest, device=device) - padding_B[:, None]).clamp_(min=0)
+    replies: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))  # which reply each row is
+    cache = DynamicCache()
+    for number in range(max_new_tokens):
+        out = backbone(model)(
+            input_ids=ids_BT,
+            attention_mask=seen_BT.long(),
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        tokens_B = head(model)(out.last_hidden_state[:, -1]).float().argmax(-1)
+        open_rows = []
+        for row, token in enumerate(tokens_B.tolist()):
+            ended = len(replies[going[row]]) < number  # in an earlier step
+            if not ended and token not in stop_ids:
+                replies[going[row]].append(token)
+                open_rows.append(row)
+        if not open_rows:
+            break
+        seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(seen_BT), 1)], 1)
+        positions_BT, ids_BT = positions_BT[:, -1:] + 1, tokens_B[:, None]
+        if len(open_rows) <= (1 - ENDED) * len(going):
+            kept = torch.tensor(open_rows, device=device)
+            cache.batch_select_indices(kept)
+            seen_BT, positions_BT, ids_BT = seen_BT[kept], positions_BT[kept], ids_BT[kept]
+            going = [going[row] for row in open_rows]
+    return replies
