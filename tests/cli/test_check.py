@@ -85,7 +85,7 @@ def test_a_base_that_hardly_knows_the_language_is_named(
     code, out, _ = cli("check", sample)
     assert code == 0
     is_chinese = sample == "teahouse-zh"
-    said = "the replies take 2.3 tokens per character: this base hardly knows their language"
+    said = "the replies take 1.9 tokens per character: this base hardly knows their language"
     assert (said in out) == is_chinese
     assert ("nothing between bars" in out) == is_chinese
     assert "· a space, ⏎ a line break" in out

@@ -161,6 +161,8 @@ def test_check_the_tutorials_data(cli: Cli) -> None:
         "not trained <｜begin▁of▁sentence｜>|User|:|·|娘|娘|。|⏎|⏎|Assistant|:",
         "trained on  ·|你|放心|，|本|宫|到|任何|时候|都不会|自|轻|自|贱|委屈|了|这|孩子|。"
         "|<｜end▁of▁sentence｜>",
+        "",
+        "marks: · a space, ⏎ a line break",
     ]
 
 
@@ -213,8 +215,8 @@ def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
     assert cli("train", "data.train=lighthouse", "model.base=nothing")[0] == 2
     assert cli("train", "data.train=nothing.json")[0] == 3
     assert cli("train", "rows.jsonl")[2] == (
-        "error: rows.jsonl: these are rows, not a configuration; "
-        "offbook train data.train=rows.jsonl\n"
+        "error: rows.jsonl: these are rows, not a configuration; train on them:\n"
+        "    offbook train data.train=rows.jsonl\n"
     )
     (tmp_path / "file").write_text("")
     assert cli("train", "data.train=lighthouse", "output_dir=file/run")[2] == (

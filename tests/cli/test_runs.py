@@ -166,3 +166,13 @@ def test_a_path_is_one_word_for_the_shell() -> None:
     for name in (*NAMES, "a;b", 'a"b', "*", "-x y"):
         assert [Path(word) for word in shlex.split(quoted(Path(name)))] == [Path(name)]
         assert not quoted(Path(name)).startswith(("-", "'-"))
+
+
+def test_a_run_that_was_stopped_before_its_first_step_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report(TrainResult(Path("run"), False, 0, None, None, 0.0, 0.0))
+    assert capsys.readouterr().err == (
+        "stopped before the first step; nothing to save. Start again with\n"
+        "    offbook train run --resume\n"
+    )

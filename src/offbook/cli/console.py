@@ -51,7 +51,7 @@ COMMAND_UNITS = re.compile(rf"[^\S\n]*(?:[^\s']*[=`(])?'[^'\n]*'\S*|{UNITS.patte
 PROGRAMS = "offbook|pip|hf|git|modelscope|ollama|llama-server"
 # A command with arguments in a sentence, and the mark after it. A name in quotes may have any mark.
 COMMAND = re.compile(
-    rf""" *`((?:{PROGRAMS}) \S+ (?:'[^'\n]*'|"[^"\n]*"|[^`'"\n])+)`[,;.]? *(\n|$)?"""
+    rf""" *`((?:{PROGRAMS}) [^\s`]+ (?:'[^'\n]*'|"[^"\n]*"|[^`'"\n])+)`[,;.]? *(\n|$)?"""
 )
 COMMAND_LINE = re.compile(rf" *(?:{PROGRAMS}) ")
 
