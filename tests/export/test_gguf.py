@@ -12,8 +12,8 @@ import pytest
 
 from offbook.errors import CheckpointError, ConfigError, ExportError, ModelError
 from offbook.export.certificate import Certificate
-from offbook.export.export import MODEL, Original, compare, export_run
-from offbook.export.gguf import write_model
+from offbook.export.export import ADAPTER, MODEL, Original, compare, export_run
+from offbook.export.gguf import write_lora, write_model
 from offbook.export.weights import BaseWeights, LoraWeights
 from offbook.runs.trained import TrainedRun
 from offbook.tokens.tokenizer import load_tokenizer
@@ -166,6 +166,22 @@ def test_a_damaged_model_is_refused_by_name(run: TrainedRun, tmp_path: Path, nam
     assert expected in failed(certificate)
     with pytest.raises(ExportError, match=expected):
         certificate.require_passed("here")
+
+
+def test_an_adapter_of_twice_the_scale_is_refused(run: TrainedRun, tmp_path: Path) -> None:
+    base, lora = BaseWeights.of(run.base), LoraWeights.of(run.adapter, run.base)
+    write_lora(tmp_path / ADAPTER, base, lora)
+    reader = gguf.GGUFReader(tmp_path / ADAPTER, "r+")
+    set_number("adapter.lora.alpha", lambda alpha: alpha * 2)(reader)
+    del reader
+    assert "log-probabilities" in failed(compare(tmp_path, Original.of(run), "gguf-lora", "f32"))
+
+
+def test_an_adapter_of_no_strength_is_the_base(run: TrainedRun, tmp_path: Path) -> None:
+    base = BaseWeights.of(run.base)
+    write_lora(tmp_path / ADAPTER, base, LoraWeights.of(run.adapter, run.base, 0.0))
+    found = failed(compare(tmp_path, Original.of(run, 0.0), "gguf-lora", "f32"))
+    assert "log-probabilities" not in found
 
 
 def test_a_model_without_its_adapter_is_refused(run: TrainedRun, tmp_path: Path) -> None:

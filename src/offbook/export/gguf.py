@@ -135,13 +135,15 @@ def write_lora(path: Path, base: BaseWeights, lora: LoraWeights) -> None:
     writer = gguf.GGUFWriter(path, architecture(config).name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    # llama.cpp divides it by the rank of each matrix.
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, lora.scale * lora.rank)
+    # llama.cpp divides it by the rank of each matrix, and takes 0 for "not scaled".
+    scale = lora.scale or 1.0
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, scale * lora.rank)
     for module in lora.modules:
         A_RI, B_OR = lora.matrices(module)
         name = rename(f"{module}.weight")
         writer.add_tensor(f"{name}.lora_a", A_RI)
-        writer.add_tensor(f"{name}.lora_b", _moved(f"{module}.weight", B_OR, config))
+        B_OR = _moved(f"{module}.weight", B_OR, config)
+        writer.add_tensor(f"{name}.lora_b", B_OR if lora.scale else np.zeros_like(B_OR))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
