@@ -39,10 +39,10 @@ def commands(base: Path) -> list[list[str | Path]]:
 
 
 def outcomes(cli: Cli, base: Path) -> list[tuple[int, str]]:
-    """The exit code and the last line of stderr of each command."""
+    """The exit code and the error of each command."""
     shutil.rmtree("run", ignore_errors=True)
     results = [cli(*command) for command in commands(base)]
-    return [(code, (err.splitlines() or [""])[-1]) for code, _, err in results]
+    return [(code, err[err.rfind("error: ") :].strip()) for code, _, err in results]
 
 
 def test_tensors_without_a_place(cli: Cli, base: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,19 +63,23 @@ def test_a_file_that_takes_no_row_stays_as_it_is(
     assert list(read_conversations(str(good)))
 
 
-def add(path: Path, number: int) -> None:
-    for part in range(10):
-        append_row(path, [Message("user", "a"), Message("assistant", f"{number}.{part} " * 3000)])
+ADD = """
+import sys
+from pathlib import Path
+from offbook.data.conversations import Message
+from offbook.data.saved import append_row
+for part in range(10):
+    text = f"{sys.argv[2]}.{part} " * 3000
+    append_row(Path(sys.argv[1]), [Message("user", "a"), Message("assistant", text)])
+"""
 
 
 def test_rows_of_several_processes_are_all_there(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=add, args=(path, number)) for number in range(3)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", ADD, str(path), str(number)]) for number in range(3)
+    ]
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+        assert process.wait() == 0
     replies = {row.messages[-1].content.split()[0] for row in read_conversations(str(path))}
     assert replies == {f"{number}.{part}" for number in range(3) for part in range(10)}
