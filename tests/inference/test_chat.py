@@ -179,7 +179,8 @@ def test_a_token_without_an_embedding_is_refused(
         odd.ask("a <lamp> there")
     assert len(odd.messages) == 2
     assert odd.ask("a lamp there")  # "ask without it"
-    own = Chat(base, template, sampling=GREEDY)  # "or use the tokenizer that was published with"
+    # "or use the tokenizer that was published with the base"
+    own = Chat(TorchEngine(base, template), sampling=GREEDY)
     assert own.ask("a <lamp> there")
 
 

@@ -19,6 +19,7 @@ from offbook.inference.generate import Sampling
 from offbook.models import load as model_module
 from offbook.models.load import load_base
 from offbook.monitor import Monitor
+from offbook.runs.trained import open_run
 from offbook.training.loop import train
 from offbook.training.setup import prepare
 
@@ -59,7 +60,8 @@ def test_a_4_bit_run_is_trained_and_loaded_again(tiny_config: MakeConfig) -> Non
     assert result.eval_loss < result.eval_loss_before
     chat = Chat.open(result.run, sampling=Sampling(max_new_tokens=3, temperature=0))
     assert isinstance(chat.ask("hello"), str)
-    weight = chat._model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+    model = open_run(result.run).load_model()
+    weight = model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
     assert weight.dtype == torch.uint8
 
 
