@@ -26,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "captain", folder / "keeper"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(runs: tuple[Path, Path]) -> Iterator[Served]:
     """`offbook serve` with both, in float32, on one thread."""
     pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")

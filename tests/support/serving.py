@@ -126,7 +126,10 @@ def serve(folder: Path, *arguments: str) -> Iterator[Served]:
     assert process.stdout
     assert process.stderr
     said = list[str]()
-    reader = threading.Thread(target=said.extend, args=[process.stderr], daemon=True)
+    # A thread of another name would have each chat template rendered in a child process.
+    reader = threading.Thread(
+        target=said.extend, args=[process.stderr], name="offbook log", daemon=True
+    )
     reader.start()
     line = process.stdout.readline()
     assert line.startswith("page: "), "".join(said)
