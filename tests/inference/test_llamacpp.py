@@ -106,3 +106,9 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelError, match=r"x\.gguf: llama\.cpp does not load it"):
         LlamaCpp(tmp_path / "x.gguf", threads=1)
+
+
+def test_an_engine_that_is_not_used_ends(run: TrainedRun) -> None:
+    for _ in range(30):
+        with LlamaCpp(run.path.parent / "base.gguf", threads=1):
+            pass

@@ -99,6 +99,8 @@ class LlamaCpp:
         except RuntimeError as error:
             self._folder.cleanup()
             raise ModelError(f"llama.cpp does not load it: {error}", where=str(model)) from None
+        # Told to end before its loop has begun, it would never end.
+        self._post("/completion", {"prompt": [0], "n_predict": 0, "cache_prompt": False})
 
     def __enter__(self) -> LlamaCpp:
         return self
