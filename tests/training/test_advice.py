@@ -121,19 +121,24 @@ def test_automatic_precision_takes_what_fits() -> None:
     config = Config().override("data.train=lighthouse")
     run = gather(config, Monitor(), weights=False, device=CPU, available=10**11)
     assert run.dtype == torch.float32
-    needs = [
-        least_memory(Case(config, run.shape, 200, dtype, CPU, Memory.of(CPU, 10**11)))
-        for dtype in (torch.bfloat16, torch.float32)
-    ]
+
+    def between() -> int:
+        """Memory for bfloat16 that float32 does not fit in, beside what this process holds now."""
+        memory = Memory.of(CPU, 10**11)
+        needs = [
+            least_memory(Case(config, run.shape, 200, dtype, CPU, memory))
+            for dtype in (torch.bfloat16, torch.float32)
+        ]
+        return int(sum(needs) / 2 / 0.95)
+
     heard = Listener()
-    available = int(sum(needs) / 2 / 0.95)
-    run = gather(config, heard, weights=False, device=CPU, available=available)
+    run = gather(config, heard, weights=False, device=CPU, available=between())
     assert run.dtype == torch.bfloat16
     assert run.config.model.precision == "bfloat16"
     assert "the base is in bfloat16, since float32 does not fit in memory" in heard.heard
     config = config.override("model.precision=float32")
     with pytest.raises(MemoryPlanError, match=r"model\.precision=bfloat16 needs"):
-        gather(config, Monitor(), weights=False, device=CPU, available=available)
+        gather(config, Monitor(), weights=False, device=CPU, available=between())
 
 
 def test_a_card_that_is_not_here_needs_its_memory(tiny_config: MakeConfig) -> None:

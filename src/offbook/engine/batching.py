@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from offbook.engine.transfer import on_device
 from offbook.tokens.examples import IGNORED, Example
@@ -29,6 +30,7 @@ class MicroBatch:
         wanted: int64 [N]; the tokens with a target.
         lengths: tokens of each sequence.
         offset: position of each sequence's first token: the length of the shared prefix.
+        rows: the number of each sequence's example among those of the step.
     """
 
     input_ids: torch.Tensor
@@ -36,6 +38,7 @@ class MicroBatch:
     wanted: torch.Tensor
     lengths: tuple[int, ...]
     offset: int
+    rows: tuple[int, ...] = ()
 
     @property
     def supervised(self) -> int:
@@ -46,6 +49,14 @@ class MicroBatch:
     def holds_prefix(self) -> bool:
         """Whether the tokens of the prefix come before those of the sequences."""
         return len(self.input_ids) > sum(self.lengths)
+
+    @property
+    def row_of_wanted(self) -> NDArray[np.int64]:
+        """The row [N] of each wanted token."""
+        before = len(self.input_ids) - sum(self.lengths)
+        ends = before + np.cumsum(self.lengths)
+        sequences = np.searchsorted(ends, self.wanted.numpy(force=True), side="right")
+        return np.array(self.rows, dtype=np.int64)[sequences]
 
     def padded(self, x_T: torch.Tensor, value: int) -> torch.Tensor:
         """A packed tensor [T] as sequences padded on the right [B, T]."""
@@ -96,32 +107,36 @@ def make_step(
         min_shared_tokens: share the tokens that all examples begin with if that saves at least
             this many tokens.
     """
-    examples = [_needed(e) for e in examples if (e.labels[1:] != IGNORED).any()]
+    rows = [k for k, e in enumerate(examples) if (e.labels[1:] != IGNORED).any()]
+    examples = [_needed(examples[k]) for k in rows]
     start = shared_prefix(examples) if packed and examples else 0
     if start * (len(examples) - 1) < min_shared_tokens:
         start = 0
     budget = max_tokens - start  # the prefix stays in memory through all micro-batches
-    groups: list[list[Example]] = []
+    groups: list[list[int]] = []  # indices of examples
     sizes: list[int] = []
-    for example in sorted(examples, key=len, reverse=True):
-        length = len(example) - 1 - start
+    for index in sorted(range(len(examples)), key=lambda k: len(examples[k]), reverse=True):
+        length = len(examples[index]) - 1 - start
         # Padded, a sequence is as long as the first of its group.
         grown = [
-            size + (length if packed else len(group[0]) - 1)
+            size + (length if packed else len(examples[group[0]]) - 1)
             for size, group in zip(sizes, groups, strict=True)
         ]
         fits = next((k for k, size in enumerate(grown) if size <= budget), None)
         if fits is None:
-            groups.append([example])
+            groups.append([index])
             sizes.append(length)
         else:
-            groups[fits].append(example)
+            groups[fits].append(index)
             sizes[fits] = grown[fits]
     held = start if len(groups) == 1 else 0
     prefix = examples[0].input_ids[held:start] if examples else np.empty(0)
     return Step(
         on_device(prefix.astype(np.int64), device),
-        [_pack(group, start, held, device) for group in groups],
+        [
+            _pack([examples[k] for k in group], [rows[k] for k in group], start, held, device)
+            for group in groups
+        ],
     )
 
 
@@ -148,7 +163,9 @@ def _needed(example: Example) -> Example:
     return replace(example, input_ids=example.input_ids[:stop], labels=example.labels[:stop])
 
 
-def _pack(examples: Sequence[Example], start: int, held: int, device: torch.device) -> MicroBatch:
+def _pack(
+    examples: Sequence[Example], rows: Sequence[int], start: int, held: int, device: torch.device
+) -> MicroBatch:
     """Examples as a micro-batch; the last token of each is only a target.
 
     They share their first `start` tokens. The first `held` of these come before the sequences: all
@@ -163,4 +180,5 @@ def _pack(examples: Sequence[Example], start: int, held: int, device: torch.devi
         on_device(np.flatnonzero(targets != IGNORED), device),
         tuple(len(e) - 1 - start for e in examples),
         start,
+        tuple(rows),
     )

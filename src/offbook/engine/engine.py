@@ -152,13 +152,29 @@ class Engine:
         """
         if not self.packed:
             return padded_loss(self.model, batch)
-        padding = -len(batch.input_ids) % TOKEN_MULTIPLE
-        lengths = (*batch.lengths, padding) if padding else batch.lengths
-        layout = Layout(lengths, batch.offset, batch.wanted, holds_prefix=batch.holds_prefix)
-        hidden_ND = self._hidden(F.pad(batch.input_ids, (0, padding)), layout, prefix)
+        hidden_ND = self._wanted_states(batch, prefix)
         return summed_cross_entropy(
             self._head_ops, hidden_ND, head(self.model), batch.targets[batch.wanted]
         )
+
+    def hidden_states(self, step: Step) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
+        """Each micro-batch with the last hidden states [N, D] of its wanted tokens.
+
+        In evaluation mode and without gradients; the output head makes logits of them.
+        """
+        with torch.no_grad(), evaluating(self.model), self._threads():
+            prefix = self._prefix(step)
+            for batch in step.micro_batches:
+                if self.packed:
+                    yield batch, self._wanted_states(batch, prefix)
+                else:
+                    yield batch, padded_states(self.model, batch)
+
+    def _wanted_states(self, batch: MicroBatch, prefix: Prefix | None) -> torch.Tensor:
+        padding = -len(batch.input_ids) % TOKEN_MULTIPLE
+        lengths = (*batch.lengths, padding) if padding else batch.lengths
+        layout = Layout(lengths, batch.offset, batch.wanted, holds_prefix=batch.holds_prefix)
+        return self._hidden(F.pad(batch.input_ids, (0, padding)), layout, prefix)
 
     def compute_with(self, ops: Backend) -> None:
         """Let a backend that supports all layers compute them."""
@@ -227,13 +243,18 @@ def padded_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
     Attention is causal, so no real token sees padding and no mask is needed. Tokens that are not
     supervised skip the output head, which is by far the widest layer of a large vocabulary.
     """
+    logits_NV = head(model)(padded_states(model, batch))
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+    return F.cross_entropy(logits_NV.to(wide), batch.targets[batch.wanted], reduction="sum")
+
+
+def padded_states(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+    """Last hidden states [N, D] of the wanted tokens, of sequences padded on the right."""
     input_ids_BT = batch.padded(batch.input_ids, 0)
     targets_BT = batch.padded(batch.targets, IGNORED)
     hidden_BTD = backbone(model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-    supervised = targets_BT != IGNORED
-    logits_NV = head(model)(hidden_BTD[supervised])
-    wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    return F.cross_entropy(logits_NV.to(wide), targets_BT[supervised], reduction="sum")
+    hidden_ND: torch.Tensor = hidden_BTD[targets_BT != IGNORED]
+    return hidden_ND
 
 
 @contextmanager

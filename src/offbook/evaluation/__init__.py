@@ -1,0 +1,1 @@
+"""Is it good, and what did it cost: scores of a trained model, and a verdict."""
