@@ -73,7 +73,8 @@ def compare(engine: TorchEngine, questions: Sequence[str]) -> Table:
     prompts = [engine.template.build_prompt([Message("user", text)]) for text in questions]
     before = engine.replies(prompts, BASE_TOKENS, base=True)
     after = engine.replies(prompts, TUNED_TOKENS)
-    for texts in zip(questions, before, after, strict=True):
+    for question, *replies in zip(questions, before, after, strict=True):
+        texts = [question, *(reply.text for reply in replies)]
         cells = [Text(printable(text.strip())) for text in texts]
         if narrow:
             cells = [

@@ -1,12 +1,14 @@
 """Greedy replies to many prompts at once.
 
 A token of one reply reads all weights for a single product; a token of sixteen replies reads them
-once for all. Prompts are padded on the left, so that all replies continue at the same place.
+once for all. What all prompts begin with is computed once; what follows is padded on the left, so
+that all replies continue at the same place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import takewhile
 
 import torch
 from torch import nn
@@ -24,6 +26,7 @@ def greedy_replies(
     prompts: Sequence[Sequence[int]],
     stop_ids: Collection[int],
     max_new_tokens: int,
+    progress: Callable[[int], None] = lambda replies: None,
 ) -> list[list[int]]:
     """The tokens of each reply, without the stop token: always the likeliest.
 
@@ -34,6 +37,7 @@ def greedy_replies(
         prompts: the tokens before each reply.
         stop_ids: the tokens that end one.
         max_new_tokens: of a reply.
+        progress: called with the number of replies that are done.
     """
     replies: list[list[int]] = [[] for _ in prompts]
     # Prompts of similar length need little padding.
@@ -43,6 +47,7 @@ def greedy_replies(
         written = _write(model, [prompts[n] for n in chosen], stop_ids, max_new_tokens)
         for n, reply in zip(chosen, written, strict=True):
             replies[n] = reply
+        progress(first + len(chosen))
     return replies
 
 
@@ -54,14 +59,26 @@ def _write(
     max_new_tokens: int,
 ) -> list[list[int]]:
     device = next(model.parameters()).device
-    longest = max(map(len, prompts))
-    padding_B = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    ids_BT = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    cache = DynamicCache()
+    # Of each prompt, at least one token is left.
+    alike = takewhile(lambda ids: len(set(ids)) == 1, zip(*prompts, strict=False))
+    start = min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
+    if start and len(prompts) > 1:
+        prefix_T = torch.tensor([list(prompts[0][:start])], device=device)
+        backbone(model)(input_ids=prefix_T, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(prompts))
+    else:
+        start = 0
+    longest = max(map(len, prompts)) - start
+    padding_B = torch.tensor([longest - len(p) + start for p in prompts], device=device)
+    ids_BT = torch.tensor(
+        [[0] * (longest - len(p) + start) + list(p[start:]) for p in prompts], device=device
+    )
     seen_BT = torch.arange(longest, device=device) >= padding_B[:, None]
-    positions_BT = (torch.arange(longest, device=device) - padding_B[:, None]).clamp_(min=0)
+    positions_BT = (torch.arange(longest, device=device) - padding_B[:, None]).clamp_(min=0) + start
+    seen_BT = torch.cat([seen_BT.new_ones(len(prompts), start), seen_BT], 1)
     replies: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))  # which reply each row is
-    cache = DynamicCache()
     for number in range(max_new_tokens):
         out = backbone(model)(
             input_ids=ids_BT,

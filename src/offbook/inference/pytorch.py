@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -14,6 +14,18 @@ from offbook.inference.batch import greedy_replies
 from offbook.inference.generate import Sampling, generate
 from offbook.models.load import base_of
 from offbook.tokens.template import ChatTemplate
+
+
+class WholeReply(NamedTuple):
+    """A reply that has been written.
+
+    Attributes:
+        text: of the reply.
+        stopped: whether the model has ended it, rather than the limit.
+    """
+
+    text: str
+    stopped: bool
 
 
 class TorchEngine:
@@ -52,14 +64,23 @@ class TorchEngine:
         return TorchReply(self, ids, sampling.max_new_tokens, base)
 
     def replies(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, base: bool = False
-    ) -> list[str]:
-        """The likeliest replies to several prompts, written together; see `reply`."""
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        base: bool = False,
+        progress: Callable[[int], None] = lambda replies: None,
+    ) -> list[WholeReply]:
+        """The likeliest replies to several prompts, written together; see `greedy_replies`."""
         model = self.model
         without = model.disable_adapter() if base and isinstance(model, PeftModel) else None
         with without or nullcontext():
-            written = greedy_replies(model, prompts, self.stop_ids, max_new_tokens)
-        return ["".join(self.template.stream_reply(iter(tokens))) for tokens in written]
+            written = greedy_replies(model, prompts, self.stop_ids, max_new_tokens, progress)
+        return [
+            WholeReply(
+                "".join(self.template.stream_reply(iter(tokens))), len(tokens) < max_new_tokens
+            )
+            for tokens in written
+        ]
 
 
 class TorchReply:

@@ -1,0 +1,88 @@
+"""Does it stay in role: questions about what it is, and one long conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from offbook.data.conversations import Message
+from offbook.evaluation.figures import compare_shares
+from offbook.evaluation.probes import DRILL, QUESTIONS, gives_away
+from offbook.evaluation.record import InRole, Probe
+from offbook.evaluation.voice import VoiceClassifier
+from offbook.inference.pytorch import TorchEngine
+
+PROBE_TOKENS = 48  # of an answer: a model says what it is at once
+DRILL_TOKENS = 40  # of a turn
+
+Progress = Callable[[str, int, int], None]
+
+
+def question(writer: TorchEngine, system: str | None, progress: Progress) -> InRole:
+    """Ask both models what they are.
+
+    Args:
+        writer: the model.
+        system: text before each question, if any.
+        progress: see `evaluate`.
+    """
+    asked = [(language, text) for language, texts in QUESTIONS.items() for text in texts]
+    prompts = [writer.template.build_prompt([*opening(system), _user(text)]) for _, text in asked]
+    progress("questions about what it is", 0, 2 * len(prompts))
+    base = writer.replies(prompts, PROBE_TOKENS, base=True)
+    progress("questions about what it is", len(prompts), 2 * len(prompts))
+    tuned = writer.replies(prompts, PROBE_TOKENS)
+    probes = [
+        Probe(
+            language,
+            text,
+            before.text,
+            after.text,
+            gives_away(before.text, language, text),
+            gives_away(after.text, language, text),
+        )
+        for (language, text), before, after in zip(asked, base, tuned, strict=True)
+    ]
+    return InRole(
+        compare_shares([p.base_leaks for p in probes], [p.tuned_leaks for p in probes]), probes
+    )
+
+
+def drill(
+    writer: TorchEngine,
+    system: str | None,
+    language: str,
+    classifier: VoiceClassifier,
+    progress: Progress,
+) -> list[float]:
+    """How much each turn of one long conversation sounds like the role.
+
+    Args:
+        writer: the tuned model.
+        system: text before it, if any.
+        language: `en` or `zh`.
+        classifier: of the role's voice.
+        progress: see `evaluate`.
+
+    Returns:
+        The probability of the role, for each turn that fits in the base's context.
+    """
+    messages, replies = opening(system), []
+    for number, text in enumerate(DRILL[language]):
+        progress("a long conversation", number, len(DRILL[language]))
+        messages.append(_user(text))
+        prompt = writer.template.build_prompt(messages)
+        if writer.context is not None and len(prompt) + DRILL_TOKENS > writer.context:
+            break
+        (reply,) = writer.replies([prompt], DRILL_TOKENS)
+        messages.append(Message("assistant", reply.text or " "))
+        replies.append(reply.text)
+    return [round(float(p), 4) for p in classifier.probability(replies)]
+
+
+def opening(system: str | None) -> list[Message]:
+    """The messages that a conversation begins with."""
+    return [Message("system", system)] if system else []
+
+
+def _user(text: str) -> Message:
+    return Message("user", text)

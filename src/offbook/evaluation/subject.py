@@ -1,0 +1,168 @@
+"""What is evaluated: a run, or someone else's adapter on its base, and the rows it is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from offbook.config import Config
+from offbook.data.conversations import Conversation, ConversationReader, read_conversations
+from offbook.errors import ConfigError
+from offbook.inference.model import FoundModel, find_model
+from offbook.inference.sources import Source, identify
+from offbook.monitor import EvalMetrics, Monitor, StepMetrics
+from offbook.runs.directory import RunDirectory, step_of
+from offbook.runs.places import find_data
+from offbook.tokens.examples import Example, Examples, tokenize
+from offbook.tokens.template import ChatTemplate
+from offbook.training.data import read_data
+
+ROWS = 200  # held-out rows, unless asked for others
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that is evaluated.
+
+    Attributes:
+        example: its tokens.
+        conversation: its messages.
+        prompt: equal for rows with the same prompt.
+    """
+
+    example: Example
+    conversation: Conversation
+    prompt: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with an adapter, and rows. `find_subject` makes it.
+
+    Attributes:
+        found: the model; no weights are loaded yet.
+        name: `result`, `step 200`, or the folder's name.
+        run: the run directory; None for someone else's adapter.
+        held_out: rows that it was not trained on.
+        training: rows that it was trained on; empty where they are not known.
+        updates: optimizer steps; None where they are not known.
+        best_step: the step with the lowest validation loss of a run.
+        first_losses: of training rows, by their number, when they were first trained on.
+    """
+
+    found: FoundModel
+    name: str
+    run: RunDirectory | None
+    held_out: list[Row]
+    training: list[Row]
+    updates: int | None
+    best_step: int | None = None
+    first_losses: dict[int, float] = field(default_factory=dict)
+
+
+def find_subject(
+    path: Path,
+    announce: Callable[[str], None],
+    *,
+    base: str | None = None,
+    step: int | None = None,
+    data: str | None = None,
+    rows: int = ROWS,
+) -> Subject:
+    """Find a model to evaluate and its rows.
+
+    Args:
+        path: a run directory, or a PEFT folder.
+        announce: receives what is odd.
+        base: of an adapter; or where a run's base is now.
+        step: the checkpoint of a run.
+        data: rows to judge it by; by default, those that the run was validated on.
+        rows: most held-out rows.
+
+    Raises:
+        ConfigError: when there are no rows to judge it by, or it has no adapter.
+        OffbookError: when the model or the rows cannot be used.
+    """
+    source = identify(path, base, step)
+    if source == Source.MODEL:
+        raise ConfigError(
+            "a whole model has no adapter to compare with its base",
+            where=str(path),
+            fix="evaluate the run or the adapter that it was made of",
+        )
+    found = find_model(path, announce, base=base, step=step)
+    template = found.template
+    if source == Source.ADAPTER:
+        if data is None:
+            raise ConfigError(
+                "an adapter does not say which rows it was trained on",
+                where=str(path),
+                fix="name rows in the role, that it was not trained on: --data rows.json",
+            )
+        held_out, reader = _read(data, Config(), template)
+        chosen = as_rows(held_out, [reader], rows)
+        return Subject(found, path.resolve().name, None, chosen, [], None)
+    run = RunDirectory.open(path)
+    config, receipt = find_data(run, run.config()), run.receipt()
+    limit = config.data.max_length if isinstance(config.data.max_length, int) else None
+    known = read_data(config, template, limit, Monitor(), receipt.commits)
+    readers = [
+        read_conversations(config.data.train, config.data, receipt.commits.get("data.train"))
+    ]
+    held_out = known.validation
+    if data is not None:
+        held_out, reader = _read(data, config, template)
+        held_out = _without(held_out, known.training, announce)
+        readers.insert(0, reader)
+    elif isinstance(config.data.validation, str):
+        commit = receipt.commits.get("data.validation")
+        readers.insert(0, read_conversations(config.data.validation, config.data, commit))
+    if not len(held_out):
+        raise ConfigError(
+            "there are no rows that the run was not trained on",
+            where=str(path),
+            fix="name some with --data FILE",
+        )
+    losses = [r for r in run.metrics() if isinstance(r, EvalMetrics) and r.step > 0]
+    steps = [r.step for r in run.metrics() if isinstance(r, StepMetrics)]
+    at = step if step is not None else step_of(found.adapter or run.adapter)
+    return Subject(
+        found,
+        "result" if at is None else f"step {at}",
+        run,
+        as_rows(held_out, readers[:1], rows),
+        as_rows(known.training, readers[-1:]),
+        at if at is not None else max(steps, default=None),
+        min(losses, key=lambda r: r.eval_loss).step if losses else None,
+    )
+
+
+def _read(data: str, config: Config, template: ChatTemplate) -> tuple[Examples, ConversationReader]:
+    """The examples of a file that the user has named."""
+    reader = read_conversations(data, config.data)
+    limit = config.data.max_length if isinstance(config.data.max_length, int) else None
+    return tokenize(reader, template, limit), reader
+
+
+def _without(held_out: Examples, training: Examples, announce: Callable[[str], None]) -> Examples:
+    """The examples whose prompts were not trained on."""
+    seen = np.isin(held_out.prompt_keys[held_out.rows], training.prompt_keys[training.rows])
+    if seen.any():
+        announce(f"{int(seen.sum()):,} rows are left out, since their prompts were trained on")
+    return replace(held_out, rows=held_out.rows[~seen])
+
+
+def as_rows(
+    examples: Examples, readers: Iterable[ConversationReader], most: int | None = None
+) -> list[Row]:
+    """At most so many examples, chosen at random, with their conversations, in their order."""
+    order = np.random.default_rng(SEED).permutation(len(examples))[:most]
+    keys = examples.prompt_keys[examples.rows]
+    chosen = [(examples[k], int(keys[k])) for k in sorted(order.tolist())]
+    wanted = {example.source for example, _ in chosen}
+    conversations = {c.source: c for reader in readers for c in reader if c.source in wanted}
+    return [Row(example, conversations[example.source], key) for example, key in chosen]
