@@ -455,7 +455,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "correct the broken escape",
     ),
     f"{HERE}a_file_that_is_named_as_advised_is_read": (
-        "give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLE_ROLES)}",
+        "give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLES)}",
         "give a file ending in {', '.join(SUFFIXES)}",
         "name one of its files: {first_few(names, 3)}",
     ),

@@ -20,7 +20,13 @@ from offbook.setting_names import FOREIGN_KEYS, suggest_key
 from offbook.settings_file import KeyPath, apply_override, origin_of, read_yaml, write_yaml
 
 EMBEDDED_BASE = "smollm2-135m"
-SAMPLE_ROLES = {"lighthouse": "lighthouse.jsonl", "teahouse-zh": "teahouse-zh.json"}
+# Rows that come with offbook, in `samples/`: two roles, and general questions and answers.
+SAMPLES = {
+    "lighthouse": "lighthouse.jsonl",
+    "teahouse-zh": "teahouse-zh.json",
+    "general-en": "general-en.jsonl",
+    "general-zh": "general-zh.jsonl",
+}
 PATH_KEYS = ("model.base", "data.train", "data.validation")
 # A folder with these two files is a run.
 RUN_SETTINGS, RECEIPT = "config.yaml", "receipt.json"
@@ -61,7 +67,8 @@ class DataSettings(Section):
     train: str = "lighthouse"
     """The rows to train on. A JSON, JSONL, CSV, TSV or Parquet file; a hub data set (`owner/name`
     or `owner/name:file`); or a sample role that comes with offbook (`lighthouse`,
-    `teahouse-zh`)."""
+    `teahouse-zh`). So do general questions and answers, which belong to no role (`general-en`,
+    `general-zh`): what a trained model has forgotten is measured on them."""
 
     validation: float | str = Field(default=0.02, union_mode="left_to_right")
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
@@ -270,7 +277,7 @@ class Config(Section):
         copy, flat = self, self.flat()
         for key in PATH_KEYS:
             path = local_path(str(flat[key]))
-            if path and flat[key] not in (EMBEDDED_BASE, *SAMPLE_ROLES):
+            if path and flat[key] not in (EMBEDDED_BASE, *SAMPLES):
                 # A link keeps its name, which says what type of file it is.
                 named = path.name not in ("", "..")
                 absolute = path.parent.resolve() / path.name if named else path.resolve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import DataSettings
+from offbook.config import SAMPLES, DataSettings
 from offbook.data.conversations import Conversation, ConversationReader, Message, read_conversations
 from offbook.errors import DataError
 from support.shared import HUANHUAN
@@ -546,10 +547,27 @@ def test_the_teahouse_speaks_in_its_voice():
     assert [c.source for c in conversations if "客官" not in c.messages[-1].content] == []
 
 
-@pytest.mark.parametrize("name", ["lighthouse", "teahouse-zh"])
-def test_a_sample_role_has_no_prompt_twice(name):
+@pytest.mark.parametrize("name", list(SAMPLES))
+def test_a_sample_has_no_prompt_twice(name):
     counts = Counter(c.prompt_key for c in read_conversations(name))
     assert [count for count in counts.values() if count > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "asked", "answered"),
+    [
+        ("general-en", lambda text: len(text.split()), range(5, 41), range(3, 91)),  # words
+        ("general-zh", len, range(6, 61), range(8, 151)),  # characters
+    ],
+)
+def test_general_rows_are_short_and_have_no_persona(name, size, asked, answered):
+    conversations = list(read_conversations(name))
+    questions, answers = zip(*([m.content for m in c.messages] for c in conversations), strict=True)
+    assert len(set(questions)) == len(set(answers)) == 120
+    assert [text for text in questions if size(text) not in asked] == []
+    assert [text for text in answers if size(text) not in answered] == []
+    role = re.compile(r"as an AI|language model|little boat|客官|人工智能|作为", re.IGNORECASE)
+    assert [text for text in answers if role.search(text)] == []
 
 
 # Run in a separate process. On Linux, ru_maxrss would include the parent's memory, VmHWM does not.

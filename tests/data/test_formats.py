@@ -721,7 +721,12 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("lighthouse", "lighthouse.jsonl"), ("teahouse-zh", "teahouse-zh.json")]
+    ("name", "file"),
+    [
+        ("lighthouse", "lighthouse.jsonl"),
+        ("teahouse-zh", "teahouse-zh.json"),
+        ("general-zh", "general-zh.jsonl"),
+    ],
 )
 def test_a_sample_is_found_by_its_name(name, file):
     (path,) = resolve(name)
@@ -751,7 +756,7 @@ def test_a_missing_file_unlike_any_other_is_refused_with_the_possible_types(tmp_
     source = str(tmp_path / "rows.json")
     assert refusal(source) == (
         f"{source}: no such file; give a file ending in .json, .jsonl, .ndjson, .csv, .tsv, "
-        ".parquet, or one of lighthouse, teahouse-zh"
+        ".parquet, or one of lighthouse, teahouse-zh, general-en, general-zh"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import SAMPLE_ROLES, Config
+from offbook.config import SAMPLES, Config
 from offbook.errors import CheckpointError, ConfigError, DiskError, OffbookError
 from offbook.files import storage
 from offbook.runs.directory import RunDirectory
@@ -155,13 +155,13 @@ def test_a_run_whose_sample_role_has_changed_goes_on_as_advised(
     config = tiny_config("data.train=teahouse-zh")
     assert not train(config, should_stop=stop_after(2)).finished
     with monkeypatch.context() as patch:  # as in another version of offbook
-        patch.setitem(SAMPLE_ROLES, "teahouse-zh", SAMPLE_ROLES["lighthouse"])
+        patch.setitem(SAMPLES, "teahouse-zh", SAMPLES["lighthouse"])
         with pytest.raises(CheckpointError) as caught:
             train(config, resume=True)
         assert caught.value.fix == "restore it, or start again with --overwrite"
     assert train(config, resume=True).finished
     with monkeypatch.context() as patch:
-        patch.setitem(SAMPLE_ROLES, "teahouse-zh", SAMPLE_ROLES["lighthouse"])
+        patch.setitem(SAMPLES, "teahouse-zh", SAMPLES["lighthouse"])
         assert train(config, overwrite=True).finished
 
 

@@ -280,8 +280,8 @@ def read_conversations(
     """Open a data set by file path, sample name or hub id.
 
     Args:
-        source: a JSON, JSONL, CSV, TSV or Parquet file; `lighthouse` or `teahouse-zh`; or a hub
-            data set, `owner/name` or `owner/name:file`.
+        source: a JSON, JSONL, CSV, TSV or Parquet file; a key of `SAMPLES`; or a hub data set,
+            `owner/name` or `owner/name:file`.
         settings: system text, input separator and keys to ignore.
         commit: of a hub data set; by default, the newest.
 

@@ -14,7 +14,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TextIO
 
-from offbook.config import SAMPLE_ROLES, local_path
+from offbook.config import SAMPLES, local_path
 from offbook.data.json_text import MAX_ROW_CHARS, JsonText, Row, repeated
 from offbook.data.remarks import Remarks
 from offbook.data.text import open_text, undecodable
@@ -37,8 +37,8 @@ def resolve(source: str, commit: str | None = None) -> list[Path]:
     Raises:
         DataError: when there is no such data.
     """
-    if source in SAMPLE_ROLES:
-        with as_file(files("offbook") / "samples" / SAMPLE_ROLES[source]) as sample:
+    if source in SAMPLES:
+        with as_file(files("offbook") / "samples" / SAMPLES[source]) as sample:
             return [sample]
     path = local_path(source)
     if path and path.is_file():
@@ -48,14 +48,14 @@ def resolve(source: str, commit: str | None = None) -> list[Path]:
         return _from_hub(hub[1], hub[2], commit)
     parent = local_path(str(Path(source).parent))
     near = [p.name for p in parent.glob("*")] if parent else []
-    advice = suggest(Path(source).name, [*near, *SAMPLE_ROLES])
+    advice = suggest(Path(source).name, [*near, *SAMPLES])
     if path and path.is_dir():
         raise _folder(path, source)
     raise DataError(
         "no such file",
         where=source,
         fix=advice
-        or f"give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLE_ROLES)}",
+        or f"give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLES)}",
     )
 
 

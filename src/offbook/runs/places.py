@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from offbook.config import EMBEDDED_BASE, PATH_KEYS, SAMPLE_ROLES, Config, local_path
+from offbook.config import EMBEDDED_BASE, PATH_KEYS, SAMPLES, Config, local_path
 from offbook.errors import CheckpointError, OffbookError, quoted
 from offbook.files.hub import commit_of
 from offbook.files.storage import sha256
@@ -22,7 +22,7 @@ from offbook.tokens.template import ChatTemplate
 
 BASE, TRAIN, VALIDATION = PATH_KEYS
 WHAT = {BASE: "base", TRAIN: "data", VALIDATION: "validation data"}
-NAMES = (EMBEDDED_BASE, *SAMPLE_ROLES)
+NAMES = (EMBEDDED_BASE, *SAMPLES)
 
 
 def places_from(run: Path, config: Config) -> dict[str, str]:
