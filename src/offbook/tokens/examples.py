@@ -91,6 +91,7 @@ class Examples(Sequence[Example]):
         offsets: int64 [all examples + 1]; where each begins in `input_ids`.
         prompt_keys: uint64 [all examples]; equal where the prompt is the same.
         sources: the `file:line` of each.
+        conversations: int64 [all examples]; the number of its conversation in the data set.
         divided: the `file:line` of rows that became several examples.
         truncated: the `file:line` of rows that lost the beginning of their prompt.
         dropped: the place of each reply left out because it alone is too long.
@@ -103,6 +104,7 @@ class Examples(Sequence[Example]):
     offsets: NDArray[np.int64]
     prompt_keys: NDArray[np.uint64]
     sources: tuple[str, ...]
+    conversations: NDArray[np.int64]
     divided: tuple[str, ...] = ()
     truncated: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -257,21 +259,22 @@ def tokenize(
     input_ids, labels = array("i"), array("i")
     offsets, prompt_keys = array("q", [0]), array("Q")
     sources: list[str] = []
+    numbers = array("q")
     divided: list[str] = []
     truncated: list[str] = []
     dropped: list[str] = []
     rows = trimmed = 0
     stream = iter(conversations)
     while batch := list(islice(stream, BATCH_ROWS)):
-        for conversation, row in zip(
-            batch, template.build_examples(batch, max_length), strict=True
-        ):
+        built = template.build_examples(batch, max_length)
+        for number, (conversation, row) in enumerate(zip(batch, built, strict=True), rows):
             for example in row.examples:
                 input_ids.frombytes(example.input_ids.tobytes())
                 labels.frombytes(example.labels.tobytes())
                 offsets.append(len(input_ids))
                 prompt_keys.frombytes(conversation.prompt_key)
                 sources.append(example.source)
+                numbers.append(number)
             source = conversation.source
             divided += [source] * (len(row.examples) > 1)
             truncated += [source] * any(example.truncated for example in row.examples)
@@ -292,6 +295,7 @@ def tokenize(
         offsets=np.frombuffer(offsets, dtype=np.int64),
         prompt_keys=np.frombuffer(prompt_keys, dtype=np.uint64),
         sources=tuple(sources),
+        conversations=np.frombuffer(numbers, dtype=np.int64),
         divided=tuple(divided),
         truncated=tuple(truncated),
         dropped=tuple(dropped),

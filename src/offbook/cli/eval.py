@@ -1,0 +1,71 @@
+"""`offbook eval`."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offbook.cli.console import put, say
+from offbook.cli.scorecard import evaluating, put_scorecard
+from offbook.errors import ConfigError, quoted
+
+
+class Kind(str, Enum):
+    """What `--require` takes."""
+
+    TOOK = "took"
+
+
+NOT_AS_REQUIRED = 8
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory, or an adapter with --base.")],
+    step: Annotated[int | None, typer.Option(help="Evaluate this checkpoint of the run.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Rows to judge it by; by default, those that the run held out."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Most rows to judge it by.")] = 200,
+    base: Annotated[
+        str | None, typer.Option(help="The base of an adapter, or where a run's base is now.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1.5, help="Multiplies what the adapter adds to the base.")
+    ] = 1.0,
+    short: Annotated[
+        bool, typer.Option("--short", help="As after a training: fewer replies, and no probes.")
+    ] = False,
+    require: Annotated[
+        Kind | None, typer.Option(help="Exit with code 8 unless this is the verdict.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+) -> None:
+    """Compare a trained model with its base, and say whether the role took.
+
+    \b
+    offbook eval runs/myrole
+    offbook eval runs/myrole --data other-rows.json
+    offbook eval adapter-folder --base base-folder --data rows.json
+    offbook eval runs/myrole --require took
+    """
+    from offbook.evaluation.evaluate import evaluate as run_evaluation
+    from offbook.evaluation.record import write
+    from offbook.evaluation.subject import find_subject
+
+    with evaluating() as progress:
+        subject = find_subject(run, say, base=base, step=step, data=data, rows=rows)
+        found, ledger = run_evaluation(subject, progress, strength=strength, short=short)
+    if as_json:
+        print(found.to_json().decode(), end="")
+    else:
+        put_scorecard(found)
+    if subject.run is not None:
+        for path in write(subject.run, found, ledger):
+            say(f"in {path}")
+    if require and found.verdict != require.value:
+        raise typer.Exit(NOT_AS_REQUIRED)
