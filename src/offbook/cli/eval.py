@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from offbook.cli.console import put, say
+from offbook.cli.console import say
 from offbook.cli.scorecard import evaluating, put_scorecard
-from offbook.errors import ConfigError, quoted
 
 
 class Kind(str, Enum):

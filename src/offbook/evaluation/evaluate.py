@@ -155,7 +155,7 @@ def read_general(template: ChatTemplate) -> list[Row]:
     rows: list[Row] = []
     for name in GENERAL.values():
         reader = read_conversations(name, DataSettings())
-        rows += spread(as_rows(tokenize(reader, template), [reader]), GENERAL_ROWS)
+        rows += spread(as_rows(tokenize(reader, template), reader), GENERAL_ROWS)
     return rows
 
 

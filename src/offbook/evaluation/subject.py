@@ -104,23 +104,21 @@ def find_subject(
                 fix="name rows in the role, that it was not trained on: --data rows.json",
             )
         held_out, reader = _read(data, Config(), template)
-        chosen = as_rows(held_out, [reader], rows)
+        chosen = as_rows(held_out, reader, rows)
         return Subject(found, path.resolve().name, None, chosen, [], None)
     run = RunDirectory.open(path)
     config, receipt = find_data(run, run.config()), run.receipt()
     limit = config.data.max_length if isinstance(config.data.max_length, int) else None
     known = read_data(config, template, limit, Monitor(), receipt.commits)
-    readers = [
-        read_conversations(config.data.train, config.data, receipt.commits.get("data.train"))
-    ]
+    commit = receipt.commits.get("data.train")
+    reader = held_reader = read_conversations(config.data.train, config.data, commit)
     held_out = known.validation
     if data is not None:
-        held_out, reader = _read(data, config, template)
+        held_out, held_reader = _read(data, config, template)
         held_out = _without(held_out, known.training, announce)
-        readers.insert(0, reader)
     elif isinstance(config.data.validation, str):
         commit = receipt.commits.get("data.validation")
-        readers.insert(0, read_conversations(config.data.validation, config.data, commit))
+        held_reader = read_conversations(config.data.validation, config.data, commit)
     if not len(held_out):
         raise ConfigError(
             "there are no rows that the run was not trained on",
@@ -134,8 +132,8 @@ def find_subject(
         found,
         "result" if at is None else f"step {at}",
         run,
-        as_rows(held_out, readers[:1], rows),
-        as_rows(known.training, readers[-1:]),
+        as_rows(held_out, held_reader, rows),
+        as_rows(known.training, reader),
         at if at is not None else max(steps, default=None),
         min(losses, key=lambda r: r.eval_loss).step if losses else None,
     )
@@ -157,12 +155,13 @@ def _without(held_out: Examples, training: Examples, announce: Callable[[str], N
 
 
 def as_rows(
-    examples: Examples, readers: Iterable[ConversationReader], most: int | None = None
+    examples: Examples, reader: Iterable[Conversation], most: int | None = None
 ) -> list[Row]:
     """At most so many examples, chosen at random, with their conversations, in their order."""
     order = np.random.default_rng(SEED).permutation(len(examples))[:most]
-    keys = examples.prompt_keys[examples.rows]
-    chosen = [(examples[k], int(keys[k])) for k in sorted(order.tolist())]
-    wanted = {example.source for example, _ in chosen}
-    conversations = {c.source: c for reader in readers for c in reader if c.source in wanted}
-    return [Row(example, conversations[example.source], key) for example, key in chosen]
+    chosen = sorted(order.tolist())
+    keys, numbers = (x[examples.rows] for x in (examples.prompt_keys, examples.conversations))
+    wanted = {int(numbers[k]) for k in chosen}
+    # Not by `file:line`: several rows may stand on one line.
+    conversations = {n: c for n, c in enumerate(reader) if n in wanted}
+    return [Row(examples[k], conversations[int(numbers[k])], int(keys[k])) for k in chosen]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from offbook.evaluation.record import Compared, Figure, Finding, Forgetting, Lines, Voice
 
-KINDS = ("did not take", "forgot", "does not stop", "overfitted", "took", "cannot tell")
+KINDS = ("did not take", "overfitted", "forgot", "does not stop", "took", "cannot tell")
 
 FEWEST_PROMPTS = 8  # below that, an interval is a guess
 GAIN = 0.1  # of the base's loss, that a run has to take off to have learned the lines
-ROLE_GAIN = 0.25  # more of the replies in the role's voice than of the base's
+IN_VOICE = 0.5  # of the replies of a role sound like it
 KL_LIMIT = 1.0  # nats per token of general answers
 GENERAL_RISE = 0.5  # nats per token that the loss on general answers may rise by
 STOPPING = 0.75  # of the replies of a role end by themselves
@@ -43,18 +43,16 @@ class Facts:
 
 def find(facts: Facts) -> list[Finding]:
     """The findings, the gravest first; never empty."""
-    findings = [
-        finding
-        for finding in (
-            _inert(facts) or _did_not_take(facts),
-            _forgot(facts.forgetting),
-            _does_not_stop(facts.stops),
-            _overfitted(facts.lines),
-            _took(facts),
-        )
-        if finding
-    ]
-    return findings or [_cannot_tell(facts)]
+    forgot = _forgot(facts.forgetting)
+    # A model that is broken sounds like nobody and may never stop: that needs no advice of its own.
+    others = (
+        None if facts.inert else _did_not_take(facts),
+        _does_not_stop(facts.stops),
+        _took(facts),
+    )
+    findings = [_inert(facts), forgot, *(() if forgot else others), _overfitted(facts.lines)]
+    found = [finding for finding in findings if finding]
+    return sorted(found, key=lambda f: KINDS.index(f.kind)) or [_cannot_tell(facts)]
 
 
 def _inert(facts: Facts) -> Finding | None:
@@ -69,9 +67,20 @@ def _inert(facts: Facts) -> Finding | None:
 
 
 def _did_not_take(facts: Facts) -> Finding | None:
-    loss = facts.lines.loss
+    loss, voice = facts.lines.loss, facts.voice.in_voice if facts.voice else None
     gain, needed = -loss.change.value, GAIN * loss.base.value
-    if loss.change.n < FEWEST_PROMPTS or -loss.change.low >= needed:
+    because = (
+        f"on held-out rows the loss went from {_figure(loss.base)} to {_figure(loss.tuned)} nats "
+        f"per token"
+    )
+    if loss.change.n >= FEWEST_PROMPTS and -loss.change.low < needed:
+        because += f", a gain of {gain:.2f}, where {needed:.2f} would be learning the lines"
+    elif voice and voice.tuned.n >= FEWEST_PROMPTS and voice.tuned.high < IN_VOICE:
+        because += (
+            f", but only {voice.tuned.value:.0%} of {voice.tuned.n} replies sound like the role "
+            f"({voice.tuned.low:.0%} to {voice.tuned.high:.0%})"
+        )
+    else:
         return None
     updates = facts.updates
     if updates is not None and updates < FEW_UPDATES:
@@ -81,12 +90,7 @@ def _did_not_take(facts: Facts) -> Finding | None:
         )
     else:
         advice = "raise train.learning_rate; `auto` fits it to the base"
-    return Finding(
-        "did not take",
-        f"on held-out rows the loss went from {_figure(loss.base)} to {_figure(loss.tuned)} nats "
-        f"per token, a gain of {gain:.2f}, where {needed:.2f} would be learning the lines",
-        advice,
-    )
+    return Finding("did not take", because, advice)
 
 
 def _forgot(forgetting: Forgetting) -> Finding | None:
