@@ -62,7 +62,7 @@ with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
     next(steps)  # warms up
     step = median(result.seconds for result in islice(steps, arguments.steps))
     keep = config.train.save_total_limit
-    save = partial(checkpoint.save, run, loaded.model, optimizer, progress, keep)
+    save = partial(checkpoint.save, run, loaded.model, optimizer, progress, keep, {})
     for _ in range(arguments.saves):
         progress.step += 1
         saves.append(seconds(save))

@@ -657,6 +657,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     f"{RUN}beside_files_of_the_users_a_run_begins_as_advised": (
         "set another output_dir, such as {quoted(f'output_dir={other}')}",
     ),
+    "tests/training/test_ending.py::test_patience_without_validation_is_refused": (
+        "leave it out, or set data.validation",
+    ),
     f"{RUN}a_folder_that_cannot_be_made_is_replaced_as_advised": ("set output_dir",),
     f"{RUN}a_run_fits_on_the_disk_as_advised": (
         "free some space, set another output_dir, or lower train.save_total_limit",
@@ -699,16 +702,16 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     f"{CHAT}half_a_character_is_refused": ("leave that out", "write it in UTF-8"),
     f"{SOURCES}a_checkpoint_is_chosen_by_its_step": (
-        "there are {steps}; train.save_total_limit says how many are kept",
+        "there are {there}; train.save_total_limit says how many are kept",
     ),
-    f"{SOURCES}beside_a_damaged_checkpoint_another_step_answers": ("use another step",),
+    f"{SOURCES}beside_a_damaged_checkpoint_another_step_answers": ("use another checkpoint",),
     f"{SOURCES}a_merged_model_answers_as_its_run": (
         "leave --base out: {chat}`",
         "leave it out, or give the run",
     ),
     f"{SOURCES}an_adapter_without_its_base_says_what_to_type": (
         "open its run: `offbook chat {quoted(parent)}`",
-        "open its run: `offbook chat {run} --step {step_of(folder)}`",
+        "open its run: `offbook chat {run} --checkpoint {step_of(folder)}`",
         "name it: {chat} --base PATH`",
         "it was {name}, which is not here; say where it is: {chat} --base PATH`",
         "name it: {chat} --base {quoted(name)}`",

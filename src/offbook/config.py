@@ -204,6 +204,15 @@ class TrainSettings(Section):
     save_total_limit: int = Field(default=2, ge=1)
     """Number of checkpoints to keep."""
 
+    keep_best: bool = True
+    """Also keep the checkpoint with the lowest validation loss, and save one where a validation
+    gives the lowest so far. `--checkpoint best` uses it; the result of the run is that of its last
+    step."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """End the run after so many validations in a row without a new lowest loss. By default it takes
+    all its steps."""
+
     report_to: Literal["none", "tensorboard"] = "none"
     """Also write the metrics for TensorBoard (`pip install 'offbook[tensorboard]'`)."""
 

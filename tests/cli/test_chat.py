@@ -125,7 +125,10 @@ def test_json_can_be_read_whatever_the_encoding(
 def test_combinations_that_make_no_sense_say_so(cli: Cli, run: Path, tiny_base: Path) -> None:
     for arguments, expected in (
         ([run, "--untuned"], "--untuned and --json need -p; in a chat, type /base"),
-        ([run, "-p", "hello", "--step", "7"], "no checkpoint of step 7; there are 1"),
+        (
+            [run, "-p", "hello", "--checkpoint", "7"],
+            "there are best (step 1), last, 1;",
+        ),
         ([tiny_base, "-p", "hello", "--untuned"], "a whole model has no adapter; omit --untuned"),
         ([tiny_base, "--base", "x"], "this is a whole model, which has no other base"),
         ([run / "adapter"], f"open its run:\n    offbook chat {run}\n"),
@@ -134,8 +137,8 @@ def test_combinations_that_make_no_sense_say_so(cli: Cli, run: Path, tiny_base: 
         assert code in (2, 4)
         assert out == ""
         assert expected in err
-        assert "loading" not in err or "--step" in arguments
-    for arguments in ([tiny_base, "-p", "hello"], [run, "-p", "hello", "--step", "1"]):
+        assert "loading" not in err or "--checkpoint" in arguments
+    for arguments in ([tiny_base, "-p", "hello"], [run, "-p", "hello", "--checkpoint", "last"]):
         code, out, _ = ask(cli, *arguments)
         assert (code, out.count("\n")) == (0, 1)
     # In a chat, /base gives the reply that -p gives with --untuned.

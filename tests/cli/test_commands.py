@@ -134,7 +134,7 @@ def test_printed_commands_run(cli: Cli, tiny_config: Callable[..., Config], tmp_
         shutil.copytree(config.model.base, tmp_path / name)
     ran, failed = [], []
     for line in OURS:
-        _, name, *arguments = words(re.sub(r"--step \S+", "--step 4", line))
+        _, name, *arguments = words(re.sub(r"--checkpoint \d+", "--checkpoint 4", line))
         if (
             not arguments
             or "{" in line

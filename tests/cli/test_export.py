@@ -46,7 +46,7 @@ def test_what_is_printed(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatc
     assert code == 2
     assert "--type: merged has one number format; leave --type out" in err
     assert cli("export", "run", "--to", "merged", "-o", "third", "--no-verify")[0] == 0
-    assert cli("export", "run", "--to", "adapter", "--step", "25", "-o", "fourth")[0] == 0
+    assert cli("export", "run", "--to", "adapter", "--checkpoint", "25", "-o", "fourth")[0] == 0
 
 
 @pytest.mark.usefixtures("trained")

@@ -47,11 +47,11 @@ def test_a_checkpoint_is_chosen_by_its_step(run: Path, tmp_path: Path) -> None:
     base = str(tmp_path / "its base")
     for step in (2, 4):
         checkpoint = run / "checkpoints" / f"step-{step}"
-        assert answer(run, step=step) == answer(checkpoint, base=base)
-    assert answer(run, step=4) == answer(run)
-    error = refusal(run, step=3)
+        assert answer(run, checkpoint=step) == answer(checkpoint, base=base)
+    assert answer(run, checkpoint=4) == answer(run)
+    error = refusal(run, checkpoint=3)
     assert isinstance(error, CheckpointError)
-    assert "no checkpoint of step 3; there are 2, 4" in str(error)
+    assert "no checkpoint 3; there are best (step 4), last, 2, 4; train" in str(error)
 
 
 def test_a_merged_model_answers_as_its_run(run: Path, tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_a_merged_model_answers_as_its_run(run: Path, tmp_path: Path) -> None:
         whole.ask("hello", base=True)
     command = re.findall(r"leave --base out: `offbook chat (.*)`", str(refusal(merged, base="x")))
     assert command == [str(merged)]  # which has answered above
-    assert "leave it out, or give the run" in str(refusal(merged, step=2))
-    assert answer(run, step=2)
+    assert "leave it out, or give the run" in str(refusal(merged, checkpoint=2))
+    assert answer(run, checkpoint=2)
 
 
 def test_the_base_of_a_run_may_have_moved(run: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def advised(error: OffbookError, **values: Path) -> str:
     command = shlex.split(str(error).split("`")[1])
     path, *options = [str(values.get(word, word)) for word in command[2:]]
     assert command[:2] == ["offbook", "chat"]
-    given: dict[str, str | int] = {
-        name.removeprefix("--"): int(value) if name == "--step" else value
+    given = {
+        name.removeprefix("--"): value
         for name, value in zip(options[::2], options[1::2], strict=True)
     }
     return answer(Path(path), **given)
@@ -100,8 +100,8 @@ def test_an_adapter_without_its_base_says_what_to_type(run: Path, tmp_path: Path
     assert advised(error) == reply
     checkpoint = run / "checkpoints" / "step-2"
     error = refusal(checkpoint)
-    assert str(error).endswith(f"open its run: `offbook chat {run} --step 2`")
-    assert advised(error) == answer(run, step=2)
+    assert str(error).endswith(f"open its run: `offbook chat {run} --checkpoint 2`")
+    assert advised(error) == answer(run, checkpoint=2)
     alone = shutil.copytree(adapter, tmp_path / "alone")
     base = tmp_path / "its base"
     error = refusal(alone)
@@ -117,11 +117,11 @@ def test_an_adapter_without_its_base_says_what_to_type(run: Path, tmp_path: Path
     error = refusal(alone)
     assert str(error).endswith(f"name it: `offbook chat {alone} --base PATH`")
     assert advised(error, PATH=moved) == reply
-    assert "leave it out, or give the run" in str(refusal(alone, step=2))
+    assert "leave it out, or give the run" in str(refusal(alone, checkpoint=2))
     assert "not a run directory" in str(refusal(tmp_path))
 
 
 def test_beside_a_damaged_checkpoint_another_step_answers(run: Path) -> None:
     (run / "checkpoints" / "step-2" / "adapter_model.safetensors").write_bytes(b"")
-    assert str(refusal(run, step=2)).endswith("; use another step")
-    assert answer(run, step=4)
+    assert str(refusal(run, checkpoint=2)).endswith("; use another checkpoint")
+    assert answer(run, checkpoint=4)

@@ -24,8 +24,9 @@ from offbook.runs.checkpoint import newest
 from offbook.runs.directory import RunDirectory
 from offbook.training import plan as planner
 from offbook.training.loop import train
-from support.disks import Failing, Power, Snapshots, error_of
-from support.runs import Listener, StopAfter, curve, hashes, stop_after
+from support.crashes import kill_points, survive
+from support.disks import Failing, Power, error_of
+from support.runs import StopAfter, curve, hashes, stop_after
 from support.tiny import ROWS
 
 MakeConfig = Callable[..., Config]
@@ -87,35 +88,6 @@ def test_a_stopped_evaluation_is_repeated(tiny_config: MakeConfig, tmp_path: Pat
 
 
 # Killed.
-
-
-def kill_points(config: Config, copies: Path, **how: bool) -> list[Path]:
-    """Copies of a run directory as a kill before, within or after each disk operation leaves it."""
-    disk = Snapshots(Path(config.output_dir), copies)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "disk", disk)
-        train(config, **how)
-    disk.take()
-    return disk.taken
-
-
-def survive(config: Config, moments: list[Path], whole: Path) -> None:
-    run = Path(config.output_dir)
-    for moment in moments:
-        shutil.rmtree(run)
-        shutil.copytree(moment, run)
-        committed = newest(RunDirectory(run), lambda text: None)
-        heard = Listener()
-        if (run / "config.yaml").exists():
-            assert train(config, resume=True, monitor=heard).finished
-            step = committed.name.removeprefix("step-") if committed else "0"
-            ended = f"the run has finished already, in step {step}"
-            assert {f"resuming after step {step}", ended} & set(heard.heard)
-        else:
-            assert train(config).finished
-        assert hashes(run) == hashes(whole)
-        assert curve(run) == curve(whole)
-        assert not list(run.rglob(".*.partial"))
 
 
 @pytest.mark.parametrize("every", [25, pytest.param(1, marks=pytest.mark.slow)])
@@ -269,7 +241,7 @@ def test_a_run_without_room_on_the_disk_does_not_start(
     with pytest.raises(DiskError) as caught:
         train(tiny_config())
     # 2 layers of 7 projections: 2 (4 (32 + 32) + 2 (32 + 48) + (48 + 32)) r parameters.
-    needed = 2 * (4 * 64 + 3 * 80) * 8 * 4 * (3 * (2 + 1) + 1)
+    needed = 2 * (4 * 64 + 3 * 80) * 8 * 4 * (3 * (2 + 1 + 1) + 1)
     assert f"{needed:,} bytes needed for checkpoints and the adapter, 100,000 free" in str(
         caught.value
     )

@@ -1,4 +1,4 @@
-"""The arguments that `check`, `plan` and `train` have in common."""
+"""The arguments that several commands have in common."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ import typer
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override those of the file."),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[best|last|STEP]",
+        help="Use this checkpoint of the run: the one with the lowest validation loss, the newest, "
+        "or that of a step. By default the result.",
+    ),
 ]
 
 

@@ -14,6 +14,7 @@ import typer
 from rich.cells import cell_len
 from rich.text import Text
 
+from offbook.cli.arguments import Checkpoint
 from offbook.cli.console import WordWrap, err, out, printable, say, waiting
 from offbook.errors import ConfigError, OffbookError, suggest
 
@@ -53,7 +54,7 @@ def chat(
     base: Annotated[
         str | None, typer.Option(help="The base of an adapter, or where a run's base is now.")
     ] = None,
-    step: Annotated[int | None, typer.Option(help="Use this checkpoint of the run.")] = None,
+    checkpoint: Checkpoint = None,
     untuned: Annotated[
         bool, typer.Option("--untuned", help="With -p: ask the model without its adapter.")
     ] = False,
@@ -88,7 +89,7 @@ def chat(
     offbook chat runs/myrole -p "Who are you?"
     offbook chat runs/myrole -p hello --untuned
     offbook chat runs/myrole -p - < question.txt
-    offbook chat runs/myrole --step 200
+    offbook chat runs/myrole --checkpoint best
     offbook chat adapter-folder --base base-folder
     offbook chat merged-model
     offbook chat runs/myrole --engine llama.cpp
@@ -101,7 +102,7 @@ def chat(
         question = sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
     if question is not None and not question.strip():
         raise ConfigError("the question is empty", where="-p")
-    if identify(run, base, step) == Source.MODEL and untuned:
+    if identify(run, base, checkpoint) == Source.MODEL and untuned:
         raise ConfigError("a whole model has no adapter", where=str(run), fix="omit --untuned")
     given = {
         "temperature": temperature,
@@ -119,11 +120,11 @@ def chat(
             options = {name: value for name, value in given.items() if value is not None}
             sampling = make_sampling(options)
             if engine is Backend.TORCH:
-                session = Chat.open(run, sampling, say, base=base, step=step)
+                session = Chat.open(run, sampling, say, base=base, checkpoint=checkpoint)
             else:
                 from offbook.serve.chat import open_chat
 
-                opened = open_chat(run, sampling, say, base=base, step=step)
+                opened = open_chat(run, sampling, say, base=base, checkpoint=checkpoint)
                 session = stack.enter_context(opened)
         if question is None:
             _converse(session, printable(run.resolve().name)[:MAX_LABEL])

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from offbook.cli.arguments import Checkpoint
 from offbook.cli.console import put, say
 from offbook.errors import ConfigError
 from offbook.monitor import Heartbeat
@@ -40,9 +41,7 @@ def export(
         Path | None,
         typer.Option("-o", "--output", help="Folder to write; by default in RUN/exports."),
     ] = None,
-    step: Annotated[
-        int | None, typer.Option(help="Export the checkpoint of this step, not the result.")
-    ] = None,
+    checkpoint: Checkpoint = None,
     base: Annotated[
         str | None, typer.Option(help="Where the run's base is now, if it was moved.")
     ] = None,
@@ -70,7 +69,7 @@ def export(
     offbook export runs/myrole --to gguf
     offbook export runs/myrole --to ollama --type q8_0
     offbook export runs/myrole --to merged -o myrole-merged
-    offbook export runs/myrole --to adapter --step 100 --strength 0.8 -o milder
+    offbook export runs/myrole --to adapter --checkpoint 100 --strength 0.8 -o milder
     """
     from offbook.export.export import export_run
     from offbook.runs.trained import open_run
@@ -89,7 +88,7 @@ def export(
 
     try:
         result = export_run(
-            open_run(run, say, base=base, step=step),
+            open_run(run, say, base=base, checkpoint=checkpoint),
             to.value,
             output or run / "exports" / name,
             kind=kind or "f32",

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from offbook.cli.arguments import Checkpoint
 from offbook.cli.console import put, say, waiting
 from offbook.errors import ConfigError
 
@@ -49,6 +50,7 @@ def serve(
     base: Annotated[
         str | None, typer.Option(help="Where the base is now, if it was moved.")
     ] = None,
+    checkpoint: Checkpoint = None,
 ) -> None:
     """Answer OpenAI's chat API, and serve a chat page, with trained models and their base.
 
@@ -72,7 +74,7 @@ def serve(
             opened = stack.enter_context(listening(host, port))
             for run in runs:
                 RunDirectory.open(run)
-            found = [find_model(run, say, base=base) for run in runs]
+            found = [find_model(run, say, base=base, checkpoint=checkpoint) for run in runs]
             files = rows_files(found, rows)
             engine = stack.enter_context(start(found, kind.value, context, slots, threads, say))
         key, url = key_for(opened), url_of(opened, host)

@@ -120,6 +120,11 @@ def report(result: TrainResult) -> None:
             f"validation loss {result.eval_loss_before:.3f} before, "
             f"{result.eval_loss:.3f} after ({change:+.0%})"
         )
+    if result.best_step not in (None, result.steps):
+        put(
+            f"the validation loss was lowest after step {result.best_step:,}; talk to that "
+            f"checkpoint:\n    offbook chat {run} --checkpoint best"
+        )
     put(f"adapter in {result.run / 'adapter'}")
     put(f"talk to it:\n    offbook chat {run}")
 

@@ -49,7 +49,7 @@ class Chat:
         announce: Callable[[str], None] = lambda text: None,
         *,
         base: str | None = None,
-        step: int | None = None,
+        checkpoint: str | int | None = None,
     ) -> Chat:
         """A chat with a run, finished or not; with an adapter on its base; or with a whole model.
 
@@ -58,17 +58,17 @@ class Chat:
             sampling: how replies are chosen.
             announce: receives a line when something is not as expected, or something slow begins.
             base: of an adapter: a folder, `.gguf` file or hub id. Of a run: where its base is now.
-            step: of a run: the checkpoint to use.
+            checkpoint: of a run: the one to use, `best`, `last` or a step.
 
         Raises:
             CheckpointError: when there is no run, adapter or model, or it does not fit its base.
-            ConfigError: when an adapter has no `base`, or `base` or `step` has no meaning.
+            ConfigError: when an adapter has no `base`, or `base` or `checkpoint` has no meaning.
             ModelError: when the base, its tokenizer or its template cannot be used.
             EngineError: in a forked process.
         """
         refuse_forked_child()
         limit_threads()
-        found = find_model(path, announce, base=base, step=step)
+        found = find_model(path, announce, base=base, checkpoint=checkpoint)
         seed = sampling.seed if sampling else None
         engine = TorchEngine(found.load(), found.template, seed)
         return cls(engine, found.system, sampling)

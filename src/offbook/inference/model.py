@@ -57,13 +57,13 @@ def find_model(
     announce: Callable[[str], None] = lambda text: None,
     *,
     base: str | None = None,
-    step: int | None = None,
+    checkpoint: str | int | None = None,
 ) -> FoundModel:
     """Find a model to talk to, and check its parts; see `Chat.open` for arguments and errors."""
     path = Path(path)
-    source = identify(path, base, step)
+    source = identify(path, base, checkpoint)
     if source == Source.RUN:
-        run = open_run(path, announce, base=base, step=step)
+        run = open_run(path, announce, base=base, checkpoint=checkpoint)
         return FoundModel(
             path,
             run.base,

@@ -20,16 +20,16 @@ class Source(Enum):
     MODEL = "a whole model"
 
 
-def identify(path: Path, base: str | None = None, step: int | None = None) -> Source:
+def identify(path: Path, base: str | None = None, checkpoint: str | int | None = None) -> Source:
     """Which kind a path is, by the names of its files; nothing is loaded.
 
     Args:
         path: a run directory, a PEFT folder, a model's folder or a `.gguf` file.
         base: a base that the user has named, if any.
-        step: a checkpoint that the user has named, if any.
+        checkpoint: of a run, that the user has named, if any.
 
     Raises:
-        ConfigError: when an adapter has no base, or `base` or `step` is not for this kind.
+        ConfigError: when an adapter has no base, or `base` or `checkpoint` is not for this kind.
         CheckpointError: when it is none of them.
     """
     if _is_run(path):
@@ -39,8 +39,8 @@ def identify(path: Path, base: str | None = None, step: int | None = None) -> So
     if source == Source.MODEL and not is_model:
         RunDirectory.open(path)  # says that it is no run
     where, chat = str(path), f"`offbook chat {quoted(path)}"
-    if step is not None:
-        what = f"--step chooses a checkpoint of a run, and this is {source.value}"
+    if checkpoint is not None:
+        what = f"--checkpoint chooses a checkpoint of a run, and this is {source.value}"
         raise ConfigError(what, where=where, fix="leave it out, or give the run")
     if source == Source.MODEL and base is not None:
         what = "this is a whole model, which has no other base"
@@ -67,7 +67,7 @@ def _way_to_base(path: Path, chat: str) -> str:
         return f"open its run: `offbook chat {quoted(parent)}`"
     if step_of(folder) is not None and _is_run(folder.parent.parent):
         run = quoted(parent.parent if parent.name else folder.parent.parent)
-        return f"open its run: `offbook chat {run} --step {step_of(folder)}`"
+        return f"open its run: `offbook chat {run} --checkpoint {step_of(folder)}`"
     name = read_json(path / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path")
     if not isinstance(name, str) or not name or len(name) > MAX_QUOTED:
         return f"name it: {chat} --base PATH`"

@@ -7,7 +7,7 @@ adapter, the optimizer's moments and the progress are enough. Safetensors and JS
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from safetensors.torch import save as to_bytes
 from offbook.errors import CheckpointError
 from offbook.files import storage
 from offbook.models.adapter import WEIGHTS, adapter_files, restore_adapter
+from offbook.monitor import EvalMetrics
 from offbook.runs.directory import COMMITTED, OPTIMIZER, STATE, RunDirectory
 
+BEST, LAST = "best", "last"  # names of checkpoints
 UNUSABLE = (CheckpointError, OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
@@ -63,8 +65,18 @@ def save(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     keep: int,
+    losses: Mapping[int, float],
 ) -> None:
-    """Commit `checkpoints/step-N`, then remove all but the `keep` newest up to that step.
+    """Commit `checkpoints/step-N`, unless it is there; then remove older ones.
+
+    Args:
+        run: to write in.
+        model: with the adapter.
+        optimizer: of the adapter.
+        progress: of the run, at step N.
+        keep: how many of the newest checkpoints, up to this step, are left.
+        losses: the validation loss after each step that has one; the checkpoint with the lowest is
+            left, too. Empty where it is not to be.
 
     Raises:
         DiskError: when it cannot be written; the checkpoints before it are intact.
@@ -76,9 +88,34 @@ def save(
         storage.commit(folder, _files(model, optimizer, progress), COMMITTED)
     # A checkpoint of a later step is damaged and was skipped on resume. It is replaced when the run
     # reaches that step.
-    up_to_now = [folder for step, folder in run.steps() if step <= progress.step]
-    for old in up_to_now[:-keep]:
-        storage.discard(old, COMMITTED)
+    up_to_now = {step: folder for step, folder in run.steps() if step <= progress.step}
+    best = lowest({step: losses[step] for step in up_to_now if step in losses})
+    for step in list(up_to_now)[:-keep]:
+        if step != best:
+            storage.discard(up_to_now[step], COMMITTED)
+
+
+def lowest(losses: Mapping[int, float]) -> int | None:
+    """The step with the lowest validation loss, the first of several; None where there is none.
+
+    The base, which is step 0, does not count.
+    """
+    return min((step for step in sorted(losses) if step), key=lambda s: losses[s], default=None)
+
+
+def best_step(run: RunDirectory) -> int | None:
+    """The step of the checkpoint with the lowest validation loss; None where none has one."""
+    present = dict(run.steps())
+    return lowest({step: loss for step, loss in validations(run).items() if step in present})
+
+
+def validations(run: RunDirectory) -> dict[int, float]:
+    """The validation loss after each step that has one, in their order.
+
+    Raises:
+        CheckpointError: when `metrics.jsonl` is damaged.
+    """
+    return {r.step: r.eval_loss for r in run.metrics() if isinstance(r, EvalMetrics)}
 
 
 def newest(run: RunDirectory, announce: Callable[[str], None]) -> Path | None:
@@ -105,23 +142,36 @@ def is_result(run: RunDirectory) -> bool:
     )
 
 
-def at_step(run: RunDirectory, step: int) -> Path:
-    """The checkpoint of a step.
+def find(run: RunDirectory, name: str | int, announce: Callable[[str], None]) -> Path:
+    """A checkpoint by its name.
+
+    Args:
+        run: to look in.
+        name: `best`, the one with the lowest validation loss; `last`, the newest intact one; or a
+            step.
+        announce: receives a line for each damaged checkpoint that is newer than `last`.
 
     Raises:
         CheckpointError: when there is none, naming those that there are, or it is not intact.
     """
-    folders = dict(run.steps())
-    if step not in folders:
-        steps = ", ".join(map(str, folders)) or "none"
+    folders, best = dict(run.steps()), best_step(run)
+    named = {str(step): folder for step, folder in folders.items()}
+    if best is not None:
+        named[BEST] = folders[best]
+    if name == LAST and (folder := newest(run, announce)):
+        return folder
+    if str(name) not in named:
+        words = [f"best (step {best})"] * (best is not None) + ["last"] * bool(folders)
+        there = ", ".join([*words, *map(str, folders)]) or "none yet"
         raise CheckpointError(
-            f"no checkpoint of step {step}",
+            f"no checkpoint {name}",
             where=str(run.path),
-            fix=f"there are {steps}; train.save_total_limit says how many are kept",
+            fix=f"there are {there}; train.save_total_limit says how many are kept",
         )
-    if problem := storage.verify(folders[step]):
-        raise CheckpointError(problem, where=str(folders[step]), fix="use another step")
-    return folders[step]
+    folder = named[str(name)]
+    if problem := storage.verify(folder):
+        raise CheckpointError(problem, where=str(folder), fix="use another checkpoint")
+    return folder
 
 
 def restore(

@@ -28,13 +28,17 @@ LINE: TypeAdapter[Metrics] = TypeAdapter(
     ]
 )
 # Settings that may change when a run is resumed, since they do not change its result.
-FREE_ON_RESUME = ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to")
+FREE_ON_RESUME = (
+    *("logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep_best"),
+    "report_to",
+)
 # Settings that may change because a run knows by their hashes what they name, and how long it is.
 CHANGEABLE = (
     *PATH_KEYS,
     "model.revision",
     "train.num_train_epochs",
     "train.max_steps",
+    "train.patience",
     *(f"train.{name}" for name in FREE_ON_RESUME),
 )
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"

@@ -14,7 +14,7 @@ from offbook.errors import CheckpointError
 from offbook.files import storage
 from offbook.models.adapter import load_adapter
 from offbook.models.load import choose_device, choose_precision, load_base
-from offbook.runs import checkpoint
+from offbook.runs.checkpoint import find, newest
 from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.places import chat_with, find_base, require_base
 from offbook.runs.receipt import Receipt, hash_base
@@ -30,8 +30,8 @@ class TrainedRun:
         path: the run directory.
         config: its settings.
         receipt: what went into it.
-        adapter: folder of the adapter; `adapter/`, or a checkpoint of a run that is not finished.
-        checkpoint: optimizer steps of that checkpoint; None for a finished run.
+        adapter: folder of the adapter: `adapter/`, or a checkpoint.
+        checkpoint: optimizer steps of that checkpoint; None for `adapter/`.
         base: folder of the base model.
         template: its tokenizer and chat template.
         device, dtype: what `load_model` uses.
@@ -64,7 +64,7 @@ def open_run(
     announce: Callable[[str], None] = lambda text: None,
     *,
     base: str | None = None,
-    step: int | None = None,
+    checkpoint: str | int | None = None,
 ) -> TrainedRun:
     """Open a run directory, finished or not, and check adapter and base; loads no weights.
 
@@ -73,7 +73,8 @@ def open_run(
         announce: receives a line when the run is not finished, its adapter was changed, or
             something slow begins.
         base: where the base is now, if it was moved; it must be the same.
-        step: the checkpoint to use; by default the result, or the newest one.
+        checkpoint: to use: `best`, which has the lowest validation loss, `last`, or a step; by
+            default the result, or the newest one where the run is not finished.
 
     Raises:
         CheckpointError: when there is no run or no adapter yet, or the base is another one than
@@ -83,17 +84,17 @@ def open_run(
     run = RunDirectory.open(path)
     config, receipt = run.config(), run.receipt()
     finished = run.finished
-    if step is not None:
-        adapter: Path | None = checkpoint.at_step(run, step)
+    if checkpoint is not None:
+        adapter: Path | None = find(run, checkpoint, announce)
     else:
-        adapter = run.adapter if finished else checkpoint.newest(run, announce)
+        adapter = run.adapter if finished else newest(run, announce)
     if adapter is None:
         raise CheckpointError(
             "the run has no adapter yet", where=str(path), fix=f"finish it: `{run.command}`"
         )
-    if step is None and not finished:
+    if checkpoint is None and not finished:
         announce(f"the run is not finished; this is {adapter.name}")
-    elif step is None and (problem := storage.verify(adapter)):
+    elif checkpoint is None and (problem := storage.verify(adapter)):
         announce(f"the adapter is not as training left it: {problem}")
     device = choose_device()
     command, named = chat_with(run), config

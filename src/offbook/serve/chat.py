@@ -21,7 +21,7 @@ def open_chat(
     announce: Callable[[str], None] = lambda text: None,
     *,
     base: str | None = None,
-    step: int | None = None,
+    checkpoint: str | int | None = None,
     kind: str = "f16",
     threads: int | None = None,
 ) -> Iterator[Chat]:
@@ -32,14 +32,14 @@ def open_chat(
         sampling: how replies are chosen.
         announce: receives a line when something is not as expected, or something slow begins.
         base: of an adapter: a folder, `.gguf` file or hub id. Of a run: where its base is now.
-        step: of a run: the checkpoint to use.
+        checkpoint: of a run: the one to use, `best`, `last` or a step.
         kind: the number format of the base's matrices, a key of `gguf.TYPES`.
         threads: of the processor; by default, one fewer than may be used.
 
     Raises:
         OffbookError: as `Chat.open` and `start` do.
     """
-    found = find_model(path, announce, base=base, step=step)
+    found = find_model(path, announce, base=base, checkpoint=checkpoint)
     with start([found], kind, threads=threads, announce=announce) as engine:
         role = next(iter(engine.roles.values()))
         seed = sampling.seed if sampling else None

@@ -19,10 +19,11 @@ from offbook.files import storage
 from offbook.monitor import EvalMetrics, LineMonitor, Metrics, Monitor, StepMetrics
 from offbook.runs import checkpoint
 from offbook.runs.card import finished_adapter
-from offbook.runs.checkpoint import Progress
+from offbook.runs.checkpoint import Progress, lowest
 from offbook.runs.directory import COMMITTED, RunDirectory
+from offbook.training.ending import describe_early_end, finished_steps, out_of_patience
 from offbook.training.interrupt import Interrupt
-from offbook.training.resume import begin, finished_steps
+from offbook.training.resume import begin
 from offbook.training.schedule import Schedule, learning_rate_at
 from offbook.training.setup import LoadedRun
 from offbook.training.step import Log, Stepper, StepResult, Stopped
@@ -33,6 +34,8 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
 
     The checkpoint of a step is saved before its evaluation. A run that is killed in the evaluation
     resumes from the checkpoint and evaluates there, as `metrics.jsonl` has no result of it yet.
+    Where only the evaluation calls for a checkpoint, its result is logged first. A run that is
+    killed between the two resumes from the checkpoint before, and forgets the result.
 
     Raises:
         Stopped: when asked to stop, within a step or an evaluation; its result is discarded.
@@ -43,8 +46,7 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
     schedule = Schedule.of(training, settings)
     total = schedule.total_steps(settings)
     eval_steps = settings.eval_steps or schedule.steps_per_epoch
-    evaluated = {record.step for record in run.metrics() if isinstance(record, EvalMetrics)}
-    saved = progress.step
+    losses = checkpoint.validations(run)
     if progress.step < total:
         monitor.busy("comparing gradients with those of transformers and PEFT")
         examples = [training[row] for row in schedule.rows(progress.step)]
@@ -54,14 +56,18 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
     while True:
         # What is due after `step` steps: save, evaluate, or end. Then the next step.
         step, finished = progress.step, progress.step == total
-        save_due = step != saved and (finished or step % settings.save_steps == 0)
-        evaluation_due = step not in evaluated and (finished or step % eval_steps == 0)
-        if save_due:
-            stepper.save(run)
-            saved = step
+        evaluation_due = step not in losses and (finished or step % eval_steps == 0)
+        if step and (finished or step % settings.save_steps == 0):
+            stepper.save(run, losses)
         if evaluation_due and len(validation):
             monitor.busy("validating")
-            stepper.log(EvalMetrics(step, stepper.evaluate(validation)))
+            losses[step] = stepper.evaluate(validation)
+            stepper.log(EvalMetrics(step, losses[step]))
+        if not finished and step in losses and out_of_patience(losses, settings.patience):
+            finished = True
+            monitor.announce(describe_early_end(losses))
+        if step and (finished or (settings.keep_best and step == lowest(losses))):
+            stepper.save(run, losses)
         if finished:
             return
 
@@ -104,6 +110,7 @@ class TrainResult:
         steps: optimizer steps done.
         eval_loss_before, eval_loss: validation loss of the base and of the result, in nats per
             token; None without validation rows.
+        best_step: the step of the checkpoint with the lowest validation loss, if there is one.
         seconds: spent in optimizer steps, by this process.
         examples_per_second: over those seconds.
     """
@@ -113,6 +120,7 @@ class TrainResult:
     steps: int
     eval_loss_before: float | None
     eval_loss: float | None
+    best_step: int | None
     seconds: float
     examples_per_second: float
 
@@ -158,9 +166,8 @@ def train(
             resume = False
         if resume:
             config = run.settings_to_resume(config)
-            if (steps := finished_steps(run, config)) is not None:
+            if (steps := finished_steps(run, config, monitor.announce)) is not None:
                 run.forget_after(steps)
-                monitor.announce(f"the run has finished already, in step {steps:,}")
                 return _result(run, steps)
         elif not overwrite:
             run.refuse_to_replace()
@@ -207,7 +214,7 @@ def _train(
                 examples += result.examples
         except Stopped:
             if progress.step > 0:
-                stepper.save(run)
+                stepper.save(run, checkpoint.validations(run))
             return seconds, examples, False
     return seconds, examples, True
 
@@ -215,13 +222,14 @@ def _train(
 def _result(
     run: RunDirectory, steps: int, finished: bool = True, seconds: float = 0.0, examples: int = 0
 ) -> TrainResult:
-    losses = [r.eval_loss for r in run.metrics() if isinstance(r, EvalMetrics)]
+    losses = list(checkpoint.validations(run).values())
     return TrainResult(
         run=run.path,
         finished=finished,
         steps=steps,
         eval_loss_before=losses[0] if losses else None,
         eval_loss=losses[-1] if losses else None,
+        best_step=checkpoint.best_step(run),
         seconds=seconds,
         examples_per_second=examples / seconds if seconds else 0.0,
     )

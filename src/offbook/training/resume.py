@@ -15,6 +15,7 @@ from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import COMMITTED, RunDirectory, step_of
 from offbook.runs.places import BASE, find_base, find_data, find_moved, resume_with
 from offbook.runs.receipt import Receipt
+from offbook.training.ending import last_step
 from offbook.training.schedule import Schedule, describe_change
 from offbook.training.setup import LoadedRun, RunInputs, gather, load, make_receipt
 
@@ -47,7 +48,8 @@ def begin(
         if run.begun:
             config = find_moved(run, config)
     inputs = gather(config, monitor, start=start, resumed=run if resume else None)
-    run.require_space(inputs.shape.adapter * FLOAT32, config.train.save_total_limit)
+    keep = config.train.save_total_limit + (config.train.keep_best and len(inputs.validation) > 0)
+    run.require_space(inputs.shape.adapter * FLOAT32, keep)
     receipt = make_receipt(inputs, run.path)
     if resume:
         _require_same_data(run, receipt)
@@ -63,21 +65,6 @@ def begin(
         return loaded, optimizer, _restore(run, own, loaded, optimizer, monitor)
     run.begin(inputs.config, receipt)
     return loaded, optimizer, Progress(inputs.plan.micro_batch_tokens)
-
-
-def finished_steps(run: RunDirectory, config: Config) -> int | None:
-    """How many steps a run has taken, if it has finished and is not to be continued.
-
-    Args:
-        run: to look at.
-        config: the settings to resume it with.
-    """
-    rows, own = run.receipt().rows, run.config().train
-    if rows is None or storage.verify(run.adapter) is not None:
-        return None
-    schedule = Schedule(rows.training, own.batch_size, own.seed)
-    steps = schedule.total_steps(own)
-    return steps if schedule.total_steps(config.train) == steps else None
 
 
 def _same_commits(commits: dict[str, str], own: Config, config: Config) -> dict[str, str]:
@@ -127,14 +114,27 @@ def _tell_schedule(run: RunDirectory, own: Config, inputs: RunInputs, monitor: M
     schedule = Schedule.of(inputs.training, own.train)
     newest = checkpoint.newest(run, lambda text: None)
     done = (newest and step_of(newest)) or 0
-    if told := describe_change(schedule, done, own.train, inputs.config.train):
-        if run.finished and done < schedule.total_steps(own.train):
+    told = describe_change(schedule, done, own.train, inputs.config.train)
+    before, now = _last_steps(run, own, inputs)
+    if before < now and not told:
+        told = f"the run goes on to step {now:,}; it ended early, in step {before:,}"
+    if told:
+        if run.finished and done < before:
             raise CheckpointError(
                 "the checkpoint of the last step is missing or damaged, so the run cannot go on",
                 where=str(run.path),
                 fix="restore it from a copy, or start again with --overwrite",
             )
         monitor.announce(told)
+
+
+def _last_steps(run: RunDirectory, own: Config, inputs: RunInputs) -> tuple[int, int]:
+    """The steps after which a run ends by its settings until now, and by those to resume with."""
+    schedule, losses = Schedule.of(inputs.training, own.train), checkpoint.validations(run)
+    return (
+        last_step(losses, schedule, own.train),
+        last_step(losses, schedule, inputs.config.train),
+    )
 
 
 def _restore(
@@ -149,8 +149,8 @@ def _restore(
     progress = checkpoint.restore(run, loaded.model, optimizer, monitor.announce)
     progress = progress or Progress(planned)
     progress.micro_batch_tokens = min(progress.micro_batch_tokens, planned)
-    schedule = Schedule.of(loaded.inputs.training, config.train)
-    if progress.step < schedule.total_steps(config.train) != schedule.total_steps(own.train):
+    before, now = _last_steps(run, own, loaded.inputs)
+    if progress.step < now != before:
         storage.discard(run.adapter, COMMITTED)  # the checkpoint has the same weights
     if config != own:
         run.write_settings(config)

@@ -64,6 +64,24 @@ def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
+def check_patience(validation: int, settings: TrainSettings) -> None:
+    """Refuse `patience` where there is nothing to wait for.
+
+    Args:
+        validation: examples that are held out.
+        settings: of the run.
+
+    Raises:
+        ConfigError: when there are none.
+    """
+    if settings.patience is not None and not validation:
+        raise ConfigError(
+            "does nothing, since no rows are held out to validate on",
+            where="train.patience",
+            fix="leave it out, or set data.validation",
+        )
+
+
 def check_warmup(schedule: Schedule, settings: TrainSettings) -> str | None:
     """What is odd about a run whose steps are all warm-up; None where some are not.
 

@@ -67,7 +67,13 @@ from offbook.training.plan import (
     longest_that_fits,
     make_plan,
 )
-from offbook.training.schedule import Schedule, check_steps, check_warmup, fitting_rate
+from offbook.training.schedule import (
+    Schedule,
+    check_patience,
+    check_steps,
+    check_warmup,
+    fitting_rate,
+)
 
 FLOAT32 = 4  # bytes of a trained parameter
 
@@ -172,6 +178,7 @@ def gather(
         rate = fitting_rate(width, shape.config.model_type, config.lora)
         config = config.override(f"train.learning_rate={rate}")
         monitor.announce(f"learning rate {rate:g}, from the base's width ({width:,})")
+    check_patience(len(data.validation), config.train)
     for check in (check_warmup, check_steps):
         if notice := check(Schedule.of(data.training, config.train), config.train):
             monitor.announce(notice)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -167,8 +167,12 @@ class Stepper:
             group["lr"] = learning_rate
         self.optimizer.step()
 
-    def save(self, run: RunDirectory) -> None:
-        """Commit a checkpoint, unless it exists.
+    def save(self, run: RunDirectory, losses: Mapping[int, float]) -> None:
+        """Commit a checkpoint, unless it exists, and remove older ones that are not kept.
+
+        Args:
+            run: to write in.
+            losses: the validation loss after each step that has one.
 
         Raises:
             NonFiniteError: when a weight is not finite.
@@ -179,8 +183,16 @@ class Stepper:
             raise _not_finite(
                 f"step {self.progress.step} left an adapter with norm {norm:g}; it is not saved"
             )
-        keep = self.settings.save_total_limit
-        checkpoint.save(run, self.loaded.model, self.optimizer, self.progress, keep)
+        settings = self.settings
+        kept = losses if settings.keep_best else {}
+        checkpoint.save(
+            run,
+            self.loaded.model,
+            self.optimizer,
+            self.progress,
+            settings.save_total_limit,
+            kept,
+        )
 
     def _weights(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
