@@ -694,8 +694,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tests/cli/test_chat.py::test_combinations_that_make_no_sense_say_so": (
         "in a chat, type /base",
         "omit --untuned",
+        "omit --strength",
     ),
     "tests/cli/test_cli.py::test_every_chat_command": ("/help lists all",),
+    f"{CHAT}an_adapter_has_a_strength_in_range": ("give a number from 0 to {MAX_STRENGTH}",),
     f"{CHAT}a_question_longer_than_the_context_is_refused": ("shorten it",),
     f"{CHAT}a_token_without_an_embedding_is_refused": (
         "ask without it, or use the tokenizer that was published with the base",

@@ -130,6 +130,10 @@ def test_combinations_that_make_no_sense_say_so(cli: Cli, run: Path, tiny_base: 
             "there are best (step 1), last, 1;",
         ),
         ([tiny_base, "-p", "hello", "--untuned"], "a whole model has no adapter; omit --untuned"),
+        (
+            [tiny_base, "-p", "hello", "--strength", "1"],
+            "a whole model has no adapter; omit --strength",
+        ),
         ([tiny_base, "--base", "x"], "this is a whole model, which has no other base"),
         ([run / "adapter"], f"open its run:\n    offbook chat {run}\n"),
     ):
@@ -154,3 +158,17 @@ def test_retry_keeps_the_last_reply_if_it_cannot_answer(cli: Cli, run: Path) -> 
     assert "this model takes" in err
     turns = json.loads((run.parent / "saved.jsonl").read_text())["messages"]
     assert [turn["role"] for turn in turns] == ["user", "assistant"]
+
+
+def test_the_strength_of_an_option_and_of_a_command(cli: Cli, run: Path) -> None:
+    _, out, err = ask(cli, run, "--strength", "0.5", stdin="/strength\n/strength 0\nhello\n/base\n")
+    assert [line for line in err.splitlines() if line.startswith("strength")] == [
+        "strength 0.5",
+        "strength 0",
+    ]
+    tuned, base = out.splitlines()
+    assert tuned == base
+    _, _, err = ask(cli, run, stdin="/strength much\n/strength 2\n")
+    assert "/strength: much is no number\n" in err
+    assert "the strength of an adapter cannot be 2; give a number from 0 to 1.5\n" in err
+    assert ask(cli, run, "-p", "hello", "--strength", "2")[0] == 2

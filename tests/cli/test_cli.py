@@ -310,7 +310,8 @@ def test_every_chat_command(cli: Cli, tiny_arguments: list[str], tmp_path: Path)
     notices = [line for line in err.splitlines() if not line.startswith("/")]
     assert [line for line in notices if not line.startswith("cut at ")] == [
         "loading run",
-        "type a message, or a command: /base /retry /undo /reset /system /save /help /exit",
+        "type a message, or a command: /base /retry /undo /reset /strength /system /save /help "
+        "/exit",
         "there is no question yet",
         "removed the last question and reply",
         "system text: You keep a lamp.",

@@ -63,6 +63,47 @@ def test_the_base_answers_alone_and_adds_nothing(chat: Chat, tiny_base: Path) ->
     assert Chat(TorchEngine(plain, chat.template), sampling=GREEDY).ask("hello") == base
 
 
+def test_an_adapter_has_a_strength_in_range(chat: Chat, tiny_base: Path) -> None:
+    whole, base = chat.ask("hello"), chat.ask("hello", base=True)
+    told = {}
+    for strength in (0, 0.25, 0.5, 1, 1.5):
+        chat.reset()
+        chat.set_strength(strength)
+        told[strength] = chat.ask("hello")
+        assert chat.strength == strength
+    assert (told[0], told[1]) == (base, whole)
+    assert len(set(told.values())) > 2
+    for strength in (-0.1, 1.6, float("nan")):
+        with pytest.raises(ConfigError) as caught:
+            chat.set_strength(strength)
+        assert caught.value.fix == "give a number from 0 to 1.5"
+    plain = load_base(tiny_base, torch.float32, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="this is a whole model, with no adapter that has a str"):
+        Chat(TorchEngine(plain, chat.template)).set_strength(1)
+
+
+def test_replies_of_no_strength_are_those_of_the_base(chat: Chat) -> None:
+    engine = chat._engine
+    texts = ("hello", "ten", "你好")
+    prompts = [chat.template.build_prompt([Message("user", text)]) for text in texts]
+    base, tuned = engine.replies(prompts, 8, base=True), engine.replies(prompts, 8)
+    assert base != tuned
+    engine.set_strength(0)
+    assert engine.replies(prompts, 8) == base
+    engine.set_strength(1)
+    assert engine.replies(prompts, 8) == tuned
+
+
+def test_a_dora_adapter_has_no_other_strength(tiny_base: Path, template: ChatTemplate) -> None:
+    base = load_base(tiny_base, torch.float32, torch.device("cpu"))
+    model = attach_adapter(base, LoraSettings(use_dora=True), 1, "tiny").eval()
+    chat = Chat(TorchEngine(model, template), sampling=GREEDY)
+    chat.set_strength(1)
+    with pytest.raises(ConfigError, match="a DoRA adapter is not a sum, so it has no other streng"):
+        chat.set_strength(0.5)
+    assert chat.strength == 1
+
+
 def test_undo_forgets_one_exchange(chat: Chat) -> None:
     chat.ask("one")
     chat.ask("two")

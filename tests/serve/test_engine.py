@@ -52,6 +52,11 @@ def test_a_chat_says_the_same_with_both_engines(run: Path) -> None:
         chat.sampling = torch.sampling = few
         assert chat.ask("ten", base=True) == torch.ask("ten", base=True)
         assert (chat.finish_reason, chat.reply_tokens) == ("length", 4)
+        for strength in (0.5, 1.5, 0):
+            for one in (chat, torch):
+                one.reset()
+                one.set_strength(strength)
+            assert chat.ask("ten") == torch.ask("ten")
 
 
 def test_a_chat_can_be_repeated_with_its_seed(run: Path) -> None:

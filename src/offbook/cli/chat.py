@@ -16,7 +16,7 @@ from rich.text import Text
 
 from offbook.cli.arguments import Checkpoint
 from offbook.cli.console import WordWrap, err, out, printable, say, waiting
-from offbook.errors import ConfigError, OffbookError, suggest
+from offbook.errors import ConfigError, OffbookError, shorten, suggest
 
 if TYPE_CHECKING:
     from offbook.inference.chat import Chat
@@ -26,12 +26,13 @@ COMMANDS = {
     "/retry": "answer the last question again",
     "/undo": "forget the last question and reply",
     "/reset": "start a new conversation",
+    "/strength": "followed by the adapter's strength, 0 to 1.5; alone, it tells the present one",
     "/system": "followed by a system text, or by none",
     "/save": "followed by a JSONL file to append to",
     "/help": "list these commands",
     "/exit": "end the chat; so do exit, quit, Ctrl-D, and Ctrl-C on an empty line",
 }
-HELP = "\n".join([f"{name:<8} {what}" for name, what in COMMANDS.items()])
+HELP = "\n".join([f"{name:<9} {what}" for name, what in COMMANDS.items()])
 ENDS = ("/exit", "/quit", "exit", "quit")
 MAX_LABEL = 20  # characters of a run's name before its replies
 
@@ -58,6 +59,10 @@ def chat(
     untuned: Annotated[
         bool, typer.Option("--untuned", help="With -p: ask the model without its adapter.")
     ] = False,
+    strength: Annotated[
+        float | None,
+        typer.Option(min=0, max=1.5, help="Strength of the adapter; 0 is the base, 1 as trained."),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Randomness of sampling; 0 for none.")
     ] = None,
@@ -90,6 +95,7 @@ def chat(
     offbook chat runs/myrole -p hello --untuned
     offbook chat runs/myrole -p - < question.txt
     offbook chat runs/myrole --checkpoint best
+    offbook chat runs/myrole --strength 0.8
     offbook chat adapter-folder --base base-folder
     offbook chat merged-model
     offbook chat runs/myrole --engine llama.cpp
@@ -102,8 +108,9 @@ def chat(
         question = sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
     if question is not None and not question.strip():
         raise ConfigError("the question is empty", where="-p")
-    if identify(run, base, checkpoint) == Source.MODEL and untuned:
-        raise ConfigError("a whole model has no adapter", where=str(run), fix="omit --untuned")
+    if identify(run, base, checkpoint) == Source.MODEL and (untuned or strength is not None):
+        fix = "omit --untuned" if untuned else "omit --strength"
+        raise ConfigError("a whole model has no adapter", where=str(run), fix=fix)
     given = {
         "temperature": temperature,
         "top_p": top_p,
@@ -126,6 +133,8 @@ def chat(
 
                 opened = open_chat(run, sampling, say, base=base, checkpoint=checkpoint)
                 session = stack.enter_context(opened)
+        if strength is not None:
+            session.set_strength(strength)
         if question is None:
             _converse(session, printable(run.resolve().name)[:MAX_LABEL])
         elif as_json:
@@ -236,6 +245,10 @@ def _command(session: Chat, line: str, label: str) -> None:
         require_text(rest, "system text")
         session.system = rest or None
         say(f"system text: {rest}" if rest else "no system text", "dim")
+    elif name == "/strength":
+        if rest:
+            session.set_strength(_number(rest))
+        say(f"strength {session.strength:g}", "dim")
     elif name == "/save":
         if not rest:
             raise ConfigError("/save needs a file name")
@@ -246,6 +259,13 @@ def _command(session: Chat, line: str, label: str) -> None:
     else:
         guess = suggest(name, list(COMMANDS))
         raise ConfigError(f"unknown command {name}", fix=guess or "/help lists all")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{shorten(text)} is no number", where="/strength") from None
 
 
 def _print_reply(session: Chat, question: str, label: str, base: bool = False) -> None:

@@ -15,6 +15,8 @@ from offbook.inference.model import find_model
 from offbook.inference.pytorch import TorchEngine
 from offbook.inference.reply import ReplyEngine
 
+MAX_STRENGTH = 1.5  # beyond, replies fall apart
+
 
 class Chat:
     """A multi-turn chat.
@@ -82,6 +84,27 @@ class Chat:
     def has_adapter(self) -> bool:
         """Whether there is a base without it to compare with."""
         return self._engine.has_adapter
+
+    @property
+    def strength(self) -> float:
+        """What the adapter adds to its base is multiplied by it."""
+        return self._engine.strength
+
+    def set_strength(self, strength: float) -> None:
+        """Change the strength of the adapter, for the replies that follow.
+
+        Args:
+            strength: from 0, which is the base, over 1, which was trained, to `MAX_STRENGTH`.
+
+        Raises:
+            ConfigError: when it is out of range, or there is no adapter that has another strength.
+        """
+        if not self.has_adapter:
+            raise ConfigError("this is a whole model, with no adapter that has a strength")
+        if not 0 <= strength <= MAX_STRENGTH:
+            what = f"the strength of an adapter cannot be {strength:g}"
+            raise ConfigError(what, fix=f"give a number from 0 to {MAX_STRENGTH:g}")
+        self._engine.set_strength(strength)
 
     def ask(self, question: str, base: bool = False) -> str:
         """The whole reply to a question; see `stream`."""

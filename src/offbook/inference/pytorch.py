@@ -10,8 +10,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from offbook.errors import ConfigError
 from offbook.inference.batch import greedy_replies
 from offbook.inference.generate import Sampling, generate
+from offbook.models.adapter import set_strength
 from offbook.models.load import base_of
 from offbook.tokens.template import ChatTemplate
 
@@ -44,7 +46,7 @@ class TorchEngine:
         seed: int | None = None,
     ) -> None:
         self.model, self.template = model, template
-        self.has_adapter = isinstance(model, PeftModel)
+        self.has_adapter, self.strength = isinstance(model, PeftModel), 1.0
         self._generator = torch.Generator(model.device)
         if seed is None:
             self._generator.seed()
@@ -57,6 +59,18 @@ class TorchEngine:
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
         embedding: Any = base.get_input_embeddings()
         self.vocabulary = int(embedding.weight.shape[0])
+
+    def set_strength(self, strength: float) -> None:
+        """Change the strength of the adapter; see `ReplyEngine`. 0 is the base."""
+        model = self.model
+        assert isinstance(model, PeftModel)
+        if strength != 1 and getattr(model.peft_config["default"], "use_dora", False):
+            raise ConfigError(
+                "a DoRA adapter is not a sum, so it has no other strength than 1",
+                fix="leave out --strength, or train without lora.use_dora",
+            )
+        set_strength(model, strength)
+        self.strength = strength
 
     def reply(self, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> TorchReply:
         """Begin a reply; see `ReplyEngine`."""

@@ -34,12 +34,21 @@ class ReplyEngine(Protocol):
         context: most tokens of prompt and reply together; None where the base does not say.
         vocabulary: the number of tokens that it has embeddings for.
         has_adapter: whether there is a base without it to compare with.
+        strength: what the adapter adds to its base is multiplied by it.
     """
 
     template: ChatTemplate
     context: int | None
     vocabulary: int
     has_adapter: bool
+    strength: float
+
+    def set_strength(self, strength: float) -> None:
+        """Change the strength of the adapter, for the replies that begin after this.
+
+        Raises:
+            ConfigError: when the adapter has no other strength than 1.
+        """
 
     def reply(self, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> Reply:
         """Begin a reply to a prompt's ids, with the adapter or, if `base`, without it."""

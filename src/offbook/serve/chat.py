@@ -59,12 +59,17 @@ class LlamaEngine:
         self.template = role.template
         self.context: int | None = engine.context
         self.vocabulary, self.has_adapter = engine.vocabulary, role.adapter is not None
+        self.strength = 1.0
         self._engine, self._role, self._seeds = engine, role, np.random.default_rng(seed)
+
+    def set_strength(self, strength: float) -> None:
+        """Change the strength of the adapter; see `ReplyEngine`."""
+        self.strength = strength
 
     def reply(self, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> EngineReply:
         """Begin a reply; see `ReplyEngine`."""
         # With one seed for all replies, a second try would be the first one again.
         seed = int(self._seeds.integers(2**32))
         sampling = sampling.model_copy(update={"seed": seed})
-        strengths = self._engine.strengths(self._role, 0.0 if base else 1.0)
+        strengths = self._engine.strengths(self._role, 0.0 if base else self.strength)
         return self._engine.reply(self._role, prompt, sampling, strengths)
