@@ -20,12 +20,15 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 INTERRUPTED = 130  # 128 + SIGINT: the exit code of a run stopped by Ctrl-C after it has saved
 TERMINATED = 143  # 128 + SIGTERM; a closed terminal (SIGHUP) ends a run the same way
 MAX_QUOTED = 120  # characters of a user's text that an error quotes
+# These reorder the text after them, so that a reply could look like something else.
+DIRECTION_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class OffbookError(Exception):
@@ -114,6 +117,21 @@ def quoted(word: str | Path) -> str:
         for b in os.fsencode(text)
     )
     return f"$'{''.join(escaped)}'"
+
+
+def printable(text: str) -> str:
+    """Text from a model or a file with its control characters escaped.
+
+    A terminal obeys control characters: they can change its title or hide text. Halves of surrogate
+    pairs cannot be written at all.
+    """
+    return "".join(
+        f"\\x{ord(char):02x}"
+        if (unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t")
+        or char in DIRECTION_CONTROLS
+        else char
+        for char in text
+    )
 
 
 def first_few(names: Sequence[str], most: int, separator: str = ", ") -> str:

@@ -15,7 +15,21 @@ from urllib.parse import urlsplit
 import typer
 
 from offbook import __version__
-from offbook.cli import chat, check, demo, export, init, plan, serve, settings, streams, train
+from offbook.cli import (
+    chat,
+    check,
+    demo,
+    export,
+    init,
+    plan,
+    report,
+    runs,
+    serve,
+    settings,
+    streams,
+    train,
+    watch,
+)
 from offbook.cli.console import NARROW, say
 from offbook.errors import INTERRUPTED, ConfigError, DiskError, OffbookError, shorten
 
@@ -34,12 +48,15 @@ for command in (
     check.check,
     plan.plan,
     train.train,
+    watch.watch,
+    report.report,
     chat.chat,
     export.export,
     serve.serve,
     demo.demo,
 ):
     app.command()(command)
+app.add_typer(runs.group(app.rich_markup_mode))
 
 
 def _version(wanted: bool) -> None:

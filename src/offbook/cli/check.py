@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from offbook.cli.arguments import Settings
-from offbook.cli.console import ProgressMonitor, out, printable, put, say
+from offbook.cli.console import ProgressMonitor, out, put, say
 from offbook.errors import first_few
 
 if TYPE_CHECKING:
@@ -135,12 +135,14 @@ def draw(spans: list[Span], width: int | None = None) -> Iterator[Text]:
 
     Lines end between tokens, and have at most `width` columns unless a single token is wider.
     """
+    from offbook.doctor.inspection import visible
+
     for span in spans:
         # The words tell the two apart where there is no colour, as in a file.
         name = "trained on  " if span.trained else "not trained "
         line, empty = Text(name, style="dim"), True
         for number, token in enumerate(span.tokens):
-            shown = Text().append(_visible(token), style=TRAINED if span.trained else "")
+            shown = Text().append(visible(token), style=TRAINED if span.trained else "")
             if number < len(span.tokens) - 1:
                 shown.append("|", style="dim")
             if width and not empty and line.cell_len + shown.cell_len > width:
@@ -150,23 +152,12 @@ def draw(spans: list[Span], width: int | None = None) -> Iterator[Text]:
         yield line
 
 
-MARKS = {" ": "· a space", "\n": "⏎ a line break", "\t": "⇥ a tab"}
-
-
 def explain(spans: Iterable[Span]) -> str | None:
     """A line about the marks in these spans; None where there are none."""
+    from offbook.doctor.inspection import MARKS
+
     tokens = [token for span in spans for token in span.tokens]
     said = [meaning for char, meaning in MARKS.items() if any(char in token for token in tokens)]
     if "" in tokens:
         said.append("nothing between bars a part of the next character")
     return f"marks: {', '.join(said)}" if said else None
-
-
-# Characters that end a line in some terminals.
-LINE_ENDS = {0x2028: "\\u2028", 0x2029: "\\u2029"}
-
-
-def _visible(token: str) -> str:
-    """A token with its white space made visible."""
-    drawn = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
-    return printable(drawn).translate(LINE_ENDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -13,30 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from offbook.errors import printable as printable
 from offbook.monitor import Heartbeat, LineMonitor, Metrics, StepMetrics
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)  # progress and notices; stdout is for results
 
 NARROW = 72  # columns; below, tables become lines and the bar has fewer facts
-# These reorder the text after them, so that a reply could look like something else.
-DIRECTION_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def printable(text: str) -> str:
-    """Text from a model or a file with its control characters escaped.
-
-    A terminal obeys control characters: they can change its title or hide text. Halves of surrogate
-    pairs cannot be printed at all.
-    """
-    return "".join(
-        f"\\x{ord(char):02x}"
-        if (unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t")
-        or char in DIRECTION_CONTROLS
-        else char
-        for char in text
-    )
-
 
 WIDE = re.compile(
     "[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60"

@@ -10,8 +10,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from offbook.data.conversations import Conversation
+from offbook.errors import printable
 from offbook.tokens.encoding import INCOMPLETE
 from offbook.tokens.examples import IGNORED, Example, Examples, label_runs
+
+# How white space is shown in a token.
+MARKS = {" ": "· a space", "\n": "⏎ a line break", "\t": "⇥ a tab"}
+# Characters that end a line in some programs.
+LINE_ENDS = {0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 @dataclass
@@ -116,6 +122,12 @@ def token_view(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Spa
         Span(bool(labels[start] != IGNORED), tuple(texts[start:end]))
         for start, end in label_runs(labels)
     ]
+
+
+def visible(token: str) -> str:
+    """A token with its white space made visible, and its control characters escaped."""
+    drawn = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+    return printable(drawn).translate(LINE_ENDS)
 
 
 def _texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -278,6 +278,33 @@ class RunDirectory:
         with suppress(DiskError):
             self._remove()
             storage.discard(self.receipt_file)
+
+    def remove(self, derived: Sequence[str] = ()) -> list[Path]:
+        """Remove a run, but no file that others put in its folder.
+
+        Args:
+            derived: names of files that were made from the run, and that offbook wrote.
+
+        Returns:
+            What is left there; the folder is gone where nothing is.
+
+        Raises:
+            CheckpointError: when there is no run.
+            ConfigError: when it is being trained.
+        """
+        if not self.receipt_file.is_file():
+            self.open(self.path)  # which says what is wrong
+        with self.claim():
+            self.clean()
+            self._remove()
+            for name in derived:
+                storage.discard(self.path / name)
+            storage.discard(self.receipt_file)
+            with suppress(OSError):  # Windows keeps an open file
+                (self.path / storage.LOCK).unlink()
+        left = sorted(self.path.iterdir())
+        storage.remove_empty([] if self.path.is_symlink() else [self.path])
+        return left
 
     def _remove(self) -> None:
         """Remove all that a run wrote except its receipt, and nothing else."""

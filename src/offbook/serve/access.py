@@ -1,15 +1,11 @@
 """Who may use the server: checks of Host, Origin and key before anything else happens.
 
-A web page that a user visits can send requests to this machine, and a name that its owner controls
-can lead here (DNS rebinding). Browsers say from which page a request comes (Origin) and under which
-name they have found the server (Host); no page can change either. So names that are not this
-machine's are refused, and so are requests of other pages, whether there is a key or not.
+Names that are not this machine's are refused, and so are requests of other pages (`origin.py`),
+whether there is a key or not.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -19,30 +15,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from offbook.errors import shorten
 from offbook.serve.api import ApiError, to_json
+from offbook.serve.origin import LOCAL_NAMES, SAFE_HEADERS, wrong_host, wrong_origin
 
-HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?", re.IGNORECASE)
 KEY_BYTES = 32
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
+    **SAFE_HEADERS,
 }
 
 
 def make_key() -> str:
     """A new key, of 32 random bytes."""
     return secrets.token_urlsafe(KEY_BYTES)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address."""
-    return ipaddress.ip_address(address).is_loopback
 
 
 class Access:
@@ -66,7 +52,7 @@ class Access:
     ) -> None:
         self._app, self._public, self._key, self._log = app, public, key, log
         self._on_network = name is not None
-        self._names = {"localhost"} | (
+        self._names = LOCAL_NAMES | (
             {name.lower(), socket.gethostname().lower()} if name else set()
         )
 
@@ -93,13 +79,11 @@ class Access:
         given: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             given.setdefault(name, []).append(value)
-        hosts, origins = given.get(b"host", []), given.get(b"origin", [])
-        host = hosts[0].decode("latin-1").lower() if len(hosts) == 1 else ""
-        match = HOST.fullmatch(host)
-        if match is None or not self._is_own(match[1].strip("[]")):
+        hosts = [value.decode("latin-1") for value in given.get(b"host", [])]
+        origins = [value.decode("latin-1") for value in given.get(b"origin", [])]
+        if wrong_host(hosts, self._names, any_address=self._on_network):
             return ApiError("this is not a name of this server", 421, "wrong_host")
-        own = (f"http://{host}", f"https://{host}")  # the latter behind a proxy
-        if any(origin.decode("latin-1").lower() not in own for origin in origins):
+        if wrong_origin(hosts, origins):
             return ApiError("other pages may not use this server", 403, "wrong_origin")
         if self._key is None or scope["path"] in self._public:
             return None
@@ -108,11 +92,3 @@ class Access:
         if len(keys) == 1 and secrets.compare_digest(keys[0], expected):
             return None
         return ApiError("wrong API key, or none", 401, "invalid_api_key")
-
-    def _is_own(self, host: str) -> bool:
-        """Whether a host is this server. An address is no name that could lead elsewhere."""
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return host in self._names
-        return self._on_network or address.is_loopback

@@ -15,9 +15,10 @@ import uvicorn
 from offbook.data.saved import format_of
 from offbook.errors import ConfigError, first_line
 from offbook.inference.model import FoundModel
-from offbook.serve.access import is_loopback, make_key
+from offbook.serve.access import make_key
 from offbook.serve.app import make_app
 from offbook.serve.engine import Engine
+from offbook.serve.origin import is_loopback
 from offbook.serve.rows import CORRECTIONS
 
 CONNECTIONS = 512
