@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from offbook.cli.arguments import Checkpoint
 from offbook.cli.console import say
 from offbook.cli.scorecard import evaluating, put_scorecard
 
@@ -21,9 +22,9 @@ class Kind(str, Enum):
 NOT_AS_REQUIRED = 8
 
 
-def evaluate(
+def eval(
     run: Annotated[Path, typer.Argument(help="A run directory, or an adapter with --base.")],
-    step: Annotated[int | None, typer.Option(help="Evaluate this checkpoint of the run.")] = None,
+    checkpoint: Checkpoint = None,
     data: Annotated[
         str | None,
         typer.Option(help="Rows to judge it by; by default, those that the run held out."),
@@ -49,21 +50,23 @@ def evaluate(
     offbook eval runs/myrole
     offbook eval runs/myrole --data other-rows.json
     offbook eval adapter-folder --base base-folder --data rows.json
+    offbook eval runs/myrole --checkpoint best --strength 0.75
     offbook eval runs/myrole --require took
     """
     from offbook.evaluation.evaluate import evaluate as run_evaluation
-    from offbook.evaluation.record import write
+    from offbook.evaluation.evaluate import write_evaluation
     from offbook.evaluation.subject import find_subject
+    from offbook.report.page import write_report
 
     with evaluating() as progress:
-        subject = find_subject(run, say, base=base, step=step, data=data, rows=rows)
+        subject = find_subject(run, say, base=base, checkpoint=checkpoint, data=data, rows=rows)
         found, ledger = run_evaluation(subject, progress, strength=strength, short=short)
     if as_json:
         print(found.to_json().decode(), end="")
     else:
         put_scorecard(found)
     if subject.run is not None:
-        for path in write(subject.run, found, ledger):
-            say(f"in {path}")
+        file = write_evaluation(subject.run, found, ledger)
+        say(f"figures in {file}, report in {write_report(subject.run)}")
     if require and found.verdict != require.value:
         raise typer.Exit(NOT_AS_REQUIRED)

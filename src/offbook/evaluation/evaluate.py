@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from peft import PeftModel
 
 from offbook.config import DataSettings
@@ -15,10 +17,12 @@ from offbook.engine.machine import limit_threads, refuse_forked_child
 from offbook.errors import CheckpointError
 from offbook.evaluation import verdict
 from offbook.evaluation.figures import compare, compare_shares, figure
-from offbook.evaluation.ledger import make_ledger, worst
+from offbook.evaluation.ledger import FILE as LEDGER
+from offbook.evaluation.ledger import make_ledger, to_parquet, worst
 from offbook.evaluation.losses import Meter, RowScores
 from offbook.evaluation.persona import drill, question
 from offbook.evaluation.record import (
+    FILE,
     AtStrength,
     Compared,
     Evaluation,
@@ -31,9 +35,12 @@ from offbook.evaluation.record import (
 from offbook.evaluation.replies import listen
 from offbook.evaluation.subject import Row, Subject, as_rows
 from offbook.evaluation.voice import VoiceClassifier
+from offbook.files import storage
+from offbook.files.storage import sha256
 from offbook.inference.pytorch import TorchEngine
-from offbook.models.adapter import restore_adapter, set_strength
+from offbook.models.adapter import WEIGHTS, restore_adapter, set_strength
 from offbook.runs import checkpoint
+from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import installed_versions
 from offbook.tokens.examples import IGNORED, tokenize
 from offbook.tokens.template import ChatTemplate
@@ -146,8 +153,37 @@ def evaluate(
         seconds=round(time.perf_counter() - started, 1),
         short=short,
         versions=installed_versions(),
+        adapter=hash_adapter(subject.found.adapter),
     )
     return found, ledger
+
+
+def hash_adapter(folder: Path | None) -> str:
+    """The SHA-256 of an adapter's weights; empty where there are none."""
+    file = folder and folder / WEIGHTS
+    return sha256(file) if file and file.is_file() else ""
+
+
+def read_evaluation(run: RunDirectory) -> Evaluation | None:
+    """The evaluation in a run directory; None where there is none of its present weights.
+
+    Raises:
+        CheckpointError: when the file is damaged.
+    """
+    file = run.path / FILE
+    if not file.is_file():
+        return None
+    found = Evaluation.read(file)
+    present = [run.adapter, *(folder for step, folder in run.steps() if step == found.step)]
+    return found if found.adapter in map(hash_adapter, present) else None
+
+
+def write_evaluation(run: RunDirectory, found: Evaluation, ledger: Sequence[LedgerRow]) -> Path:
+    """Write an evaluation, and the ledger where there is one, into the directory of its run."""
+    if ledger:
+        storage.replace_file(run.path / LEDGER, to_parquet(ledger))
+    storage.replace_file(run.path / FILE, found.to_json())
+    return run.path / FILE
 
 
 def read_general(template: ChatTemplate) -> list[Row]:
@@ -183,15 +219,16 @@ def _lines(
     tokenizer = subject.found.template.tokenizer
     sizes = [
         # At least 1: a reply may be a stop token alone.
-        max(len(tokenizer.decode(_supervised(row), skip_special_tokens=True).encode()), 1)
+        max(len(str(tokenizer.decode(_supervised(row), skip_special_tokens=True)).encode()), 1)
         for row in subject.held_out
     ]
     bits = np.log(2)
     return Lines(
         loss=compare(scores.base, scores.tuned, prompts, scores.tokens),
         bits=compare(scores.base / bits, scores.tuned / bits, prompts, sizes),
-        training=training
-        and compare(training.base, training.tuned, _prompts(sample), training.tokens),
+        training=None
+        if training is None
+        else compare(training.base, training.tuned, _prompts(sample), training.tokens),
         best=best,
         best_step=subject.best_step if best else None,
     )
@@ -203,13 +240,13 @@ def _rise_since_best(
     """What the held-out loss has risen by since it was lowest; None where that was the last step,
     or its checkpoint is gone.
     """
-    if subject.run is None or subject.best_step in (None, subject.updates):
+    if subject.run is None or subject.best_step is None or subject.best_step == subject.updates:
         return None
     assert subject.found.adapter is not None
     try:
-        folder = checkpoint.at_step(subject.run, subject.best_step)
+        folder = checkpoint.find(subject.run, subject.best_step, lambda text: None)
     except CheckpointError:
-        return None
+        return None  # it is damaged
     restore_adapter(model, folder)
     lowest = held_out.measure()
     restore_adapter(model, subject.found.adapter)
@@ -222,12 +259,13 @@ def _general_voice(
     """How many answers to general questions sound like the role."""
     chosen = spread(rows, GENERAL_REPLIES)
     prompts = [writer.template.build_prompt(row.conversation.messages[:-1]) for row in chosen]
-    voices = []
-    for number, base in enumerate((True, False)):
-        progress("answers to general questions", number * len(chosen), 2 * len(chosen))
+
+    def in_voice(base: bool) -> NDArray[np.bool_]:
+        progress("answers to general questions", len(chosen) * (not base), 2 * len(chosen))
         answers = [reply.text for reply in writer.replies(prompts, GENERAL_TOKENS, base)]
-        voices.append(classifier.probability(answers) > 0.5)
-    return compare_shares(*voices)
+        return classifier.probability(answers) > 0.5
+
+    return compare_shares(in_voice(base=True), in_voice(base=False))
 
 
 def _strengths(

@@ -108,7 +108,7 @@ def _by_group(
         return values, sizes
     numbers: dict[object, int] = {}
     index = [numbers.setdefault(group, len(numbers)) for group in groups]
-    return (
-        np.bincount(index, values, len(numbers)),
-        np.bincount(index, sizes, len(numbers)),
-    )
+    sums, totals = np.zeros(len(numbers)), np.zeros(len(numbers))
+    np.add.at(sums, index, values)
+    np.add.at(totals, index, sizes)
+    return sums, totals

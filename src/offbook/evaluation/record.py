@@ -266,6 +266,7 @@ class Evaluation:
         subject: what was evaluated: `result`, or `step N` of the run.
         step: optimizer steps of the adapter; None where that is not known.
         strength: of the adapter.
+        adapter: SHA-256 of its weights, by which an evaluation of other weights is known.
         lines, voice, in_role, stops, copied, forgetting: the answers to six questions.
         replies: the generated ones.
         strengths: the adapter at other strengths.
@@ -293,6 +294,7 @@ class Evaluation:
     seconds: float = 0.0
     short: bool = False
     versions: dict[str, str] = field(default_factory=dict)
+    adapter: str = ""
 
     @property
     def verdict(self) -> str:

@@ -6,14 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sacrebleu.metrics import CHRF
+from sacrebleu.metrics.chrf import CHRF
 
 from offbook.data.conversations import Message
-from offbook.evaluation import voice
 from offbook.evaluation.copies import Run, TrainingLines
 from offbook.evaluation.figures import compare, compare_shares, figure, share
 from offbook.evaluation.record import Compared, Copied, Copy, Reply, Voice
 from offbook.evaluation.subject import Row
+from offbook.evaluation.voice import (
+    ENOUGH_ACCURACY,
+    FEWEST_TEXTS,
+    VoiceClassifier,
+    cross_validate,
+    own_openings,
+    repetition,
+)
 from offbook.inference.pytorch import TorchEngine, WholeReply
 from offbook.tokens.examples import IGNORED
 
@@ -39,7 +46,7 @@ class Heard:
     voice: Voice
     stops: Compared
     copied: Copied | None
-    classifier: voice.VoiceClassifier | None
+    classifier: VoiceClassifier | None
     limit: int
 
 
@@ -73,10 +80,10 @@ def listen(
     base = write("replies of the base", prompts, base=True)
     tuned = write("replies of the tuned model", prompts[: len(rows)], base=False)
     lines, others = [_line(row) for row in [*rows, *more]], [reply.text for reply in base]
-    right = voice.cross_validate(lines, others, [row.prompt for row in [*rows, *more]])
+    right = cross_validate(lines, others, [row.prompt for row in [*rows, *more]])
     accuracy = share(right, [row.prompt for row in [*rows, *more]] * 2)
-    sure = len(lines) >= voice.FEWEST_TEXTS and accuracy.low >= voice.ENOUGH_ACCURACY
-    classifier = voice.VoiceClassifier(lines, others) if sure else None
+    sure = len(lines) >= FEWEST_TEXTS and accuracy.low >= ENOUGH_ACCURACY
+    classifier = VoiceClassifier(lines, others) if sure else None
     before, after = others[: len(rows)], [reply.text for reply in tuned]
     in_voice = None
     if classifier:
@@ -112,8 +119,8 @@ def listen(
             in_voice=in_voice,
             length=compare(*(list(map(len, texts)) for texts in (before, after))),
             reference_length=figure(list(map(len, references))),
-            openings=compare_shares(*map(voice.own_openings, (before, after))),
-            repetition=compare(*(list(map(voice.repetition, t)) for t in (before, after))),
+            openings=compare_shares(*map(own_openings, (before, after))),
+            repetition=compare(*(list(map(repetition, t)) for t in (before, after))),
         ),
         stops=compare_shares([r.stopped for r in base[: len(rows)]], [r.stopped for r in tuned]),
         copied=_copied(rows, before, after, training) if training else None,

@@ -13,7 +13,8 @@ from offbook.data.conversations import Conversation, ConversationReader, read_co
 from offbook.errors import ConfigError
 from offbook.inference.model import FoundModel, find_model
 from offbook.inference.sources import Source, identify
-from offbook.monitor import EvalMetrics, Monitor, StepMetrics
+from offbook.monitor import Monitor, StepMetrics
+from offbook.runs.checkpoint import best_step
 from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.places import find_data
 from offbook.tokens.examples import Example, Examples, tokenize
@@ -50,7 +51,7 @@ class Subject:
         held_out: rows that it was not trained on.
         training: rows that it was trained on; empty where they are not known.
         updates: optimizer steps; None where they are not known.
-        best_step: the step with the lowest validation loss of a run.
+        best_step: the checkpoint of a run with the lowest validation loss.
         first_losses: of training rows, by their number, when they were first trained on.
     """
 
@@ -69,7 +70,7 @@ def find_subject(
     announce: Callable[[str], None],
     *,
     base: str | None = None,
-    step: int | None = None,
+    checkpoint: str | int | None = None,
     data: str | None = None,
     rows: int = ROWS,
 ) -> Subject:
@@ -79,7 +80,7 @@ def find_subject(
         path: a run directory, or a PEFT folder.
         announce: receives what is odd.
         base: of an adapter; or where a run's base is now.
-        step: the checkpoint of a run.
+        checkpoint: of a run: `best`, `last` or a step.
         data: rows to judge it by; by default, those that the run was validated on.
         rows: most held-out rows.
 
@@ -87,14 +88,14 @@ def find_subject(
         ConfigError: when there are no rows to judge it by, or it has no adapter.
         OffbookError: when the model or the rows cannot be used.
     """
-    source = identify(path, base, step)
+    source = identify(path, base, checkpoint)
     if source == Source.MODEL:
         raise ConfigError(
             "a whole model has no adapter to compare with its base",
             where=str(path),
             fix="evaluate the run or the adapter that it was made of",
         )
-    found = find_model(path, announce, base=base, step=step)
+    found = find_model(path, announce, base=base, checkpoint=checkpoint)
     template = found.template
     if source == Source.ADAPTER:
         if data is None:
@@ -125,9 +126,9 @@ def find_subject(
             where=str(path),
             fix="name some with --data FILE",
         )
-    losses = [r for r in run.metrics() if isinstance(r, EvalMetrics) and r.step > 0]
     steps = [r.step for r in run.metrics() if isinstance(r, StepMetrics)]
-    at = step if step is not None else step_of(found.adapter or run.adapter)
+    assert found.adapter is not None
+    at = step_of(found.adapter)
     return Subject(
         found,
         "result" if at is None else f"step {at}",
@@ -135,7 +136,7 @@ def find_subject(
         as_rows(held_out, held_reader, rows),
         as_rows(known.training, reader),
         at if at is not None else max(steps, default=None),
-        min(losses, key=lambda r: r.eval_loss).step if losses else None,
+        best_step(run),
     )
 
 

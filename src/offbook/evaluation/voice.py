@@ -54,7 +54,7 @@ class VoiceClassifier:
             total.backward()
             return total
 
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(loss)
         self._weight_F, self._bias = weight_F.detach(), bias.detach()
 
     def probability(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -80,8 +80,8 @@ def cross_validate(
     fold = np.array([numbers.setdefault(p, len(numbers)) % FOLDS for p in prompts])
     right = np.zeros((2, len(role)), dtype=bool)
     for held in range(FOLDS):
-        inside, outside = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
-        if not len(inside) or not len(outside):
+        inside, outside = (np.flatnonzero(x).tolist() for x in (fold == held, fold != held))
+        if not inside or not outside:
             continue
         classifier = VoiceClassifier([role[k] for k in outside], [others[k] for k in outside])
         right[0, inside] = classifier.probability([role[k] for k in inside]) > 0.5

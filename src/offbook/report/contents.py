@@ -10,7 +10,8 @@ from pathlib import Path
 
 from offbook.config import Config
 from offbook.errors import CheckpointError, quoted
-from offbook.evaluation.record import FILE, Evaluation
+from offbook.evaluation.evaluate import read_evaluation
+from offbook.evaluation.record import Evaluation
 from offbook.report.charts import Chart, Series
 from offbook.report.curves import Curves
 from offbook.report.rows import TrainingRows, read_rows
@@ -254,16 +255,6 @@ class Contents:
         if commit := self.receipt.commits.get(BASE):
             words.append(f"model.revision={commit}")
         return f"offbook train {' '.join(map(quoted, words))}"
-
-
-def read_evaluation(run: RunDirectory) -> Evaluation | None:
-    """What an evaluation of a run has found; None where it was not evaluated.
-
-    Raises:
-        CheckpointError: when the file is damaged.
-    """
-    file = run.path / FILE
-    return Evaluation.read(file) if file.is_file() else None
 
 
 def total_steps(config: Config, receipt: Receipt) -> int | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from offbook.errors import CheckpointError
+from offbook.evaluation.ledger import FILE as LEDGER
 from offbook.evaluation.record import FILE as EVALUATION
-from offbook.report.contents import read_evaluation
+from offbook.evaluation.record import Evaluation
 from offbook.report.page import FILE as REPORT
 from offbook.report.page import is_ours
 from offbook.runs.directory import RunDirectory
@@ -31,6 +32,7 @@ def derived_files(run: RunDirectory) -> list[str]:
     """The names of the files that were made from a run, where offbook wrote them."""
     names = [REPORT] if is_ours(run.path / REPORT) else []
     try:
-        return [*names, EVALUATION] if read_evaluation(run) else names
-    except CheckpointError:
+        Evaluation.read(run.path / EVALUATION)
+    except (CheckpointError, OSError):
         return names  # another file of that name, or a damaged one
+    return [*names, EVALUATION, *([LEDGER] if (run.path / LEDGER).is_file() else [])]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from offbook.config import EMBEDDED_BASE, SAMPLE_ROLES, Config, local_path
+from offbook.config import EMBEDDED_BASE, SAMPLES, Config, local_path
 from offbook.data.conversations import Conversation, read_conversations
 from offbook.doctor.inspection import Census, Lengths, Span, measure, token_view
 from offbook.errors import OffbookError
@@ -53,7 +53,7 @@ def read_rows(run: RunDirectory) -> TrainingRows | str:
     try:
         config = run.config()
         data, base = config.data.train, config.model.base
-        if data not in SAMPLE_ROLES and not Path(data).is_absolute():
+        if data not in SAMPLES and not Path(data).is_absolute():
             return "they are on the hub"
         folder = _tokenizer_folder(run, config)
         if folder is None:
