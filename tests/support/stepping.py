@@ -40,7 +40,7 @@ def make_stepper(
     loaded = prepare(config, Monitor())
     return Stepper(
         loaded,
-        optimizer(loaded.trained_parameters(), lr=config.train.learning_rate),
+        optimizer([{"params": loaded.trained_parameters(), "lr_ratio": 1.0}], lr=1.0),
         Progress(loaded.inputs.plan.micro_batch_tokens),
         Kept([] if log is None else log),
         lambda text: None,

@@ -166,7 +166,7 @@ class Stepper:
     def update(self, learning_rate: float) -> None:
         """Change the weights by the optimizer's rule."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_ratio"]
         self.optimizer.step()
 
     def save(self, run: RunDirectory, losses: Mapping[int, float]) -> None:
