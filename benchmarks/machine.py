@@ -6,13 +6,13 @@ import argparse
 import os
 import platform
 import re
-import resource
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from offbook.engine import memory
 from offbook.engine.ops import library
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,9 +93,4 @@ def _product_seconds(a: torch.Tensor) -> float:
 
 def peak_memory() -> int:
     """Bytes of this process at the most, or of the GPU where there is one."""
-    if DEVICE.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux carries ru_maxrss over from the process that started this one
-        return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", status.read_text())[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
+    return memory.peak_memory(DEVICE)

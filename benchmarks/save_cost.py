@@ -18,7 +18,6 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-import torch
 from machine import describe_machine
 
 from offbook.config import Config
@@ -27,7 +26,9 @@ from offbook.monitor import Monitor
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
+from offbook.training.log import Log
 from offbook.training.loop import training_steps
+from offbook.training.resume import make_optimizer
 from offbook.training.setup import prepare
 from offbook.training.step import Stepper
 
@@ -52,12 +53,12 @@ config = Config.load(
 )
 monitor = Monitor()
 loaded = prepare(config, monitor)
-optimizer = torch.optim.AdamW(loaded.trained_parameters(), fused=True)
+optimizer = make_optimizer(loaded)
 progress = Progress(loaded.inputs.plan.micro_batch_tokens)
-stepper = Stepper(loaded, optimizer, progress, monitor.metrics, print, lambda: False)
 saves: list[float] = []
 with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
     run = RunDirectory(Path(folder))
+    stepper = Stepper(loaded, optimizer, progress, Log(run, monitor), print, lambda: False)
     steps = training_steps(run, stepper, monitor)
     next(steps)  # warms up
     step = median(result.seconds for result in islice(steps, arguments.steps))

@@ -69,7 +69,7 @@ def test_nothing_waits_for_the_gpu_within_a_step() -> None:
         step = engine.make_step(examples, 400, GPU)
         assert len(step.micro_batches) > 1
         for batch in step.micro_batches:
-            engine.loss(batch).backward()
+            engine.loss(batch).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

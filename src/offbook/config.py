@@ -134,7 +134,13 @@ class LoraSettings(Section):
     """Scale by `lora_alpha / sqrt(r)` instead of `lora_alpha / r` (rsLoRA, arXiv:2312.03732)."""
 
     use_dora: bool = False
-    """Learn magnitude and direction of a weight separately (DoRA, arXiv:2402.09353); slower."""
+    """Learn magnitude and direction of a weight separately (DoRA, arXiv:2402.09353). Its layers are
+    computed by PEFT, not by offbook's own code, which is slower; the run says so."""
+
+    loraplus_lr_ratio: float | None = Field(default=None, ge=1)
+    """Learning rate of the adapter's matrices B, as a multiple of that of A (LoRA+,
+    arXiv:2402.12354, where 16 is advised, with a rate for A below the usual one). `learning_rate`
+    is that of A, also where it is `auto`. By default both have the same."""
 
 
 class TrainSettings(Section):

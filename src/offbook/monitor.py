@@ -40,6 +40,8 @@ class StepMetrics(Metrics):
         grad_norm: norm of the last step's gradients before clipping.
         learning_rate: of the last step.
         examples_per_second: of the last step.
+        memory: bytes in use so far at the most, of the GPU or of the process; 0 in runs of earlier
+            versions.
     """
 
     epoch: float
@@ -47,6 +49,22 @@ class StepMetrics(Metrics):
     grad_norm: float
     learning_rate: float
     examples_per_second: float
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class RowLosses(Metrics):
+    """Written after each step of the first pass over the data.
+
+    Attributes:
+        rows: indices of the step's examples, among those that are trained on. An example without a
+            supervised token is left out.
+        losses: of each before the update, in nats per supervised token; with dropout, as in
+            training.
+    """
+
+    rows: list[int]
+    losses: list[float]
 
 
 @dataclass(frozen=True)

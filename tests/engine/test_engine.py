@@ -226,7 +226,7 @@ def test_an_example_does_not_touch_the_others() -> None:
     def summed(examples: list[Example]) -> float:
         step = engine.make_step(examples, ANY, DEVICE)
         with torch.no_grad():
-            return sum(engine.loss(batch).item() for batch in step.micro_batches)
+            return sum(engine.loss(batch).sum().item() for batch in step.micro_batches)
 
     alone = [summed([row]) for row in rows]
     assert summed(rows) == pytest.approx(sum(alone), rel=1e-12)

@@ -11,7 +11,14 @@ import pytest
 
 from offbook.config import Config
 from offbook.errors import CheckpointError
-from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatches, StepMetrics
+from offbook.monitor import (
+    EvalMetrics,
+    Metrics,
+    RowLosses,
+    SkippedStep,
+    SmallerMicroBatches,
+    StepMetrics,
+)
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Device, Receipt, Rows
 from offbook.training.loop import train
@@ -21,10 +28,11 @@ RECORDS: list[tuple[Metrics, str]] = [
     (EvalMetrics(0, 7.5), '{"step": 0, "eval_loss": 7.5}'),
     (SmallerMicroBatches(1, 64), '{"step": 1, "micro_batch_tokens": 64}'),
     (
-        StepMetrics(1, 0.5, 7.25, 10.5, 1e-05, 166.92),
+        StepMetrics(1, 0.5, 7.25, 10.5, 1e-05, 166.92, 2 * 10**9),
         '{"step": 1, "epoch": 0.5, "loss": 7.25, "grad_norm": 10.5, "learning_rate": 1e-05, '
-        '"examples_per_second": 166.92}',
+        '"examples_per_second": 166.92, "memory": 2000000000}',
     ),
+    (RowLosses(1, [4, 2], [7.5, 6.25]), '{"step": 1, "rows": [4, 2], "losses": [7.5, 6.25]}'),
     (SkippedStep(2, 70.0, 7.0), '{"step": 2, "skipped_loss": 70.0, "median_loss": 7.0}'),
 ]
 RECEIPT = Receipt(

@@ -55,9 +55,10 @@ def records_of(kind: type[Record], run: Path) -> list[Record]:
 
 
 def curve(run: Path) -> list[dict[str, object]]:
-    """The metrics, without the time they took."""
+    """The metrics, without the time and memory they took."""
     lines = map(asdict, RunDirectory(run).metrics())
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+    varying = {"examples_per_second", "memory"}
+    return [{k: v for k, v in line.items() if k not in varying} for line in lines]
 
 
 def hashes(run: Path) -> tuple[str, ...]:

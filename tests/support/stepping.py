@@ -8,12 +8,27 @@ from pathlib import Path
 import torch
 
 from offbook.config import Config
-from offbook.monitor import Metrics, Monitor
+from offbook.monitor import Metrics, Monitor, RowLosses
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
+from offbook.training.log import Log
 from offbook.training.loop import training_steps
 from offbook.training.setup import prepare
 from offbook.training.step import Stepper, StepResult
+
+
+class Kept(Log):
+    """A log that keeps records in a list, without those of rows, and writes nothing."""
+
+    def __init__(self, records: list[Metrics]) -> None:
+        self._records = records
+
+    def __call__(self, record: Metrics) -> None:
+        if not isinstance(record, RowLosses):
+            self._records.append(record)
+
+    def flush(self) -> None:
+        pass
 
 
 def make_stepper(
@@ -25,9 +40,9 @@ def make_stepper(
     loaded = prepare(config, Monitor())
     return Stepper(
         loaded,
-        optimizer(loaded.trained_parameters(), lr=config.train.learning_rate),
+        optimizer([{"params": loaded.trained_parameters(), "lr_ratio": 1.0}], lr=1.0),
         Progress(loaded.inputs.plan.micro_batch_tokens),
-        [].append if log is None else log.append,
+        Kept([] if log is None else log),
         lambda text: None,
         lambda: False,
     )

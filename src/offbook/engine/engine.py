@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from offbook.engine.batching import MIN_SHARED_TOKENS, MicroBatch, Step, make_step
 from offbook.engine.layers import Attention, LastLayer, is_replaceable, replacement
 from offbook.engine.layout import Layout
-from offbook.engine.loss import summed_cross_entropy
+from offbook.engine.loss import cross_entropy
 from offbook.engine.ops import Backend, choose, threads_for
 from offbook.engine.prefix import Prefix, Recorder
 from offbook.models.load import backbone, head
@@ -28,6 +28,8 @@ from offbook.tokens.examples import IGNORED, Example
 # Tokens of a micro-batch are padded to a multiple of this, by a dummy sequence: oneDNN's matrix
 # products with some odd numbers of rows are slower by a third.
 TOKEN_MULTIPLE = 16
+
+Losses = list[tuple[MicroBatch, torch.Tensor]]  # micro-batches, and the losses of their tokens
 
 
 class Engine:
@@ -96,11 +98,18 @@ class Engine:
         step: Step,
         seed: Sequence[int],
         should_stop: Callable[[], bool] = lambda: False,
+        losses: Losses | None = None,
     ) -> float | None:
         """Add up the gradients of one optimizer step over its micro-batches, in training mode.
 
         The gradient is that of the mean over the supervised tokens of the whole step, whatever the
         micro-batches are. Dropout depends on `seed` and on the micro-batches.
+
+        Args:
+            step: the micro-batches.
+            seed: of dropout.
+            should_stop: called before each micro-batch.
+            losses: receives each micro-batch with the losses [N] of its supervised tokens.
 
         Returns:
             The mean loss in nats per token; None, and no gradients, if `should_stop` was true.
@@ -108,25 +117,31 @@ class Engine:
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         if not (self.model.training and backbone(self.model).training):
             self.model.train()  # it goes through all modules
-        return self.forward_backward(step, should_stop)
+        return self.forward_backward(step, should_stop, losses)
 
     def forward_backward(
-        self, step: Step, should_stop: Callable[[], bool] = lambda: False
+        self,
+        step: Step,
+        should_stop: Callable[[], bool] = lambda: False,
+        losses: Losses | None = None,
     ) -> float | None:
         """As `accumulate`, in the mode that the model is in."""
-        losses = []  # not read before the end, so that a GPU has work all the time
+        means = []  # not read before the end, so that a GPU has work all the time
         with self._threads():
             prefix = self._prefix(step)
             for batch in step.micro_batches:
                 if should_stop():
                     self.model.zero_grad(set_to_none=True)
                     return None
-                loss = self.loss(batch, prefix) / step.supervised
-                loss.backward()
-                losses.append(loss.detach())
+                loss_N = self.loss(batch, prefix)
+                mean = loss_N.sum() / step.supervised
+                mean.backward()
+                means.append(mean.detach())
+                if losses is not None:
+                    losses.append((batch, loss_N.detach()))
             if prefix:
                 prefix.backward()
-        return sum(loss.item() for loss in losses)
+        return sum(mean.item() for mean in means)
 
     def mean_loss(
         self, step: Step, should_stop: Callable[[], bool] = lambda: False
@@ -141,19 +156,19 @@ class Engine:
             for batch in step.micro_batches:
                 if should_stop():
                     return None
-                losses.append(self.loss(batch, prefix))
+                losses.append(self.loss(batch, prefix).sum())
         return sum(loss.item() for loss in losses) / step.supervised
 
     def loss(self, batch: MicroBatch, prefix: Prefix | None = None) -> torch.Tensor:
-        """The summed cross-entropy of a micro-batch's supervised tokens, in nats.
+        """The cross-entropy [N] of a micro-batch's supervised tokens, in nats.
 
-        The caller divides it by the supervised tokens of the whole step, so that the result does
-        not depend on the micro-batches.
+        The caller divides their sum by the supervised tokens of the whole step, so that the result
+        does not depend on the micro-batches.
         """
         if not self.packed:
             return padded_loss(self.model, batch)
         hidden_ND = self._wanted_states(batch, prefix)
-        return summed_cross_entropy(
+        return cross_entropy(
             self._head_ops, hidden_ND, head(self.model), batch.targets[batch.wanted]
         )
 
@@ -238,14 +253,14 @@ class Engine:
 
 
 def padded_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
-    """The loss on sequences padded on the right, as transformers computes it.
+    """The losses [N] on sequences padded on the right, as transformers computes them.
 
     Attention is causal, so no real token sees padding and no mask is needed. Tokens that are not
     supervised skip the output head, which is by far the widest layer of a large vocabulary.
     """
     logits_NV = head(model)(padded_states(model, batch))
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    return F.cross_entropy(logits_NV.to(wide), batch.targets[batch.wanted], reduction="sum")
+    return F.cross_entropy(logits_NV.to(wide), batch.targets[batch.wanted], reduction="none")
 
 
 def padded_states(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
@@ -255,6 +270,16 @@ def padded_states(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
     hidden_BTD = backbone(model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
     hidden_ND: torch.Tensor = hidden_BTD[targets_BT != IGNORED]
     return hidden_ND
+
+
+def row_losses(losses: Losses) -> dict[int, float]:
+    """The loss of each example of a step, in nats per supervised token, by its number there."""
+    found = {}
+    for batch, loss_N in losses:
+        row_N, loss = batch.row_of_wanted, loss_N.numpy(force=True)
+        for row in batch.rows:
+            found[row] = float(loss[row_N == row].mean(dtype=np.float64))
+    return dict(sorted(found.items()))
 
 
 @contextmanager

@@ -24,12 +24,12 @@ def workspace_bytes(
     return min(CHUNK_BYTES[device.type], all_logits) + ops.linear_workspace_bytes(vocabulary, dtype)
 
 
-def summed_cross_entropy(
+def cross_entropy(
     ops: Backend, hidden_ND: torch.Tensor, head: nn.Module, targets_N: torch.Tensor
 ) -> torch.Tensor:
-    """The summed cross-entropy of a frozen linear head's predictions, in nats.
+    """The cross-entropy of each of a frozen linear head's predictions, in nats.
 
-    The gradient is computed along with the loss, in chunks of tokens, so that no tensor of all
+    The gradient is computed along with the losses, in chunks of tokens, so that no tensor of all
     tokens x vocabulary is needed.
 
     Args:
@@ -39,14 +39,14 @@ def summed_cross_entropy(
         targets_N: the ids to predict.
 
     Returns:
-        A scalar, in float32 or wider.
+        Losses [N], in float32 or wider.
     """
     bias = getattr(head, "bias", None)
-    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden_ND, head.weight, bias, targets_N, ops)
-    return loss
+    loss_N: torch.Tensor = _CrossEntropy.apply(hidden_ND, head.weight, bias, targets_N, ops)
+    return loss_N
 
 
-class _SummedCrossEntropy(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -56,22 +56,21 @@ class _SummedCrossEntropy(torch.autograd.Function):
         targets_N: torch.Tensor,
         ops: Backend,
     ) -> torch.Tensor:
-        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=hidden_ND.device)
-        gradients = []
+        losses, gradients = [], []
         per_token = len(weight_VD) * ops.bytes_per_logit(weight_VD.dtype)
         tokens = max(CHUNK_BYTES[hidden_ND.device.type] // per_token, FEWEST_TOKENS)
         chunks = max(math.ceil(len(targets_N) / tokens), 1)
         for h_ND, y_N in zip(*(x.chunk(chunks) for x in (hidden_ND, targets_N)), strict=True):
-            loss, gradient_NV = ops.cross_entropy(ops.linear(h_ND, weight_VD, bias_V), y_N)
-            total += loss
+            loss_N, gradient_NV = ops.cross_entropy(ops.linear(h_ND, weight_VD, bias_V), y_N)
+            losses.append(loss_N)
             if ctx.needs_input_grad[0]:
                 gradients.append(ops.linear(gradient_NV, weight_VD.t()))
             del gradient_NV  # or it would be in memory beside the next chunk's logits
         ctx.save_for_backward(*gradients)
-        return total
+        return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dhidden_ND = torch.cat(ctx.saved_tensors)
-        return dhidden_ND.mul_(grads[0].to(dhidden_ND.dtype)), None, None, None, None
+        weights_N = grads[0].to(dhidden_ND.dtype)
+        return dhidden_ND.mul_(weights_N[:, None]), None, None, None, None

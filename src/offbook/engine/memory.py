@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
+from pathlib import Path
 
+import psutil
 import torch
 
 from offbook.errors import ConfigError
@@ -61,6 +64,18 @@ def prepare_deterministic(device: torch.device) -> None:
             fix=f"set {name}={value} in the environment before the process starts",
         )
     os.environ[name] = value
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of memory that this process has used at the most, on a GPU or of the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux carries `ru_maxrss` over from the process that started this one.
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return 1024 * int(found[1])
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", 0)) or int(memory.rss)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -199,9 +199,15 @@ def restore(
         restore_adapter(model, folder)
         moments = load_file(folder / OPTIMIZER)
         state = optimizer.state_dict()
+        names = {parameter: name for name, parameter in _trainable(model).items()}
         state["state"] = {
-            index: {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            for index, name in enumerate(_trainable(model))
+            index: {
+                key: moments[f"{names[parameter]}.{key}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+            for index, parameter in enumerate(
+                parameter for group in optimizer.param_groups for parameter in group["params"]
+            )
         }
         optimizer.load_state_dict(state)
 

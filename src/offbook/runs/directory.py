@@ -16,14 +16,21 @@ from pydantic import Field, TypeAdapter
 from offbook.config import PATH_KEYS, RECEIPT, RUN_SETTINGS, Config
 from offbook.errors import CheckpointError, ConfigError, DiskError, quoted
 from offbook.files import storage
-from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatches, StepMetrics
+from offbook.monitor import (
+    EvalMetrics,
+    Metrics,
+    RowLosses,
+    SkippedStep,
+    SmallerMicroBatches,
+    StepMetrics,
+)
 from offbook.runs.receipt import Receipt
 from offbook.settings_file import write_yaml
 
 # The first class whose fields a line of metrics.jsonl has.
 LINE: TypeAdapter[Metrics] = TypeAdapter(
     Annotated[
-        StepMetrics | EvalMetrics | SkippedStep | SmallerMicroBatches | Metrics,
+        StepMetrics | EvalMetrics | RowLosses | SkippedStep | SmallerMicroBatches | Metrics,
         Field(union_mode="left_to_right"),
     ]
 )
@@ -331,9 +338,10 @@ class RunDirectory:
         """
         return (record for record, _ in self._metrics_lines())
 
-    def log(self, record: Metrics) -> None:
-        """Append a line to `metrics.jsonl`."""
-        storage.append(self.metrics_file, json.dumps(asdict(record)).encode() + b"\n")
+    def log(self, *records: Metrics) -> None:
+        """Append lines to `metrics.jsonl`."""
+        lines = [json.dumps(asdict(record)).encode() + b"\n" for record in records]
+        storage.append(self.metrics_file, b"".join(lines))
 
     def forget_after(self, step: int) -> None:
         """Remove the lines of later steps from `metrics.jsonl`.

@@ -5,28 +5,30 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from offbook.config import Config, TrainSettings
+from offbook.config import Config
 from offbook.engine.check import check_or_fall_back
+from offbook.engine.engine import row_losses
 from offbook.engine.machine import refuse_forked_child
+from offbook.engine.memory import peak_memory
 from offbook.errors import ConfigError, OffbookError
 from offbook.files import storage
-from offbook.monitor import EvalMetrics, LineMonitor, Metrics, Monitor, StepMetrics
+from offbook.monitor import EvalMetrics, LineMonitor, Monitor, RowLosses, StepMetrics
 from offbook.runs import checkpoint
 from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress, lowest
 from offbook.runs.directory import COMMITTED, RunDirectory
 from offbook.training.ending import describe_early_end, finished_steps, out_of_patience
 from offbook.training.interrupt import Interrupt
+from offbook.training.log import open_log
 from offbook.training.resume import begin
 from offbook.training.schedule import Schedule, learning_rate_at
 from offbook.training.setup import LoadedRun
-from offbook.training.step import Log, Stepper, StepResult, Stopped
+from offbook.training.step import Stepper, StepResult, Stopped
 
 
 def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Iterator[StepResult]:
@@ -72,9 +74,10 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
             return
 
         started = time.perf_counter()
-        examples = [training[row] for row in schedule.rows(step)]
+        rows = schedule.rows(step)
+        examples = [training[row] for row in rows]
         learning_rate = learning_rate_at(step, total, settings)
-        loss, tokens = stepper.forward_backward(examples)
+        loss, tokens, by_token = stepper.forward_backward(examples)
         grad_norm = stepper.clip_gradients()
         stepper.require_finite(loss, grad_norm, examples)
         if not stepper.is_loss_spike(loss):
@@ -85,6 +88,10 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
 
         result = StepResult(loss, grad_norm, learning_rate, len(examples), seconds)
         monitor.step(progress.step, loss, result.examples_per_second)
+        if step < schedule.steps_per_epoch:
+            of_rows = row_losses(by_token)
+            numbers = [int(rows[k]) for k in of_rows]
+            stepper.log(RowLosses(progress.step, numbers, [round(x, 4) for x in of_rows.values()]))
         log_due = progress.step == total or progress.step % settings.logging_steps == 0
         if log_due:
             stepper.log(
@@ -95,6 +102,7 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
                     grad_norm=grad_norm,
                     learning_rate=learning_rate,
                     examples_per_second=round(result.examples_per_second, 3),
+                    memory=peak_memory(inputs.device),
                 )
             )
         yield result
@@ -206,7 +214,7 @@ def _train(
         Seconds spent in steps, examples seen in them, and whether the run has finished.
     """
     seconds, examples = 0.0, 0
-    with _log(run, loaded.inputs.config.train, monitor, progress.step) as log:
+    with open_log(run, loaded.inputs.config.train, monitor, progress.step) as log:
         stepper = Stepper(loaded, optimizer, progress, log, monitor.announce, should_stop)
         try:
             for result in training_steps(run, stepper, monitor):
@@ -240,34 +248,3 @@ def _how_to_go_on(run: RunDirectory, step: int, finished: bool) -> str:
         return f"the run in {run.path} has finished"
     saved = f"saved after step {step}" if step else "stopped in the first step"
     return f"{saved}; continue with `offbook.train(config, resume=True)`, or `{run.command}`"
-
-
-@contextmanager
-def _log(run: RunDirectory, settings: TrainSettings, monitor: Monitor, step: int) -> Iterator[Log]:
-    """A function that writes a record to `metrics.jsonl`, the monitor and TensorBoard."""
-    board = None
-    if settings.report_to == "tensorboard":
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "TensorBoard is not installed",
-                where="train.report_to",
-                fix="run `pip install 'offbook[tensorboard]'`",
-            ) from None
-        board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step or None)
-
-    def log(record: Metrics) -> None:
-        run.log(record)
-        monitor.metrics(record)
-        if board:
-            values = asdict(record)
-            at_step = values.pop("step")
-            for name, value in values.items():
-                board.add_scalar(name, value, at_step)
-
-    try:
-        yield log
-    finally:
-        if board:
-            board.close()

@@ -56,15 +56,24 @@ def begin(
         _tell_changes(run, receipt, monitor)
         _tell_schedule(run, own, inputs, monitor)
     loaded = load(inputs, monitor)
-    optimizer = torch.optim.AdamW(
-        loaded.trained_parameters(),  # each step sets the learning rate
-        weight_decay=config.train.weight_decay,
-        fused=True,
-    )
+    optimizer = make_optimizer(loaded)
     if resume:
         return loaded, optimizer, _restore(run, own, loaded, optimizer, monitor)
     run.begin(inputs.config, receipt)
     return loaded, optimizer, Progress(inputs.plan.micro_batch_tokens)
+
+
+def make_optimizer(loaded: LoadedRun) -> torch.optim.Optimizer:
+    """AdamW for the adapter; each step sets its learning rate, times the group's `lr_ratio`."""
+    config, ratio = loaded.inputs.config, loaded.inputs.config.lora.loraplus_lr_ratio
+    trained = {n: p for n, p in loaded.model.named_parameters() if p.requires_grad}
+    groups = [{"params": list(trained.values()), "lr_ratio": 1.0}]
+    if ratio is not None:
+        groups = [
+            {"params": [p for n, p in trained.items() if "lora_B" not in n], "lr_ratio": 1.0},
+            {"params": [p for n, p in trained.items() if "lora_B" in n], "lr_ratio": ratio},
+        ]
+    return torch.optim.AdamW(groups, weight_decay=config.train.weight_decay, fused=True)
 
 
 def _same_commits(commits: dict[str, str], own: Config, config: Config) -> dict[str, str]:

@@ -15,19 +15,19 @@ import torch
 
 from offbook.config import TrainSettings
 from offbook.engine.batching import Step
+from offbook.engine.engine import Losses
 from offbook.engine.memory import is_out_of_memory
 from offbook.errors import MemoryPlanError, NonFiniteError
 from offbook.models.load import require_finite_weights
-from offbook.monitor import Metrics, SkippedStep, SmallerMicroBatches
+from offbook.monitor import SkippedStep, SmallerMicroBatches
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
 from offbook.tokens.examples import Example
 from offbook.training.advice import Case, advise
+from offbook.training.log import Log
 from offbook.training.plan import Memory, least_memory
 from offbook.training.setup import LoadedRun
-
-Log = Callable[[Metrics], None]
 
 COMPARED_LOSSES = 20  # a spike is measured against the median of the losses of this many steps
 
@@ -83,11 +83,11 @@ class Stepper:
     def settings(self) -> TrainSettings:
         return self.loaded.inputs.config.train
 
-    def forward_backward(self, examples: Sequence[Example]) -> tuple[float, int]:
+    def forward_backward(self, examples: Sequence[Example]) -> tuple[float, int, Losses]:
         """Compute the gradients of the mean loss over the supervised tokens of `examples`.
 
         Returns:
-            The mean loss in nats per token, and the number of supervised tokens.
+            The mean loss in nats per token, the number of supervised tokens, and the loss of each.
 
         Raises:
             Stopped: when asked to stop; there are no gradients then.
@@ -95,12 +95,14 @@ class Stepper:
         """
         engine = self.loaded.engine
         seed = [self.settings.seed, self.progress.step]
+        losses: Losses = []
 
         def accumulate(step: Step) -> float | None:
-            return engine.accumulate(step, seed, self.should_stop)
+            losses.clear()  # of a step in larger micro-batches, for which memory was not enough
+            return engine.accumulate(step, seed, self.should_stop, losses)
 
         loss, step = self._within_memory(examples, accumulate)
-        return loss, step.supervised
+        return loss, step.supervised, losses
 
     def evaluate(self, examples: Sequence[Example]) -> float:
         """The mean loss per supervised token, in nats, without dropout.
@@ -164,7 +166,7 @@ class Stepper:
     def update(self, learning_rate: float) -> None:
         """Change the weights by the optimizer's rule."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_ratio"]
         self.optimizer.step()
 
     def save(self, run: RunDirectory, losses: Mapping[int, float]) -> None:
@@ -183,6 +185,7 @@ class Stepper:
             raise _not_finite(
                 f"step {self.progress.step} left an adapter with norm {norm:g}; it is not saved"
             )
+        self.log.flush()
         settings = self.settings
         kept = losses if settings.keep_best else {}
         checkpoint.save(

@@ -69,7 +69,10 @@ class Backend(ABC):
     def cross_entropy(
         self, logits_NV: torch.Tensor, targets_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed loss and its gradient [N, V], which may overwrite the logits."""
+        """The loss of each token, float32 or wider [N], and the gradient of their sum [N, V].
+
+        The gradient may overwrite the logits.
+        """
 
     @abstractmethod
     def saved_by_projection(

@@ -170,7 +170,7 @@ class Cuda(Torch):
         self, logits_NV: torch.Tensor, targets_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logits_NV = logits_NV.contiguous()
-        return kernels.cross_entropy(logits_NV, targets_N).sum(), logits_NV
+        return kernels.cross_entropy(logits_NV, targets_N), logits_NV
 
     def saved_by_projection(
         self, width: int, projections: int, *, gated: bool, dropout: bool

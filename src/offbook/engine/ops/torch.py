@@ -169,10 +169,10 @@ class Torch(Backend):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
         log_p_NV = torch.log_softmax(logits_NV.to(wide), -1)
-        loss = -log_p_NV.gather(1, targets_N[:, None]).sum()
+        loss_N = -log_p_NV.gather(1, targets_N[:, None])[:, 0]
         gradient_NV = log_p_NV.exp_()  # probabilities, minus one at the target
         gradient_NV[torch.arange(len(targets_N), device=targets_N.device), targets_N] -= 1
-        return loss, gradient_NV.to(logits_NV.dtype)
+        return loss_N, gradient_NV.to(logits_NV.dtype)
 
     def saved_by_projection(
         self, width: int, projections: int, *, gated: bool, dropout: bool
