@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from offbook.config import Config
 from support.evaluations import make_evaluation
 from support.exports import train_run
 from support.families import make_family
@@ -85,10 +86,20 @@ def test_runs_are_listed(cli: Cli, runs: Path) -> None:
     assert (keeper["run"], keeper["step"], keeper["steps"]) == ("runs/keeper", 4, 4)
     assert keeper["verdict"] == "took"
     assert "damaged" in captain["problem"]
-    code, _, err = cli("runs", "nothing")
-    assert (code, "nothing: no such folder; `offbook train` makes a run" in err) == (2, True)
     (runs / "empty").mkdir()
     assert cli("runs", "runs/empty")[:2] == (0, "no runs in runs/empty\n")
+
+
+def test_where_there_are_no_runs_one_is_made_as_advised(
+    cli: Cli, tiny_config: Callable[..., Config]
+) -> None:
+    code, _, err = cli("runs")
+    assert code == 2
+    assert err == "error: runs: no such folder; `offbook train` makes a run in ./runs\n"
+    changed = tiny_config("train.max_steps=1").flat()
+    keys = ("model.base", "data.train", "train.max_steps")
+    assert cli("train", *(f"{key}={changed[key]}" for key in keys))[0] == 0
+    assert cli("runs")[1].startswith("runs/offbook  rows.jsonl")
 
 
 def test_runs_are_compared(cli: Cli, runs: Path) -> None:

@@ -121,7 +121,7 @@ def compare(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Compare runs: settings that differ, losses, and what `offbook eval` found.
+    """Compare runs: settings that differ, losses, and what evaluations have found.
 
     Where runs have answered the same held-out prompts, their replies are compared prompt by prompt
     with those of the first run, which tells smaller differences from noise.
