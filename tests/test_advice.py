@@ -412,6 +412,7 @@ HUB = "tests/files/test_hub.py::test_"
 MODELS = "tests/models/test_advice.py::test_"
 PLAN = "tests/training/test_advice.py::test_"
 READ = "tests/data/test_formats.py::test_"
+REPORTS = "tests/cli/test_reports.py::test_"
 RUN = "tests/training/test_run_advice.py::test_"
 RUNS = "tests/cli/test_runs.py::test_"
 SOURCES = "tests/inference/test_sources.py::test_"
@@ -761,6 +762,20 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     f"{EXPORT}a_dora_adapter_has_its_own_strength_or_is_trained_as_plain_lora": (
         "leave out --strength, or train without lora.use_dora",
+    ),
+    f"{REPORTS}what_cannot_be_reported_is_as_advised": (
+        "name another file with -o",
+        "remove it, and evaluate the run again",
+    ),
+    f"{REPORTS}where_there_are_no_runs_one_is_made_as_advised": (
+        "`offbook train` makes a run in ./runs",
+    ),
+    "tests/report/test_compare.py::test_what_cannot_be_compared_is_compared_as_advised": (
+        "name 2 to {MOST_RUNS} runs",
+        "name each run once",
+    ),
+    "tests/report/test_watch.py::test_a_port_that_is_taken_is_left_for_another_as_advised": (
+        "choose another --port, or leave it out",
     ),
 }
 FROM_MODELSCOPE = (

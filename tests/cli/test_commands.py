@@ -111,8 +111,8 @@ def test_commands_of_other_programs_are_as_documented() -> None:
 Cli = Callable[..., tuple[int, str, str]]
 SHORT = ("train.num_train_epochs=0.05", "train.max_steps=null")
 # Minutes of training; measured in tests/cli/test_plan.py; at the end of the test; and in
-# tests/cli/test_serve.py.
-SKIPPED = ("demo", "plan", "init", "serve")
+# tests/cli/test_serve.py, test_watch.py and test_reports.py.
+SKIPPED = ("demo", "plan", "init", "serve", "watch", "runs")
 
 
 @pytest.mark.slow

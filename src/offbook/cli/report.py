@@ -21,7 +21,7 @@ def report(
 ) -> None:
     """Write a run on one page: verdict, curves, scores, replies, rows and receipt.
 
-    The page is one file that needs no network. What `offbook eval` found is on it.
+    The page is one file that needs no network. What an evaluation has found is on it.
 
     \b
     offbook report runs/myrole

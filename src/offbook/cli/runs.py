@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,7 +121,7 @@ def compare(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Compare runs: settings that differ, losses, and what `offbook eval` found.
+    """Compare runs: settings that differ, losses, and what evaluations have found.
 
     Where runs have answered the same held-out prompts, their replies are compared prompt by prompt
     with those of the first run, which tells smaller differences from noise.
@@ -214,7 +215,8 @@ def remove(
         RunDirectory.open(run)  # which says what is wrong
     if not yes:
         say("  ".join(filter(None, _cells(summarize(run)))))
-        if not typer.confirm(f"remove the run in {run}?", err=True):
+        say(f"remove the run in {run}? [y/N]")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             say("nothing was removed")
             raise typer.Exit(1)
     left = remove_run(found)

@@ -49,11 +49,13 @@ class Pairing:
 
     Attributes:
         name: of the run.
+        style: its colour.
         rows: the figures of the first run in place of the base's, those of this run in place of
             the tuned model's, and the differences.
     """
 
     name: str
+    style: str
     rows: list[Row]
 
     @property
@@ -134,8 +136,9 @@ class Comparison:
     def pairings(self) -> list[Pairing]:
         """The other runs beside the first, where both have answered the same prompts."""
         first = self.runs[0].evaluation
-        pairs = [(run.name, paired(first, run.evaluation)) for run in self.runs[1:]]
-        return [Pairing(name, rows) for name, rows in pairs if rows]
+        others = zip(self.runs[1:], STYLES[1:], strict=False)
+        pairs = [(run.name, style, paired(first, run.evaluation)) for run, style in others]
+        return [Pairing(name, style, rows) for name, style, rows in pairs if rows]
 
     def charts(self) -> list[Chart]:
         """The curves of all runs on one plot each."""

@@ -182,11 +182,10 @@ class Row:
             return "open"
         return "good" if (self.change.value > 0) == (self.better == HIGHER) else "bad"
 
-    @property
-    def bars(self) -> Markup:
-        """The intervals, drawn."""
-        pairs = [] if self.base is None else [(self.base, "b")]
-        return interval_bars([*pairs, (self.tuned, "a")])
+    def bars(self, before: str = "b", after: str = "a") -> Markup:
+        """The intervals, drawn in these colours."""
+        pairs = [] if self.base is None else [(self.base, before)]
+        return interval_bars([*pairs, (self.tuned, after)])
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,6 @@ class Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     server_version, sys_version = "offbook", ""
     timeout = 30  # seconds for which a connection may be silent
     server: Server

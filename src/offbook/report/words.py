@@ -143,8 +143,8 @@ WORDS = {
     ),
     "live": Text("This page follows the run.", "本页面实时更新。"),
     "lost": Text(
-        "offbook watch has ended; this is what it showed last.",
-        "offbook watch 已停止；以下是最后的内容。",
+        "Nobody answers any more; this is what was shown last.",
+        "服务已停止；以下是最后的内容。",
     ),
     "problem": Text("The files of the run cannot be read:", "无法读取训练文件："),
     # Curves.
