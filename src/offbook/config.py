@@ -70,9 +70,11 @@ class DataSettings(Section):
     `teahouse-zh`). So do general questions and answers, which belong to no role (`general-en`,
     `general-zh`): what a trained model has forgotten is measured on them."""
 
-    validation: float | str = Field(default=0.02, union_mode="left_to_right")
+    validation: float | str = Field(default="auto", union_mode="left_to_right")
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
-    that no prompt is in both sets; or another file or data set. 0 turns validation off."""
+    that no prompt is in both sets; or another file or data set. `auto` is 0.02, or more where that
+    are fewer than 20 rows, up to 0.1: with fewer, no evaluation can tell anything. 0 turns
+    validation off."""
 
     max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     """Most tokens of an example. A longer conversation becomes several examples, each with as much
@@ -292,7 +294,7 @@ class Config(Section):
         copy, flat = self, self.flat()
         for key in PATH_KEYS:
             path = local_path(str(flat[key]))
-            if path and flat[key] not in (EMBEDDED_BASE, *SAMPLES):
+            if path and flat[key] not in ("auto", EMBEDDED_BASE, *SAMPLES):
                 # A link keeps its name, which says what type of file it is.
                 named = path.name not in ("", "..")
                 absolute = path.parent.resolve() / path.name if named else path.resolve()

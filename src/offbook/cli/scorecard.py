@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -11,13 +13,15 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from offbook.cli.console import NARROW, err, out, put, say, waiting
+from offbook.cli.console import NARROW, err, out, put, say
+from offbook.errors import OffbookError, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from offbook.evaluation.record import Compared, Evaluation
 
+SECONDS_PER_LINE = 5.0
 STYLES = {"took": "bold green", "cannot tell": "bold yellow"}
 
 
@@ -25,15 +29,15 @@ STYLES = {"took": "bold green", "cannot tell": "bold yellow"}
 def evaluating() -> Iterator[Callable[[str, int, int], None]]:
     """Show what an evaluation is doing: a bar on a terminal; elsewhere, a line for each part."""
     if not err.is_terminal:
-        with waiting("evaluating"):
-            told: list[str] = []
+        told, at = "", 0.0
 
-            def tell(what: str, done: int, total: int) -> None:
-                if told[-1:] != [what]:
-                    told.append(what)
-                    say(what, "dim")
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal told, at
+            if what != told or time.monotonic() > at + SECONDS_PER_LINE:
+                say(f"{what}: {done} of {total}", "dim")
+                told, at = what, time.monotonic()
 
-            yield tell
+        yield tell
         return
     facts = TextColumn("{task.description}", table_column=Column(no_wrap=True))
     with Progress(BarColumn(bar_width=None), facts, console=err, transient=True) as bar:
@@ -76,6 +80,34 @@ def put_scorecard(found: Evaluation) -> None:
         put(f"{row.source}: {row.remark}")
     if len(remarked) > 5:
         put(f"and {len(remarked) - 5} more rows in the report")
+
+
+def put_short_scorecard(run: Path) -> None:
+    """Evaluate a run that has just been trained, in short, and print what was found.
+
+    The run is complete: whatever happens here, its training has succeeded.
+    """
+    from offbook.evaluation.evaluate import evaluate, write_evaluation
+    from offbook.evaluation.subject import find_subject
+    from offbook.report.page import write_report
+
+    in_full = f"offbook eval {quoted(run)}"
+    try:
+        with evaluating() as progress:
+            subject = find_subject(run, lambda text: None)
+            found, ledger = evaluate(subject, progress, short=True)
+        assert subject.run is not None
+        write_evaluation(subject.run, found, ledger)
+        report = write_report(subject.run)
+    except OffbookError as error:
+        say(f"not evaluated: {error}")
+        return
+    except KeyboardInterrupt:
+        say(f"not evaluated; do it later with\n    {in_full}")
+        return
+    put_scorecard(found)
+    put(f"report in {report}")
+    put(f"evaluate it in full:\n    {in_full}")
 
 
 def scores(found: Evaluation) -> Iterator[tuple[str, Compared, bool]]:

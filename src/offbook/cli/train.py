@@ -16,6 +16,7 @@ import typer
 
 from offbook.cli.arguments import Settings, file_and_settings
 from offbook.cli.console import ProgressMonitor, put, say
+from offbook.cli.scorecard import put_short_scorecard
 from offbook.errors import INTERRUPTED, TERMINATED, ConfigError, quoted
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing run, but no other files.")
     ] = False,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--eval/--no-eval", help="At the end, compare the result with the base, in short."
+        ),
+    ] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on stdout.")
     ] = False,
@@ -74,7 +81,7 @@ def train(
     if as_json:
         print(json.dumps({**asdict(result), "run": str(result.run)}))
     else:
-        report(result)
+        report(result, evaluate)
     raise typer.Exit(code)
 
 
@@ -100,8 +107,8 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
     return result, _exit_code(received[0])
 
 
-def report(result: TrainResult) -> None:
-    """Print how a run ended, and what to do next."""
+def report(result: TrainResult, evaluate: bool = True) -> None:
+    """Print how a run ended, whether the role took, and what to do next."""
     run = quoted(result.run)
     if not result.finished:
         how = f"stopped and saved after step {result.steps}; continue with"
@@ -125,6 +132,8 @@ def report(result: TrainResult) -> None:
             f"the validation loss was lowest after step {result.best_step:,}; talk to that "
             f"checkpoint:\n    offbook chat {run} --checkpoint best"
         )
+    if evaluate and result.seconds:
+        put_short_scorecard(result.run)
     put(f"adapter in {result.run / 'adapter'}")
     put(f"talk to it:\n    offbook chat {run}")
 

@@ -45,13 +45,16 @@ from offbook.runs.receipt import installed_versions
 from offbook.tokens.examples import IGNORED, tokenize
 from offbook.tokens.template import ChatTemplate
 
-SHORT_REPLIES = 16
-TRAINING_ROWS = 100  # in the short form
 LEDGER_ROWS = 2000
+TEXTS = 48  # replies of the base that the role's voice is told from, at least
+# In the short form:
+SHORT_REPLIES, SHORT_TEXTS = 16, 24
+SHORT_TRAINING, SHORT_GENERAL = 48, 24
 GENERAL = {"en": "general-en", "zh": "general-zh"}
-GENERAL_ROWS = 40  # of each language
+GENERAL_ROWS = 24  # of each language
 GENERAL_REPLIES, GENERAL_TOKENS = 16, 60
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+STRENGTH_ROWS = 24  # of each kind
 
 Progress = Callable[[str, int, int], None]
 
@@ -94,8 +97,10 @@ def evaluate(
 
     held_out, scores = measure("losses of held-out rows", subject.held_out)
     general_rows = read_general(subject.found.template)
-    general, general_scores = measure("losses of general rows", general_rows)
-    sample = spread(subject.training, TRAINING_ROWS if short else LEDGER_ROWS)
+    if short:
+        general_rows = spread(general_rows, SHORT_GENERAL)
+    _, general_scores = measure("losses of general rows", general_rows)
+    sample = spread(subject.training, SHORT_TRAINING if short else LEDGER_ROWS)
     training = measure("losses of training rows", sample)[1] if sample else None
     best = _rise_since_best(subject, model, held_out, scores)
     lines = _lines(subject, scores, sample, training, best)
@@ -106,7 +111,7 @@ def evaluate(
             writer,
             subject.held_out,
             subject.training,
-            SHORT_REPLIES if short else len(subject.held_out),
+            *((SHORT_REPLIES, SHORT_TEXTS) if short else (len(subject.held_out), TEXTS)),
             progress,
         )
         if not short:
@@ -117,7 +122,7 @@ def evaluate(
                 in_role = InRole(in_role.leaks, in_role.probes, turns, _drift(turns))
                 general_voice = _general_voice(writer, general_rows, heard.classifier, progress)
     if not short:
-        at_strengths = _strengths(model, strength, held_out, general, subject, progress)
+        at_strengths = _strengths(engine, strength, subject.held_out, general_rows, progress)
         chosen = min(at_strengths, key=lambda at: at.loss.value + at.kl.value).strength
         if training is not None:
             ledger = make_ledger(sample, training, subject.first_losses)
@@ -269,27 +274,29 @@ def _general_voice(
 
 
 def _strengths(
-    model: PeftModel,
+    engine: Engine,
     trained: float,
-    held_out: Meter,
-    general: Meter,
-    subject: Subject,
+    held_out: Sequence[Row],
+    general: Sequence[Row],
     progress: Progress,
 ) -> list[AtStrength]:
-    """The adapter at several strengths."""
+    """The adapter at several strengths, on some of the rows."""
+    parts = [spread(rows, STRENGTH_ROWS) for rows in (held_out, general)]
+    own, other = (Meter(engine, [row.example for row in rows]) for rows in parts)
+    assert isinstance(engine.model, PeftModel)
     found = []
     for number, strength in enumerate(STRENGTHS):
         progress("adapter strengths", number, len(STRENGTHS))
-        set_strength(model, strength)
-        scores, forgot = held_out.measure(), general.measure()
+        set_strength(engine.model, strength)
+        scores, forgot = own.measure(), other.measure()
         found.append(
             AtStrength(
                 strength,
-                figure(scores.tuned, _prompts(subject.held_out), scores.tokens),
+                figure(scores.tuned, _prompts(parts[0]), scores.tokens),
                 figure(forgot.kl, weights=forgot.tokens),
             )
         )
-    set_strength(model, trained)
+    set_strength(engine.model, trained)
     return found
 
 

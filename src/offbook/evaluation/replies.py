@@ -24,7 +24,6 @@ from offbook.evaluation.voice import (
 from offbook.inference.pytorch import TorchEngine, WholeReply
 from offbook.tokens.examples import IGNORED
 
-BASE_TEXTS = 48  # replies of the base that the role's voice is told from, at least
 LEAST_TOKENS, MOST_TOKENS = 60, 256  # that a reply may have
 EXAMPLES = 5  # of copies
 
@@ -55,6 +54,7 @@ def listen(
     held_out: Sequence[Row],
     training: Sequence[Row],
     most: int,
+    texts: int,
     progress: Progress,
 ) -> Heard:
     """Let both models answer held-out prompts, and compare what they say.
@@ -65,11 +65,12 @@ def listen(
         training: rows that it was trained on. The base answers some of them too, where held-out
             prompts are too few to know its voice by.
         most: prompts at most.
+        texts: replies of the base that the role's voice is told from, at least.
         progress: see `evaluate`.
     """
     rows = list({row.prompt: row for row in held_out}.values())[:most]
     more = list({row.prompt: row for row in training}.values())
-    more = more[:: max(len(more) // BASE_TEXTS, 1)][: max(BASE_TEXTS - len(rows), 0)]
+    more = more[:: max(len(more) // texts, 1)][: max(texts - len(rows), 0)]
     prompts = [writer.template.build_prompt(_before(row)) for row in [*rows, *more]]
     limit = reply_limit([*rows, *more])
 

@@ -13,7 +13,7 @@ from offbook.data.conversations import Conversation, ConversationReader, read_co
 from offbook.errors import ConfigError
 from offbook.inference.model import FoundModel, find_model
 from offbook.inference.sources import Source, identify
-from offbook.monitor import Monitor, StepMetrics
+from offbook.monitor import Monitor, RowLosses, StepMetrics
 from offbook.runs.checkpoint import best_step
 from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.places import find_data
@@ -137,6 +137,12 @@ def find_subject(
         as_rows(known.training, reader),
         at if at is not None else max(steps, default=None),
         best_step(run),
+        {
+            row: loss
+            for record in run.metrics()
+            if isinstance(record, RowLosses)
+            for row, loss in zip(record.rows, record.losses, strict=True)
+        },
     )
 
 

@@ -12,6 +12,9 @@ from offbook.monitor import Monitor
 from offbook.tokens.examples import Examples, tokenize
 from offbook.tokens.template import ChatTemplate
 
+SHARE, MOST_SHARE = 0.02, 0.1  # of the examples that are held out
+HELD_OUT = 20  # examples, where that is not more than `MOST_SHARE`
+
 
 @dataclass(frozen=True)
 class Data:
@@ -20,11 +23,13 @@ class Data:
     Attributes:
         files: that they come from, those for training first.
         training, validation: the examples; those for validation may be none.
+        held_out: `data.validation`, resolved.
     """
 
     files: tuple[Path, ...]
     training: Examples
     validation: Examples
+    held_out: float | str
 
     @property
     def longest(self) -> int:
@@ -62,10 +67,17 @@ def read_data(
     examples = tokenize(reader, template, limit, monitor.reading)
     for notice in reader.notices():
         monitor.announce(notice)
+    if share == "auto":
+        share = fitting_share(len(examples))
     if isinstance(share, float):
-        return Data(reader.paths, *examples.split(share, config.train.seed))
+        return Data(reader.paths, *examples.split(share, config.train.seed), share)
     held_out = read_conversations(share, config.data, commits.get("data.validation"))
     validation = tokenize(held_out, template, limit)
     for notice in held_out.notices():
         monitor.announce(notice)
-    return Data((*reader.paths, *held_out.paths), examples, validation)
+    return Data((*reader.paths, *held_out.paths), examples, validation, share)
+
+
+def fitting_share(examples: int) -> float:
+    """The share of so many examples that is held out: what `data.validation: auto` means."""
+    return max(SHARE, min(HELD_OUT / examples, MOST_SHARE))

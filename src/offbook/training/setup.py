@@ -168,6 +168,7 @@ def gather(
     setting, context = config.data.max_length, context_length(base)
     limit = context if setting == "auto" else setting
     data = read_data(config, template, limit, monitor, start.commits)
+    config = config.with_value("data.validation", data.held_out)
     shape = ModelShape.of(base, config.lora)
     for examples in (data.training, data.validation):
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
