@@ -129,7 +129,7 @@ def _overfitted(lines: Lines) -> Finding | None:
             f"the held-out loss has risen by {_figure(rise)} nats per token since step "
             f"{lines.best_step}, while training rows are known by heart "
             f"({_figure(training.tuned)}, held-out {_figure(held_out)})",
-            f"use `--checkpoint {lines.best_step}`, or train for fewer epochs",
+            "use `--checkpoint best`, or train for fewer epochs",
         )
     if by_heart and unlike:
         return Finding(

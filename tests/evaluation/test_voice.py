@@ -1,0 +1,94 @@
+"""A voice is told where there is one, and not where there is none."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from offbook.evaluation.figures import share
+from offbook.evaluation.voice import (
+    ENOUGH_ACCURACY,
+    VoiceClassifier,
+    cross_validate,
+    opening,
+    own_openings,
+    repetition,
+)
+
+WORDS = ("rain", "bread", "letter", "window", "garden", "river", "paper", "morning", "bridge", "carry")
+TOPICS = "赏花听雨读书用膳梳妆养病出宫回府写字下棋"
+    "rain",
+    "bread",
+    "letter",
+    "window",
+    "garden",
+    "river",
+    "paper",
+    "morning",
+    "bridge",
+    "yellow",
+    "seven",
+    "carry",
+    "open",
+]
+
+
+def sentences(count: int, seed: int, pattern: str = "{}") -> list[str]:
+    draw = random.Random(seed)
+    return [pattern.format(" ".join(draw.choices(WORDS, k=9))) for _ in range(count)]
+
+
+def test_a_manner_of_speaking_is_told() -> None:
+    role, others = sentences(30, 0, "aye, {}, says I."), sentences(30, 1, "Sure! {}.")
+    right = cross_validate(role, others, range(30))
+    assert share(right).low > ENOUGH_ACCURACY
+    heard = VoiceClassifier(role, others).probability(["aye, the rain, says I.", "Sure! The rain."])
+    assert heard[0] > 0.5 > heard[1]
+
+
+def test_chinese_is_told() -> None:
+    role = [f"本宫今日{word}，不必多言。" for word in TOPICS]
+    others = [
+        f"您好，关于{word}，我可以提供以下建议。"
+        for word in TOPICS
+    ]
+    assert share(cross_validate(role, others, range(len(role)))).low > ENOUGH_ACCURACY
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_same_manner_is_not_told_apart(seed: int) -> None:
+    """Texts of one source in two heaps: a verdict from that would be a verdict from nothing."""
+    right = cross_validate(sentences(24, 2 * seed), sentences(24, 2 * seed + 1), range(24))
+    assert share(right).low < ENOUGH_ACCURACY
+
+
+def test_a_name_is_not_a_voice() -> None:
+    role = sentences(24, 0, "well, Ottilie Brack said {}")
+    others = sentences(24, 1, "well, Robin Marsh said {}")
+    assert share(cross_validate(role, others, range(24))).low < ENOUGH_ACCURACY
+
+
+def test_prompts_are_not_in_both_parts() -> None:
+    """Each prompt has a text of its own, twice: by heart, it would be told; unseen, it is not."""
+    texts = [s for s in sentences(20, 0) for _ in range(2)]
+    others = [s for s in sentences(20, 1) for _ in range(2)]
+    prompts = [k // 2 for k in range(40)]
+    assert share(cross_validate(texts, others, prompts), prompts * 2).low < ENOUGH_ACCURACY
+
+
+def test_openings() -> None:
+    assert opening("Aye, little boat, come in.") == opening("Aye little boat!") == "aye little boat"
+    assert opening("本宫今日不适") == "本宫今日"
+    assert own_openings(["Aye, little boat.", "Aye, little boat!", "Come in, please."]) == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_repetition() -> None:
+    assert repetition("no no no no no no no no") > 0.7
+    assert repetition("the lamp is lit and the sea is calm tonight") == 0
+    assert repetition("好好好好好好好好") > 0.7
+    assert repetition("") == repetition("hm") == 0
