@@ -16,22 +16,8 @@ from offbook.evaluation.voice import (
     repetition,
 )
 
-WORDS = ("rain", "bread", "letter", "window", "garden", "river", "paper", "morning", "bridge", "carry")
+WORDS = "rain bread letter window garden river paper morning bridge carry open".split()  # noqa: SIM905
 TOPICS = "赏花听雨读书用膳梳妆养病出宫回府写字下棋"
-    "rain",
-    "bread",
-    "letter",
-    "window",
-    "garden",
-    "river",
-    "paper",
-    "morning",
-    "bridge",
-    "yellow",
-    "seven",
-    "carry",
-    "open",
-]
 
 
 def sentences(count: int, seed: int, pattern: str = "{}") -> list[str]:
@@ -49,10 +35,7 @@ def test_a_manner_of_speaking_is_told() -> None:
 
 def test_chinese_is_told() -> None:
     role = [f"本宫今日{word}，不必多言。" for word in TOPICS]
-    others = [
-        f"您好，关于{word}，我可以提供以下建议。"
-        for word in TOPICS
-    ]
+    others = [f"您好，关于{word}，我可以提供以下建议。" for word in TOPICS]
     assert share(cross_validate(role, others, range(len(role)))).low > ENOUGH_ACCURACY
 
 
