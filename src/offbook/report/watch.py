@@ -31,7 +31,7 @@ from offbook.serve.origin import SAFE_HEADERS, wrong_host, wrong_origin
 
 LOOPBACK = "127.0.0.1"
 SECONDS_PER_LOOK = 0.5  # between looks at the files
-SHARE_OF_TIME = 0.1  # at most that much is spent on reading and rendering, beside a training
+SHARE_OF_TIME = 0.03  # at most that much is spent on reading and rendering, beside a training
 Stamp = tuple[object, ...]
 
 

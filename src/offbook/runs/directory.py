@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from offbook.config import PATH_KEYS, RECEIPT, RUN_SETTINGS, Config
 from offbook.errors import CheckpointError, ConfigError, DiskError, quoted
 from offbook.files import storage
 from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatches, StepMetrics
+from offbook.runs.derived import MARKS, is_marked
 from offbook.runs.receipt import Receipt
 from offbook.settings_file import write_yaml
 
@@ -275,14 +276,11 @@ class RunDirectory:
             self._remove()
             storage.discard(self.receipt_file)
 
-    def remove(self, derived: Sequence[str] = ()) -> list[Path]:
-        """Remove a run, but no file that others put in its folder.
-
-        Args:
-            derived: names of files that were made from the run, and that offbook wrote.
+    def remove(self) -> list[Path]:
+        """Remove a run and what was made from it, but no file that others put in its folder.
 
         Returns:
-            What is left there; the folder is gone where nothing is.
+            What is left there, such as exports; the folder is gone where nothing is.
 
         Raises:
             CheckpointError: when there is no run.
@@ -293,8 +291,6 @@ class RunDirectory:
         with self.claim():
             self.clean()
             self._remove()
-            for name in derived:
-                storage.discard(self.path / name)
             storage.discard(self.receipt_file)
             with suppress(OSError):  # Windows keeps an open file
                 (self.path / storage.LOCK).unlink()
@@ -310,6 +306,9 @@ class RunDirectory:
         storage.discard(self.checkpoints)  # unless it has files of the user's
         storage.discard(self.adapter, COMMITTED)
         storage.discard(self.metrics_file)
+        for name in MARKS:  # they are about a run that is gone
+            if is_marked(self.path / name, name):
+                storage.discard(self.path / name)
 
     def receipt(self) -> Receipt:
         """What went into the run.
