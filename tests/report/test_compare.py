@@ -14,7 +14,6 @@ from offbook.files import storage
 from offbook.report.compare import Comparison, bootstrap, likeness, paired
 from offbook.report.listing import find_runs, summarize
 from offbook.report.page import write_report
-from offbook.report.removal import remove_run
 from offbook.runs.directory import RunDirectory
 from support.browsers import chromium, opened, violations
 from support.evaluations import make_evaluation
@@ -134,14 +133,14 @@ def test_removing_a_run_leaves_what_others_put_there(runs: tuple[Path, Path]) ->
     for path in mine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
-    left = remove_run(run)
+    left = run.remove()
     assert {path.name for path in left} == {"corrections.jsonl", "exports", "adapter"}
     files = [path for path in runs[0].rglob("*") if path.is_file()]
     assert sorted(files) == sorted(mine)
     with pytest.raises(CheckpointError, match="not a run directory"):
-        remove_run(run)
+        run.remove()
     write_report(RunDirectory(runs[1]))
-    assert remove_run(RunDirectory(runs[1])) == []
+    assert RunDirectory(runs[1]).remove() == []
     assert not runs[1].exists()
 
 
@@ -149,7 +148,7 @@ def test_files_of_the_users_with_our_names_stay(runs: tuple[Path, Path]) -> None
     mine = {"report.html": "<h1>mine</h1>", "evaluation.json": '{"mine": 1}'}
     for name, text in mine.items():
         (runs[0] / name).write_text(text)
-    assert {path.name for path in remove_run(RunDirectory(runs[0]))} == mine.keys()
+    assert {path.name for path in RunDirectory(runs[0]).remove()} == mine.keys()
     assert {name: (runs[0] / name).read_text() for name in mine} == mine
 
 
@@ -158,5 +157,5 @@ def test_a_run_that_is_being_trained_is_not_removed(runs: tuple[Path, Path]) -> 
         storage.lock(runs[0]),
         pytest.raises(ConfigError, match="another training run is writing here"),
     ):
-        remove_run(RunDirectory(runs[0]))
+        RunDirectory(runs[0]).remove()
     assert RunDirectory(runs[0]).finished

@@ -98,6 +98,24 @@ def test_links_are_removed_and_not_what_they_name(tiny_config: MakeConfig, tmp_p
         assert any((tmp_path / name).iterdir())
 
 
+def test_what_is_made_from_a_run_goes_with_it(tiny_config: MakeConfig) -> None:
+    run = train(tiny_config(*SAVES)).run
+    made = {
+        "report.html": '<head>\n<meta name="generator" content="offbook report 0.1">',
+        "evaluation.json": '{\n "findings": [],\n "subject": "result"}',
+    }
+    for name, text in made.items():
+        (run / name).write_text(text)
+    train(tiny_config(*SAVES), resume=True)
+    assert all((run / name).exists() for name in made)
+    train(tiny_config(*SAVES), overwrite=True)
+    assert not any((run / name).exists() for name in made)
+    for name in made:
+        (run / name).write_text("mine")
+    train(tiny_config(*SAVES), overwrite=True)
+    assert all((run / name).read_text() == "mine" for name in made)
+
+
 NAMES = ["config.yaml", "metrics.jsonl", "receipt.json", "adapter", ".lock"]
 
 

@@ -207,7 +207,6 @@ def remove(
     offbook runs remove runs/other
     """
     from offbook.report.listing import summarize
-    from offbook.report.removal import remove_run
     from offbook.runs.directory import RunDirectory
 
     found = RunDirectory(run)
@@ -219,7 +218,7 @@ def remove(
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             say("nothing was removed")
             raise typer.Exit(1)
-    left = remove_run(found)
+    left = found.remove()
     put(f"removed the run in {run}")
     for path in left:
         say(f"left there: {path}")

@@ -17,12 +17,10 @@ from offbook.engine.machine import limit_threads, refuse_forked_child
 from offbook.errors import CheckpointError
 from offbook.evaluation import verdict
 from offbook.evaluation.figures import compare, compare_shares, figure
-from offbook.evaluation.ledger import FILE as LEDGER
 from offbook.evaluation.ledger import make_ledger, to_parquet, worst
 from offbook.evaluation.losses import Meter, RowScores
 from offbook.evaluation.persona import drill, question
 from offbook.evaluation.record import (
-    FILE,
     AtStrength,
     Compared,
     Evaluation,
@@ -40,6 +38,7 @@ from offbook.files.storage import sha256
 from offbook.inference.pytorch import TorchEngine
 from offbook.models.adapter import WEIGHTS, restore_adapter, set_strength
 from offbook.runs import checkpoint
+from offbook.runs.derived import EVALUATION, LEDGER
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import installed_versions
 from offbook.tokens.examples import IGNORED, tokenize
@@ -175,7 +174,7 @@ def read_evaluation(run: RunDirectory) -> Evaluation | None:
     Raises:
         CheckpointError: when the file is damaged.
     """
-    file = run.path / FILE
+    file = run.path / EVALUATION
     if not file.is_file():
         return None
     found = Evaluation.read(file)
@@ -187,8 +186,8 @@ def write_evaluation(run: RunDirectory, found: Evaluation, ledger: Sequence[Ledg
     """Write an evaluation, and the ledger where there is one, into the directory of its run."""
     if ledger:
         storage.replace_file(run.path / LEDGER, to_parquet(ledger))
-    storage.replace_file(run.path / FILE, found.to_json())
-    return run.path / FILE
+    storage.replace_file(run.path / EVALUATION, found.to_json())
+    return run.path / EVALUATION
 
 
 def read_general(template: ChatTemplate) -> list[Row]:

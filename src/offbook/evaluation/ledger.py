@@ -19,8 +19,8 @@ import pyarrow.parquet
 from offbook.evaluation.losses import RowScores
 from offbook.evaluation.record import LedgerRow
 from offbook.evaluation.subject import Row
+from offbook.runs.derived import LEDGER_MARK
 
-FILE = "ledger.parquet"
 WORST = 20  # rows in a report
 UNLEARNED = 0.9  # of the base's loss, or more: what a row never learned has kept
 KNOWN = 0.25  # of the usual loss: a row that is known by heart
@@ -79,7 +79,8 @@ def to_parquet(ledger: Sequence[LedgerRow]) -> bytes:
     """The contents of `ledger.parquet`: a column for each field of `LedgerRow`."""
     columns = {f.name: [getattr(row, f.name) for row in ledger] for f in fields(LedgerRow)}
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    table = pyarrow.table(columns).replace_schema_metadata(LEDGER_MARK)
+    pyarrow.parquet.write_table(table, buffer)
     return buffer.getvalue()
 
 

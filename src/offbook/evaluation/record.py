@@ -14,8 +14,6 @@ from pydantic import TypeAdapter
 
 from offbook.errors import CheckpointError
 
-FILE = "evaluation.json"
-
 
 @dataclass(frozen=True)
 class Figure:

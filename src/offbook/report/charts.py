@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from markupsafe import Markup
 
@@ -66,7 +67,7 @@ class Chart:
     note: Text | None = None
     wide: bool = False
 
-    @property
+    @cached_property
     def shown(self) -> list[Series]:
         """The lines that have a point."""
         kept = []
@@ -82,7 +83,7 @@ class Chart:
             return _draw(self, SMALL, "small")
         return _draw(self, WIDE, "wide") + _draw(self, NARROW, "narrow")
 
-    @property
+    @cached_property
     def description(self) -> Text:
         """What the chart shows, in words."""
         languages = []
@@ -110,18 +111,19 @@ class Chart:
     @property
     def every(self) -> int:
         """Of how many rows the table has one."""
-        return math.ceil(len(self._xs()) / MOST_ROWS) or 1
+        return math.ceil(len(self._xs) / MOST_ROWS) or 1
 
     @property
     def rows(self) -> list[list[str]]:
         """The table: a row for each x, with the value of each line or nothing."""
         values = [dict(one.points) for one in self.shown]
-        xs = self._xs()
+        xs = self._xs
         kept = xs[:: self.every]
         if xs and kept[-1] != xs[-1]:
             kept.append(xs[-1])
         return [[short(x, 6), *(short(v[x], 5) if x in v else "" for v in values)] for x in kept]
 
+    @cached_property
     def _xs(self) -> list[float]:
         return sorted({x for one in self.shown for x, _ in one.points})
 
@@ -213,8 +215,10 @@ def _draw_series(
             yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3.5"/>').format(
                 one.style, x, y
             )
+    farthest = max(x for x, _ in placed)
     for label, (x, y) in zip(one.labels, placed, strict=False):
-        yield _text(x + 7, y - 6, same(label), "start")
+        at_edge = x == farthest
+        yield _text(x + (0 if at_edge else 7), y - 8, same(label), "end" if at_edge else "start")
 
 
 def _line(start: Point, end: Point, style: str) -> Markup:

@@ -148,7 +148,7 @@ class Contents:
         before, after = self.curves.before, self.curves.after
         if before is None or after is None:
             return None
-        change = f"{after / before - 1:+.0%}" if before else ""
+        change = f"{after / before - 1:+.0%}".replace("-", "−") if before else ""
         return WORDS["validation_fell"].with_values(
             before=f"{before:.3f}", after=f"{after:.3f}", change=change
         )
@@ -220,7 +220,7 @@ class Contents:
                 joined=False,
             ),
         ]
-        return Chart("strengths", WORDS["held_out_loss"], lines, x=WORDS["kl"], wide=True)
+        return Chart("strengths", WORDS["loss_at_strength"], lines, x=WORDS["kl"], wide=True)
 
     # The training rows.
 

@@ -61,8 +61,7 @@ def facts(c: Contents) -> Facts:
                 facts.append((WORDS[name], f"{len(places):,}: {first_few(places, 3)}"))
     if receipt.device:
         facts.append((WORDS["device"], receipt.device.name))
-        threads = WORDS["threads"].with_values(count=receipt.device.threads)
-        facts.append((WORDS["threads_of"], threads))
+        facts.append((WORDS["threads"], receipt.device.threads))
     if receipt.micro_batch_tokens:
         facts.append((WORDS["micro_batch"], f"{receipt.micro_batch_tokens:,}"))
     if receipt.date:

@@ -23,10 +23,9 @@ from offbook.files import storage
 from offbook.report.contents import Contents
 from offbook.report.facts import counts, facts, notices, shown, tables
 from offbook.report.words import GOOD, KINDS, MEANINGS, OPEN, WORDS, Text, same
+from offbook.runs.derived import REPORT, is_marked
 from offbook.runs.directory import RunDirectory
 
-FILE = "report.html"
-GENERATOR = "offbook report"  # marks a page as offbook's
 SHOWN_REPLIES = 8  # the others are folded
 # The sections of a report in their order, and the template that each is in.
 SECTIONS = {
@@ -51,12 +50,12 @@ def write_report(run: RunDirectory, file: Path | None = None) -> Path:
         CheckpointError: when a file of the run is damaged.
         DiskError: when the disk is full or fails.
     """
-    return write_page(file or run.path / FILE, render(Contents.read(run)))
+    return write_page(file or run.path / REPORT, render(Contents.read(run)))
 
 
 def write_page(file: Path, html: str) -> Path:
     """Write a page, but not over a file of the user's."""
-    if file.exists() and not is_ours(file):
+    if file.exists() and not is_marked(file, REPORT):
         raise ConfigError(
             "is here, and is not a page that offbook wrote",
             where=str(file),
@@ -65,16 +64,6 @@ def write_page(file: Path, html: str) -> Path:
     storage.make_folder(file.parent)
     storage.replace_file(file, html.encode())
     return file
-
-
-def is_ours(file: Path) -> bool:
-    """Whether offbook wrote a page."""
-    mark = f'<meta name="generator" content="{GENERATOR}'.encode()
-    try:
-        with file.open("rb") as stream:
-            return mark in stream.read(4096)
-    except OSError:
-        return False
 
 
 def render(contents: Contents) -> str:
@@ -148,7 +137,7 @@ def whole_page(
             style=Markup(style),  # noqa: S704
             script=Markup(script),  # noqa: S704
             policy=policy(live is not None),
-            generator=f"{GENERATOR} {__version__}",
+            generator=f"offbook report {__version__}",
             version=__version__,
         )
     )
@@ -194,6 +183,7 @@ def _environment() -> Environment:
         tone=lambda kind: "good" if kind in GOOD else "open" if kind in OPEN else "bad",
         kind=lambda kind: KINDS.get(kind, same(kind)),
         meaning=lambda kind: MEANINGS.get(kind),
+        place=lambda source: Path(source).name,  # `file:line`, without the folder
     )
     return environment
 

@@ -22,16 +22,16 @@ from urllib.parse import parse_qs, urlsplit
 from markupsafe import Markup
 
 from offbook.errors import ConfigError, OffbookError
-from offbook.evaluation.record import FILE as EVALUATION
 from offbook.report.contents import Contents
 from offbook.report.page import SECTIONS, parts, policy, whole_page
 from offbook.report.rows import TrainingRows, read_rows
+from offbook.runs.derived import EVALUATION
 from offbook.runs.directory import RunDirectory
 from offbook.serve.origin import SAFE_HEADERS, wrong_host, wrong_origin
 
 LOOPBACK = "127.0.0.1"
 SECONDS_PER_LOOK = 0.5  # between looks at the files
-SHARE_OF_TIME = 0.1  # at most that much is spent on reading and rendering, beside a training
+SHARE_OF_TIME = 0.03  # at most that much is spent on reading and rendering, beside a training
 Stamp = tuple[object, ...]
 
 

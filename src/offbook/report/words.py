@@ -23,8 +23,9 @@ class Text:
         return self.en
 
     def with_values(self, **values: object) -> Text:
-        """The text with values in place of `{name}`."""
-        return Text(self.en.format(**values), self.zh.format(**values))
+        """The text with values, which may be texts, in place of `{name}`."""
+        chinese = {k: v.zh if isinstance(v, Text) else v for k, v in values.items()}
+        return Text(self.en.format(**values), self.zh.format(**chinese))
 
     @property
     def attributes(self) -> Markup:
@@ -211,6 +212,7 @@ WORDS |= {
         "不同强度下，留出数据上的损失与遗忘程度的关系：越靠左下越好。",
     ),
     "best_strength": Text("Best trade-off: {strength}.", "最佳折中：{strength}。"),
+    "loss_at_strength": Text("Loss on held-out rows, at each strength", "各强度下留出数据的损失"),
     "best_one": Text("best trade-off", "最佳折中"),
     "held_out_loss": Text("loss on held-out rows", "留出数据的损失"),
     "kl": Text("KL to the base per token of general answers", "一般回答上与基座的 KL（每 token）"),
@@ -259,8 +261,7 @@ WORDS |= {
     "setting": Text("setting", "设置"),
     "hashes": Text("SHA-256", "SHA-256"),
     "device": Text("Device", "设备"),
-    "threads_of": Text("Threads", "线程"),
-    "threads": Text("{count} threads", "{count} 个线程"),
+    "threads": Text("Threads", "线程"),
     "trained_rows": Text(
         "{training} to train on, {validation} to validate on",
         "训练 {training} 条，验证 {validation} 条",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from offbook.monitor import (
     SmallerMicroBatches,
     StepMetrics,
 )
+from offbook.runs.derived import MARKS, is_marked
 from offbook.runs.receipt import Receipt
 from offbook.settings_file import write_yaml
 
@@ -286,14 +287,11 @@ class RunDirectory:
             self._remove()
             storage.discard(self.receipt_file)
 
-    def remove(self, derived: Sequence[str] = ()) -> list[Path]:
-        """Remove a run, but no file that others put in its folder.
-
-        Args:
-            derived: names of files that were made from the run, and that offbook wrote.
+    def remove(self) -> list[Path]:
+        """Remove a run and what was made from it, but no file that others put in its folder.
 
         Returns:
-            What is left there; the folder is gone where nothing is.
+            What is left there, such as exports; the folder is gone where nothing is.
 
         Raises:
             CheckpointError: when there is no run.
@@ -304,8 +302,6 @@ class RunDirectory:
         with self.claim():
             self.clean()
             self._remove()
-            for name in derived:
-                storage.discard(self.path / name)
             storage.discard(self.receipt_file)
             with suppress(OSError):  # Windows keeps an open file
                 (self.path / storage.LOCK).unlink()
@@ -321,6 +317,9 @@ class RunDirectory:
         storage.discard(self.checkpoints)  # unless it has files of the user's
         storage.discard(self.adapter, COMMITTED)
         storage.discard(self.metrics_file)
+        for name in MARKS:  # they are about a run that is gone
+            if is_marked(self.path / name, name):
+                storage.discard(self.path / name)
 
     def receipt(self) -> Receipt:
         """What went into the run.
