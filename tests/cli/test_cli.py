@@ -29,7 +29,9 @@ from support.tiny import ROWS
 
 Cli = Callable[..., tuple[int, str, str]]
 
-COMMANDS = ("init", "settings", "check", "plan", "train", "chat", "export", "serve", "demo")
+COMMANDS = (
+    *("init", "settings", "check", "plan", "train", "sweep", "chat", "export", "serve", "demo"),
+)
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_plan_prints_memory_and_time(cli: Cli, tiny_arguments: list[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "command", ["", "init", "settings", "check", "plan", "train", "chat", "demo"]
+    "command", ["", "init", "settings", "check", "plan", "train", "sweep", "chat", "demo"]
 )
 def test_help_has_examples(cli: Cli, command: str) -> None:
     code, out, _ = cli(*command.split(), "--help")

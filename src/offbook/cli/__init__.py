@@ -15,7 +15,19 @@ from urllib.parse import urlsplit
 import typer
 
 from offbook import __version__
-from offbook.cli import chat, check, demo, export, init, plan, serve, settings, streams, train
+from offbook.cli import (
+    chat,
+    check,
+    demo,
+    export,
+    init,
+    plan,
+    serve,
+    settings,
+    streams,
+    sweep,
+    train,
+)
 from offbook.cli.console import NARROW, say
 from offbook.errors import INTERRUPTED, ConfigError, DiskError, OffbookError, shorten
 
@@ -34,6 +46,7 @@ for command in (
     check.check,
     plan.plan,
     train.train,
+    sweep.sweep,
     chat.chat,
     export.export,
     serve.serve,
