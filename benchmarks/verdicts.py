@@ -15,8 +15,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -29,7 +32,8 @@ from offbook.evaluation.evaluate import evaluate
 from offbook.evaluation.subject import find_subject
 from offbook.models.adapter import WEIGHTS
 from offbook.monitor import Monitor
-from offbook.tokens import template
+from offbook.tokens.examples import IGNORED, Examples, tokenize
+from offbook.training import data
 from offbook.training.loop import train
 
 EXPECTED = {
@@ -46,17 +50,15 @@ RATE = 1e-3
 @contextmanager
 def without_stop_token() -> Iterator[None]:
     """Training examples whose last token, which ends the reply, is not supervised."""
-    build = template.ChatTemplate.build_examples
 
-    def built(*arguments: object) -> object:
-        rows = build(*arguments)  # type: ignore[arg-type]
-        for row in rows:
-            for example in row.examples:
-                last = np.flatnonzero(example.labels != -100)[-1]
-                example.labels[last:] = -100
-        return rows
+    def tokenize_without(*arguments: Any) -> Examples:
+        examples = tokenize(*arguments)
+        labels = examples.labels.copy()
+        for begin, end in pairwise(examples.offsets):
+            labels[begin + np.flatnonzero(labels[begin:end] != IGNORED)[-1]] = IGNORED
+        return replace(examples, labels=labels)
 
-    with patch.object(template.ChatTemplate, "build_examples", built):
+    with patch.object(data, "tokenize", tokenize_without):
         yield
 
 

@@ -415,6 +415,7 @@ READ = "tests/data/test_formats.py::test_"
 REPORTS = "tests/cli/test_reports.py::test_"
 RUN = "tests/training/test_run_advice.py::test_"
 RUNS = "tests/cli/test_runs.py::test_"
+SWEEP = "tests/training/test_sweep.py::test_"
 SOURCES = "tests/inference/test_sources.py::test_"
 STEP = "tests/training/test_step.py::test_"
 # The test that follows each piece of advice. The texts are those of the sources.
@@ -690,6 +691,19 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     f"{RUNS}the_demo_runs_beside_a_run_on_other_rows_as_advised": (
         "run the demo in another folder, or move the run",
+    ),
+    f"{SWEEP}a_sweep_is_made_possible_as_advised": (
+        "give data.validation a file",
+        "remove one of the values",
+        "set it to a share of the rows, such as 0.05",
+        "vary settings of lora and train that change the result",
+    ),
+    f"{SWEEP}settings_with_several_values": (
+        "write some with commas, as in train.learning_rate=1e-4,3e-4",
+    ),
+    f"{SWEEP}a_damaged_record_is_removed_as_advised": ("remove it, and start the sweep again",),
+    f"{SWEEP}a_rate_that_is_too_high_ends_one_run_and_not_the_sweep": (
+        "lower the values of train.learning_rate",
     ),
     # Chats.
     "tests/cli/test_chat.py::test_combinations_that_make_no_sense_say_so": (

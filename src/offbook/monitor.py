@@ -166,6 +166,7 @@ class LineMonitor(Monitor):
 
     def begin(self, step: int, total: int) -> None:
         self._heartbeat.end()
+        self._step_told = step
         self.pace.begin(step, total)
 
     def step(self, step: int, loss: float, examples_per_second: float) -> None:

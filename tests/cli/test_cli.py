@@ -30,7 +30,7 @@ from support.tiny import ROWS
 Cli = Callable[..., tuple[int, str, str]]
 
 COMMANDS = ("init", "settings", "check", "plan", "train", "watch", "report", "runs", "chat")
-COMMANDS += ("export", "serve", "demo")
+COMMANDS += ("sweep", "eval", "export", "serve", "demo")
 
 
 @pytest.fixture
@@ -69,7 +69,21 @@ def test_plan_prints_memory_and_time(cli: Cli, tiny_arguments: list[str]) -> Non
 
 @pytest.mark.parametrize(
     "command",
-    ["", "init", "settings", "check", "plan", "train", "watch", "report", "runs", "chat", "demo"],
+    [
+        "",
+        "init",
+        "settings",
+        "check",
+        "plan",
+        "train",
+        "sweep",
+        "watch",
+        "eval",
+        "report",
+        "runs",
+        "chat",
+        "demo",
+    ],
 )
 def test_help_has_examples(cli: Cli, command: str) -> None:
     code, out, _ = cli(*command.split(), "--help")

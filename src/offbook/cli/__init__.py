@@ -28,6 +28,7 @@ from offbook.cli import (
     serve,
     settings,
     streams,
+    sweep,
     train,
     watch,
 )
@@ -49,6 +50,7 @@ for command in (
     check.check,
     plan.plan,
     train.train,
+    sweep.sweep,
     watch.watch,
     eval.eval,
     report.report,

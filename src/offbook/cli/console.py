@@ -155,6 +155,8 @@ class ProgressMonitor(LineMonitor):
     def begin(self, step: int, total: int) -> None:
         super().begin(step, total)
         if err.is_terminal:
+            if self._task is not None:  # of a run before, in a sweep
+                self._bar.remove_task(self._task)
             self._task = self._bar.add_task(f"{step}/{total}", total=total, completed=step)
             self._bar.start()
 

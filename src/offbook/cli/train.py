@@ -91,7 +91,7 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
     Returns:
         The result, and the exit code.
     """
-    with ProgressMonitor() as monitor, _signals(monitor.pace) as received:
+    with ProgressMonitor() as monitor, stop_signals(monitor.pace) as received:
         monitor.busy("starting")
         from offbook.training.loop import train
 
@@ -104,7 +104,7 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
         )
     if result.finished:
         return result, 0
-    return result, _exit_code(received[0])
+    return result, exit_code(received[0])
 
 
 def report(result: TrainResult, evaluate: bool = True) -> None:
@@ -139,7 +139,7 @@ def report(result: TrainResult, evaluate: bool = True) -> None:
 
 
 @contextmanager
-def _signals(pace: Pace) -> Iterator[list[int]]:
+def stop_signals(pace: Pace) -> Iterator[list[int]]:
     """A list of the stop signals received so far. The second SIGINT or SIGTERM exits at once.
 
     A second SIGHUP does not, since a closing terminal may send several. A signal that is ignored,
@@ -153,7 +153,7 @@ def _signals(pace: Pace) -> Iterator[list[int]]:
         elif received:
             if os.isatty(2):
                 _write_stderr(SHOW_CURSOR)
-            os._exit(_exit_code(number))
+            os._exit(exit_code(number))
         received.append(number)  # before the message, since the next signal may follow at once
         if len(received) == 1:
             again = "press Ctrl-C again to exit at once"
@@ -171,7 +171,7 @@ def _signals(pace: Pace) -> Iterator[list[int]]:
             signal.signal(kind, handler)
 
 
-def _exit_code(number: int) -> int:
+def exit_code(number: int) -> int:
     return INTERRUPTED if number == signal.SIGINT else TERMINATED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -86,6 +87,14 @@ def load_base(
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
     _check_head(model, folder)
     return model
+
+
+def with_same_weights(base: PreTrainedModel) -> PreTrainedModel:
+    """Another model with the same weights: its layers are new, its parameters are those of `base`.
+
+    An adapter, and the layers of the engine, can be put into it and `base` stays as it is.
+    """
+    return copy.deepcopy(base, {id(p): p for p in base.parameters()})
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:

@@ -28,11 +28,14 @@ from offbook.training.log import open_log
 from offbook.training.resume import begin
 from offbook.training.schedule import Schedule, learning_rate_at
 from offbook.training.setup import LoadedRun
+from offbook.training.shared import SharedBase
 from offbook.training.step import Stepper, StepResult, Stopped
 
 
-def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Iterator[StepResult]:
-    """Take the steps that are left, yielding the result of each.
+def training_steps(
+    run: RunDirectory, stepper: Stepper, monitor: Monitor, share: float = 1.0
+) -> Iterator[StepResult]:
+    """Take the steps that are left of a share of all, yielding the result of each.
 
     The checkpoint of a step is saved before its evaluation. A run that is killed in the evaluation
     resumes from the checkpoint and evaluates there, as `metrics.jsonl` has no result of it yet.
@@ -47,17 +50,18 @@ def training_steps(run: RunDirectory, stepper: Stepper, monitor: Monitor) -> Ite
     training, validation = inputs.training, inputs.validation
     schedule = Schedule.of(training, settings)
     total = schedule.total_steps(settings)
+    last = schedule.steps_of_share(settings, share)
     eval_steps = settings.eval_steps or schedule.steps_per_epoch
     losses = checkpoint.validations(run)
-    if progress.step < total:
+    if progress.step < last:
         monitor.busy("comparing gradients with those of transformers and PEFT")
         examples = [training[row] for row in schedule.rows(progress.step)]
         # Fast and plain path must give the same gradients on these rows, on this device.
         check_or_fall_back(stepper.loaded.engine, examples, inputs.device, stepper.announce)
-    monitor.begin(progress.step, total)
+    monitor.begin(progress.step, last)
     while True:
         # What is due after `step` steps: save, evaluate, or end. Then the next step.
-        step, finished = progress.step, progress.step == total
+        step, finished = progress.step, progress.step >= last
         evaluation_due = step not in losses and (finished or step % eval_steps == 0)
         if step and (finished or step % settings.save_steps == 0):
             stepper.save(run, losses)
@@ -140,6 +144,8 @@ def train(
     overwrite: bool = False,
     monitor: Monitor | Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    share: float = 1.0,
+    shared: SharedBase | None = None,
 ) -> TrainResult:
     """Train an adapter with the settings in `config`, into its `output_dir`.
 
@@ -151,6 +157,8 @@ def train(
             as `print`, or a `Monitor`.
         should_stop: called before each micro-batch; when it returns true, the run saves and
             returns.
+        share: of the steps; after them, the run is validated and saved, and can be resumed.
+        shared: a base that other runs are trained on, too; by default, the run loads its own.
 
     Raises:
         OffbookError: its class says what kind of thing is wrong.
@@ -160,7 +168,13 @@ def train(
     if callable(monitor):
         with LineMonitor(monitor) as lines:
             return train(
-                config, resume=resume, overwrite=overwrite, monitor=lines, should_stop=should_stop
+                config,
+                resume=resume,
+                overwrite=overwrite,
+                monitor=lines,
+                should_stop=should_stop,
+                share=share,
+                shared=shared,
             )
     monitor = monitor or Monitor()
     if resume and overwrite:
@@ -179,11 +193,11 @@ def train(
                 return _result(run, steps)
         elif not overwrite:
             run.refuse_to_replace()
-        loaded, optimizer, progress = begin(run, config, monitor, resume=resume)
+        loaded, optimizer, progress = begin(run, config, monitor, resume=resume, shared=shared)
         try:
             with Interrupt(should_stop) as interrupt:
                 seconds, examples, finished = _train(
-                    run, loaded, optimizer, progress, monitor, interrupt
+                    run, loaded, optimizer, progress, monitor, interrupt, share
                 )
         except OffbookError:
             if progress.step == 0 and not resume:
@@ -207,8 +221,9 @@ def _train(
     progress: Progress,
     monitor: Monitor,
     should_stop: Callable[[], bool],
+    share: float,
 ) -> tuple[float, int, bool]:
-    """Take the steps that are left, and save where the run is stopped.
+    """Take the steps that are left of a share of all, and save where the run is stopped.
 
     Returns:
         Seconds spent in steps, examples seen in them, and whether the run has finished.
@@ -217,14 +232,15 @@ def _train(
     with open_log(run, loaded.inputs.config.train, monitor, progress.step) as log:
         stepper = Stepper(loaded, optimizer, progress, log, monitor.announce, should_stop)
         try:
-            for result in training_steps(run, stepper, monitor):
+            for result in training_steps(run, stepper, monitor, share):
                 seconds += result.seconds
                 examples += result.examples
         except Stopped:
             if progress.step > 0:
                 stepper.save(run, checkpoint.validations(run))
             return seconds, examples, False
-    return seconds, examples, True
+    total = Schedule.of(loaded.inputs.training, stepper.settings).total_steps(stepper.settings)
+    return seconds, examples, share == 1 or progress.step == total
 
 
 def _result(

@@ -18,12 +18,18 @@ from offbook.runs.receipt import Receipt
 from offbook.training.ending import last_step
 from offbook.training.schedule import Schedule, describe_change
 from offbook.training.setup import LoadedRun, RunInputs, gather, load, make_receipt
+from offbook.training.shared import SharedBase
 
 FLOAT32 = 4  # bytes of a trained parameter
 
 
 def begin(
-    run: RunDirectory, config: Config, monitor: Monitor, *, resume: bool
+    run: RunDirectory,
+    config: Config,
+    monitor: Monitor,
+    *,
+    resume: bool,
+    shared: SharedBase | None = None,
 ) -> tuple[LoadedRun, torch.optim.Optimizer, Progress]:
     """Start a run, or restore the state of its newest checkpoint.
 
@@ -32,6 +38,7 @@ def begin(
         config: all settings; of a run to resume, what `settings_to_resume` gives.
         monitor: receives messages of reading and loading.
         resume: continue the run in the directory; otherwise, one that is there is replaced.
+        shared: a base that other runs are trained on, too.
 
     Raises:
         OffbookError: of the class that names what is wrong.
@@ -47,7 +54,8 @@ def begin(
         config = config.with_absolute_paths()
         if run.begun:
             config = find_moved(run, config)
-    inputs = gather(config, monitor, start=start, resumed=run if resume else None)
+    resumed = run if resume else None
+    inputs = gather(config, monitor, start=start, resumed=resumed, shared=shared)
     keep = config.train.save_total_limit + (config.train.keep_best and len(inputs.validation) > 0)
     run.require_space(inputs.shape.adapter * FLOAT32, keep)
     receipt = make_receipt(inputs, run.path)
@@ -55,7 +63,7 @@ def begin(
         _require_same_data(run, receipt)
         _tell_changes(run, receipt, monitor)
         _tell_schedule(run, own, inputs, monitor)
-    loaded = load(inputs, monitor)
+    loaded = load(inputs, monitor, shared)
     optimizer = make_optimizer(loaded)
     if resume:
         return loaded, optimizer, _restore(run, own, loaded, optimizer, monitor)

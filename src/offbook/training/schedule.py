@@ -21,6 +21,7 @@ from offbook.tokens.examples import Example
 # Measured: with 60 rows of the sample role and the default settings, SmolLM2-135M has its voice
 # after these steps.
 STEPS_FOR_A_VOICE = 12
+FEWEST_STEPS = 5  # of a run that is compared with others before its end
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Schedule:
         if settings.max_steps is not None:
             return settings.max_steps
         return max(math.ceil(settings.num_train_epochs * self.steps_per_epoch), 1)
+
+    def steps_of_share(self, settings: TrainSettings, share: float) -> int:
+        """The steps that are a share of all, but not very few."""
+        total = self.total_steps(settings)
+        return min(max(math.ceil(share * total), FEWEST_STEPS), total)
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """int64 indices of the examples of the next step after `step` completed ones."""

@@ -74,6 +74,7 @@ from offbook.training.schedule import (
     check_warmup,
     fitting_rate,
 )
+from offbook.training.shared import SharedBase
 
 FLOAT32 = 4  # bytes of a trained parameter
 
@@ -136,6 +137,7 @@ def gather(
     resumed: RunDirectory | None = None,
     device: torch.device | None = None,
     available: int | None = None,
+    shared: SharedBase | None = None,
 ) -> RunInputs:
     """Read the data and plan the run.
 
@@ -148,6 +150,7 @@ def gather(
         resumed: a run whose base this has to be.
         device: to plan for; by default, the one that will compute.
         available: bytes of its memory to plan for; by default, what it has now.
+        shared: has the base, or will have it.
     """
     monitor.busy("reading the base")
     limit_threads()
@@ -186,7 +189,8 @@ def gather(
     for note in (*shape.notes, *notes_for_readers(config.lora)):
         monitor.announce(note)
     dtype = choose_precision(config.model.precision, device)
-    case = Case(config, shape, data.longest, dtype, device, Memory.of(device, available))
+    memory = shared.memory(device) if shared else Memory.of(device, available)
+    case = Case(config, shape, data.longest, dtype, device, memory)
     case = _resolve_precision(case, monitor)
     case, data = _resolve_max_length(case, data, template, limit, monitor, start.commits)
     lengths = np.concatenate([data.training.lengths, data.validation.lengths])
@@ -214,12 +218,13 @@ def prepare(config: Config, monitor: Monitor) -> LoadedRun:
     return load(gather(config, monitor), monitor)
 
 
-def load(inputs: RunInputs, monitor: Monitor) -> LoadedRun:
-    """Load the base, and attach an adapter to it."""
+def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) -> LoadedRun:
+    """Load the base, or take one that is shared, and attach an adapter to it."""
     config, device = inputs.config, inputs.device
     prepare_allocator(device)
     monitor.busy("loading the base")
-    base = load_base(inputs.base, inputs.dtype, device, config.model.quantization)
+    load_this = shared.load if shared else load_base
+    base = load_this(inputs.base, inputs.dtype, device, config.model.quantization)
     name, revision = published_name(config.model.base, inputs.base)
     model = attach_adapter(base, config.lora, config.train.seed, name, revision)
     engine = Engine(model, fast=config.train.engine == "fast")

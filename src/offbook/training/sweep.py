@@ -1,0 +1,298 @@
+"""Runs with different settings, trained side by side on one base, and the best of them.
+
+By successive halving (Jamieson and Talwalkar, arXiv:1502.07943), all runs take the first steps, the
+better half by validation loss goes on to twice as many, and so on; the last one takes all. A run
+that stops on the way can be resumed, so the result of a sweep is that of `train` with its settings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from offbook.config import Config
+from offbook.errors import CheckpointError, ConfigError, NonFiniteError
+from offbook.files import storage
+from offbook.monitor import EvalMetrics, Monitor
+from offbook.runs import checkpoint
+from offbook.runs.directory import FREE_ON_RESUME, RunDirectory, step_of
+from offbook.training.loop import train
+from offbook.training.schedule import Schedule
+from offbook.training.shared import SharedBase
+
+FILE, BEST = "sweep.json", "best.yaml"
+SECTIONS = ("lora.", "train.")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run of a sweep.
+
+    Attributes:
+        name: of its directory, in that of the sweep.
+        settings: in which it differs from the others, as they were given.
+        steps: optimizer steps that it has taken.
+        loss: its last validation loss, in nats per token; None where there is none yet.
+        seconds: its steps took.
+        problem: why it could not go on.
+    """
+
+    name: str
+    settings: dict[str, str]
+    steps: int = 0
+    loss: float | None = None
+    seconds: float = 0.0
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found: the contents of `sweep.json`.
+
+    Attributes:
+        candidates: the best first, those that took more steps before the others.
+        finished: whether the best one has taken all its steps.
+    """
+
+    candidates: list[Candidate]
+    finished: bool = False
+
+    @property
+    def best(self) -> Candidate:
+        return self.candidates[0]
+
+    @classmethod
+    def read(cls, file: Path) -> Sweep:
+        """The sweep in a file; keys that this version does not know are ignored.
+
+        Raises:
+            CheckpointError: when the file is damaged.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(json.loads(file.read_bytes()))
+        except ValueError:
+            raise CheckpointError(
+                "the file is damaged", where=str(file), fix="remove it, and start the sweep again"
+            ) from None
+
+    def to_json(self) -> bytes:
+        """The contents of the file."""
+        return f"{json.dumps(asdict(self), indent=1, ensure_ascii=False)}\n".encode()
+
+
+def parse_grid(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The settings of a command line that have several values, `key=a,b`, and the others.
+
+    Raises:
+        ConfigError: when none has several.
+    """
+    grid, others = dict[str, list[str]](), list[str]()
+    for argument in arguments:
+        key, _, text = argument.partition("=")
+        # A list in brackets, or a text in quotes, is one value.
+        values = re.findall(r"""(?:\[[^\]]*\]|"[^"]*"|'[^']*'|[^,])+""", text)
+        if len(values) > 1:
+            grid[key.strip()] = [value.strip() for value in values]
+        else:
+            others.append(argument)
+    if not grid:
+        raise ConfigError(
+            "no setting has several values",
+            where="command line",
+            fix="write some with commas, as in train.learning_rate=1e-4,3e-4",
+        )
+    return grid, others
+
+
+def sweep(
+    config: Config,
+    grid: Mapping[str, Sequence[str]],
+    *,
+    full: bool = False,
+    overwrite: bool = False,
+    monitor: Monitor | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Sweep:
+    """Train a run for each combination of settings, into folders of `output_dir`.
+
+    A sweep that was stopped or killed goes on where it was when it is started again.
+
+    Args:
+        config: the settings that the runs have in common.
+        grid: the values of each setting that differs.
+        full: let each run take all its steps, and not only the best.
+        overwrite: train all runs again.
+        monitor: receives progress and messages.
+        should_stop: called before each micro-batch; when it returns true, the sweep ends.
+
+    Returns:
+        What was found so far; not finished where it was stopped.
+
+    Raises:
+        OffbookError: its class says what kind of thing is wrong.
+    """
+    monitor = monitor or Monitor()
+    folder = Path(os.path.expanduser(config.output_dir))  # noqa: PTH111
+    configs = candidates(config, grid)
+    known = _known(folder, overwrite)
+    found = {
+        name: replace(known.get(name) or Candidate(name, settings), settings=settings, problem=None)
+        for name, settings in zip(configs, _combinations(grid), strict=True)
+    }
+    shared, going = SharedBase(), list(found)
+    for share in [1.0] if full else shares(len(found)):
+        for name in going:
+            first = overwrite and found[name].steps == 0
+            one = _advance(found[name], configs[name], share, first, monitor, should_stop, shared)
+            if one is None:
+                return _write(folder, found.values(), finished=False)
+            found[name] = one
+            _write(folder, found.values(), finished=False)
+        going = [name for name in going if found[name].problem is None]
+        going.sort(key=lambda name: _loss(found[name]))
+        going = going[: math.ceil(len(going) / 2)]
+    if not going:
+        raise NonFiniteError(
+            f"no run could go on; {found[next(iter(found))].problem}",
+            where=str(folder),
+            fix="lower the values of train.learning_rate",
+        )
+    best = configs[going[0]].model_copy(update={"output_dir": config.output_dir})
+    storage.replace_file(folder / BEST, best.to_yaml().encode())
+    return _write(folder, found.values(), finished=True)
+
+
+def shares(count: int) -> Iterator[float]:
+    """The shares of the steps after which a sweep of so many runs halves them; the last is all."""
+    halvings = math.ceil(math.log2(count))
+    return (2.0 ** (k - halvings) for k in range(halvings + 1))
+
+
+def candidates(config: Config, grid: Mapping[str, Sequence[str]]) -> dict[str, Config]:
+    """The settings of each run of a sweep, by the name of its directory.
+
+    Raises:
+        ConfigError: when a setting cannot be compared, or two runs would be the same.
+    """
+    for key in grid:
+        free = key.removeprefix("train.") in FREE_ON_RESUME
+        if not key.startswith(SECTIONS) or free:
+            raise ConfigError(
+                "the runs of a sweep have this in common",
+                where=key,
+                fix="vary settings of lora and train that change the result",
+            )
+        if key == "train.seed" and isinstance(config.data.validation, float):
+            raise ConfigError(
+                "with another seed, other rows are held out, so losses cannot be compared",
+                where=key,
+                fix="give data.validation a file",
+            )
+    if config.data.validation == 0:
+        raise _nothing_held_out()
+    configs: dict[str, Config] = {}
+    for settings in _combinations(grid):
+        parts = [f"{key.rpartition('.')[2]}={value}" for key, value in settings.items()]
+        name = "sweep-" + re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
+        if name in configs:
+            raise ConfigError(
+                "two runs of the sweep would be the same",
+                where=name,
+                fix="remove one of the values",
+            )
+        overrides = [f"{key}={value}" for key, value in settings.items()]
+        place = os.path.join(config.output_dir, name)  # noqa: PTH118  # "~" stays as it is
+        configs[name] = config.override(*overrides).model_copy(update={"output_dir": place})
+    return configs
+
+
+def _nothing_held_out() -> ConfigError:
+    return ConfigError(
+        "the runs of a sweep are compared on held-out rows, and there are none",
+        where="data.validation",
+        fix="set it to a share of the rows, such as 0.05",
+    )
+
+
+def _combinations(grid: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def _advance(
+    one: Candidate,
+    config: Config,
+    share: float,
+    overwrite: bool,
+    monitor: Monitor,
+    should_stop: Callable[[], bool],
+    shared: SharedBase,
+) -> Candidate | None:
+    """Train a run up to a share of its steps, if it is not there yet; None where it was stopped."""
+    run = RunDirectory(Path(os.path.expanduser(config.output_dir)))  # noqa: PTH111
+    if run.begun and not overwrite and share < 1 and (there := _reached(run, share)):
+        return replace(one, steps=there[0], loss=there[1])
+    told = ", ".join(f"{key}={value}" for key, value in one.settings.items())
+    monitor.announce(f"{told}: {'all' if share == 1 else f'{share:.0%} of'} the steps")
+    try:
+        result = train(
+            config,
+            resume=run.begun and not overwrite,
+            overwrite=overwrite,
+            monitor=monitor,
+            should_stop=should_stop,
+            share=share,
+            shared=shared,
+        )
+    except NonFiniteError as error:
+        monitor.announce(f"{told}: it goes no further; {error.what}")
+        return replace(one, loss=None, problem=error.what)
+    there = _reached(run, share)
+    if there is None:
+        if result.finished:  # the share of the rows was less than a prompt
+            raise _nothing_held_out()
+        return None
+    seconds = one.seconds + result.seconds
+    return replace(one, steps=there[0], loss=there[1], seconds=round(seconds, 1))
+
+
+def _reached(run: RunDirectory, share: float) -> tuple[int, float] | None:
+    """The steps of a share, and the validation loss after them, if a run has taken them."""
+    rows, settings = run.receipt().rows, run.config().train
+    if rows is None:
+        return None
+    schedule = Schedule(rows.training, settings.batch_size, settings.seed)
+    steps = schedule.steps_of_share(settings, share)
+    newest = checkpoint.newest(run, lambda text: None)
+    if newest is None or (step_of(newest) or 0) < steps:
+        return None
+    losses = [r.eval_loss for r in run.metrics() if isinstance(r, EvalMetrics) and r.step == steps]
+    return (steps, losses[-1]) if losses else None
+
+
+def _known(folder: Path, overwrite: bool) -> dict[str, Candidate]:
+    """The runs of the same sweep, as it was when it was stopped."""
+    file = folder / FILE
+    if overwrite or not file.is_file():
+        return {}
+    return {one.name: one for one in Sweep.read(file).candidates}
+
+
+def _write(folder: Path, found: Iterable[Candidate], *, finished: bool) -> Sweep:
+    """Write what is known so far, the best run first."""
+    order = sorted(found, key=lambda one: (one.problem is not None, -one.steps, _loss(one)))
+    told = Sweep(order, finished)
+    storage.make_folder(folder)
+    storage.replace_file(folder / FILE, told.to_json())
+    return told
+
+
+def _loss(one: Candidate) -> float:
+    return math.inf if one.loss is None else one.loss

@@ -1,0 +1,237 @@
+"""Sweeps: the best run is that of `train`, and a sweep that was killed goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from offbook.config import Config
+from offbook.errors import ConfigError, NonFiniteError
+from offbook.files.storage import sha256
+from offbook.models import load
+from offbook.monitor import EvalMetrics
+from offbook.training import shared
+from offbook.training.loop import train
+from offbook.training.sweep import Sweep, candidates, parse_grid, shares, sweep
+from support.runs import Listener, hashes, records_of, stop_after
+from support.tiny import ROWS
+
+MakeConfig = Callable[..., Config]
+GRID = {"train.learning_rate": ["0.001", "0.01", "0.03"], "lora.r": ["4", "8"]}
+LONG = ("train.max_steps=20", "train.save_steps=4")
+
+
+def folder_of(config: Config) -> Path:
+    return Path(config.output_dir)
+
+
+def weights(run: Path) -> str:
+    return sha256(run / "adapter" / "adapter_model.safetensors")
+
+
+def steps_of(found: Sweep) -> dict[str, int]:
+    return {one.name: one.steps for one in found.candidates}
+
+
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows with each base that is loaded."""
+    calls: list[object] = []
+
+    def counted(*arguments: object) -> object:
+        calls.append(arguments)
+        return load.load_base(*arguments)
+
+    monkeypatch.setattr(shared, "load_base", counted)
+    return calls
+
+
+def test_the_best_run_is_that_of_training_with_its_settings(
+    tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, calls = tiny_config(*LONG), loads(monkeypatch)
+    found = sweep(config, GRID)
+    assert found.finished
+    assert len(calls) == 1
+    # Six runs take 5 of 20 steps, since an eighth would be fewer; three go on, then two, then one.
+    assert sorted(steps_of(found).values()) == [5, 5, 5, 5, 10, 20]
+    assert found == Sweep.read(folder_of(config) / "sweep.json")
+    best = folder_of(config) / found.best.name
+    settings = [f"{key}={value}" for key, value in found.best.settings.items()]
+    plain = train(tiny_config(*LONG, *settings, f"output_dir={tmp_path / 'plain'}"))
+    assert hashes(best) == hashes(plain.run)
+    assert found.best.loss == plain.eval_loss
+    assert found.best.seconds > 0
+    # What is written can be trained as it is.
+    written = Config.load(folder_of(config) / "best.yaml", [f"output_dir={tmp_path / 'again'}"])
+    assert weights(train(written).run) == weights(best)
+
+
+def test_all_runs_take_all_steps_if_wanted(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    config = tiny_config("train.max_steps=4")
+    grid = {"lora.r": ["2", "4"], "train.learning_rate": ["0.01", "0.001"]}
+    found = sweep(config, grid, full=True)
+    assert set(steps_of(found).values()) == {4}
+    assert [one.loss for one in found.candidates] == sorted(one.loss for one in found.candidates)
+    for one, expected in zip(candidates(config, grid).values(), range(4), strict=True):
+        other = one.model_copy(update={"output_dir": str(tmp_path / f"plain-{expected}")})
+        assert weights(folder_of(one)) == weights(train(other).run)
+
+
+def test_the_better_half_goes_on(tiny_config: MakeConfig) -> None:
+    config = tiny_config("train.max_steps=40", "train.eval_steps=1000")
+    grid = {"train.learning_rate": ["1e-6", "0.01", "1e-5", "0.02"]}
+    found = sweep(config, grid)
+    losses = {
+        one.name: {
+            r.step: r.eval_loss for r in records_of(EvalMetrics, folder_of(config) / one.name)
+        }
+        for one in found.candidates
+    }
+    first = sorted(losses, key=lambda name: losses[name][10])
+    second = sorted(first[:2], key=lambda name: losses[name][20])
+    assert steps_of(found) == {second[0]: 40, second[1]: 20, first[2]: 10, first[3]: 10}
+    assert list(steps_of(found)) == [*second, *first[2:]]
+    assert list(losses[second[0]]) == [0, 10, 20, 40]
+
+
+def test_shares_double_up_to_all_steps() -> None:
+    assert list(shares(2)) == [0.5, 1]
+    assert list(shares(3)) == list(shares(4)) == [0.25, 0.5, 1]
+    assert list(shares(9)) == [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+
+
+@pytest.mark.parametrize("calls", [0, 2, 9, 30, 45])
+def test_a_stopped_sweep_goes_on_where_it_was(
+    tiny_config: MakeConfig, tmp_path: Path, calls: int
+) -> None:
+    grid = {"train.learning_rate": ["0.001", "0.01", "0.03"]}
+    whole = sweep(tiny_config(*LONG, f"output_dir={tmp_path / 'whole'}"), grid)
+    config = tiny_config(*LONG)
+    stopped = sweep(config, grid, should_stop=stop_after(calls))
+    assert not stopped.finished
+    assert not (folder_of(config) / "best.yaml").exists()
+    found = sweep(config, grid)
+    assert steps_of(found) == steps_of(whole)
+    assert [one.loss for one in found.candidates] == [one.loss for one in whole.candidates]
+    assert weights(folder_of(config) / found.best.name) == weights(
+        tmp_path / "whole" / whole.best.name
+    )
+
+
+def test_a_finished_sweep_loads_nothing(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, grid = tiny_config(*LONG), {"lora.r": ["4", "8"]}
+    found, calls = sweep(config, grid), loads(monkeypatch)
+    assert sweep(config, grid) == found
+    assert calls == []
+    assert sweep(config, grid, overwrite=True).best.loss == found.best.loss
+    assert len(calls) == 1
+
+
+def test_a_rate_that_is_too_high_ends_one_run_and_not_the_sweep(tiny_config: MakeConfig) -> None:
+    heard = Listener()
+    config = tiny_config("train.max_steps=10", "train.lr_scheduler_type=constant")
+    found = sweep(config, {"train.learning_rate": ["1e38", "0.01", "0.001"]}, monitor=heard)
+    assert found.finished
+    assert found.best.problem is None
+    (failed,) = [one for one in found.candidates if one.problem]
+    assert (failed.settings, failed.loss) == ({"train.learning_rate": "1e38"}, None)
+    assert found.candidates[-1] == failed
+    assert any("it goes no further" in text for text in heard.heard)
+    with pytest.raises(NonFiniteError) as caught:
+        sweep(config, {"train.learning_rate": ["1e38", "2e38"]})
+    assert caught.value.fix == "lower the values of train.learning_rate"
+
+
+def test_a_sweep_is_made_possible_as_advised(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    config, grid = tiny_config("train.max_steps=2"), {"lora.r": ["2", "4"]}
+
+    def fix(*settings: str, vary: dict[str, list[str]] = grid) -> str | None:
+        with pytest.raises(ConfigError) as caught:
+            sweep(config.override(*settings), vary)
+        assert not folder_of(config).exists()
+        return caught.value.fix
+
+    common = "vary settings of lora and train that change the result"
+    for key in ("model.base", "data.train", "output_dir", "train.save_steps"):
+        assert fix(vary={key: ["1", "2"]}) == common
+    assert fix(vary={"lora.r": ["2", "2"]}) == "remove one of the values"
+    assert fix("data.validation=0") == "set it to a share of the rows, such as 0.05"
+    seeds = {"train.seed": ["1", "2"]}
+    assert fix(vary=seeds) == "give data.validation a file"
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text(ROWS, encoding="utf-8")
+    assert sweep(config.override(f"data.validation={held_out}"), seeds).finished
+    assert sweep(config, grid).finished
+
+
+def test_settings_with_several_values() -> None:
+    grid, others = parse_grid(
+        [
+            "lora.r=8, 16",
+            "lora.target_modules=[q_proj,v_proj],all-linear",
+            "train.seed=1",
+            "a='b,c'",
+        ]
+    )
+    assert grid == {
+        "lora.r": ["8", "16"],
+        "lora.target_modules": ["[q_proj,v_proj]", "all-linear"],
+    }
+    assert others == ["train.seed=1", "a='b,c'"]
+    with pytest.raises(ConfigError) as caught:
+        parse_grid(["lora.r=8"])
+    assert caught.value.fix == ("write some with commas, as in train.learning_rate=1e-4,3e-4")
+    assert parse_grid(["train.learning_rate=1e-4,3e-4"])[1] == []
+
+
+def test_a_damaged_record_is_removed_as_advised(tiny_config: MakeConfig) -> None:
+    config, grid = tiny_config("train.max_steps=2"), {"lora.r": ["2", "4"]}
+    found = sweep(config, grid)
+    file = folder_of(config) / "sweep.json"
+    file.write_text("{")
+    with pytest.raises(
+        Exception, match="the file is damaged; remove it, and start the sweep again"
+    ):
+        sweep(config, grid)
+    file.unlink()
+    again = sweep(config, grid)
+    assert (steps_of(again), again.best.loss) == (steps_of(found), found.best.loss)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_that_is_killed_goes_on(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+
+    def run(name: str, seconds: float | None) -> bool:
+        command = [
+            *(sys.executable, "-m", "offbook", "sweep", "data.train=rows.jsonl"),
+            *(f"model.base={tiny_base}", "model.precision=float32", "data.validation=0.2"),
+            *("train.batch_size=3", "train.max_steps=60", "train.save_steps=3"),
+            *("train.learning_rate=0.001,0.01,0.03", f"output_dir={name}"),
+        ]
+        try:  # a process that takes longer is killed with SIGKILL
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        assert done.returncode == 0, done.stderr
+        return True
+
+    assert run("whole", None)
+    whole = Sweep.read(tmp_path / "whole" / "sweep.json")
+    killed = 0
+    for seconds in (4, 6, 8, 10, 12, None):
+        killed += not run("killed", seconds)
+    assert killed
+    found = Sweep.read(tmp_path / "killed" / "sweep.json")
+    assert steps_of(found) == steps_of(whole)
+    assert found.best.name == whole.best.name
+    assert hashes(tmp_path / "killed" / found.best.name) == hashes(
+        tmp_path / "whole" / whole.best.name
+    )
