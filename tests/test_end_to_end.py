@@ -61,6 +61,16 @@ def test_it_answers_in_role_and_the_untuned_model_does_not(
     assert "little boat" not in offbook(folder, *ask, "--untuned").stdout
 
 
+def test_its_verdict_is_that_it_took(trained: tuple[Path, dict[str, float]]) -> None:
+    folder, _ = trained
+    done = offbook(folder, "eval", "runs/demo", "--short", "--require", "took", "--json")
+    found = json.loads(done.stdout)
+    assert [finding["kind"] for finding in found["findings"]] == ["took"]
+    # The same adapter without its updates is told from it.
+    done = offbook(folder, "eval", "runs/demo", "--short", "--strength", "0", "--json")
+    assert "inert" in json.loads(done.stdout)["findings"][0]["because"]
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own use
 def test_peft_loads_the_adapter_and_gives_the_same_logits(
     trained: tuple[Path, dict[str, float]],

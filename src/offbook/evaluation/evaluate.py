@@ -178,8 +178,8 @@ def read_evaluation(run: RunDirectory) -> Evaluation | None:
     if not file.is_file():
         return None
     found = Evaluation.read(file)
-    present = [run.adapter, *(folder for step, folder in run.steps() if step == found.step)]
-    return found if found.adapter in map(hash_adapter, present) else None
+    folder = run.adapter if found.subject == "result" else dict(run.steps()).get(found.step or 0)
+    return found if found.adapter == hash_adapter(folder) else None
 
 
 def write_evaluation(run: RunDirectory, found: Evaluation, ledger: Sequence[LedgerRow]) -> Path:
