@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,8 +76,9 @@ def compare_shares(
     base: ArrayLike, tuned: ArrayLike, groups: Sequence[object] | None = None
 ) -> Compared:
     """As `compare`, of values that are true or false."""
-    change = np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float)
-    return Compared(share(base, groups), share(tuned, groups), figure(change, groups))
+    change = figure(np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float), groups)
+    change = replace(change, low=max(change.low, -1.0), high=min(change.high, 1.0))
+    return Compared(share(base, groups), share(tuned, groups), change)
 
 
 def students_t(degrees: int) -> float:
