@@ -657,6 +657,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     f"{RUN}beside_files_of_the_users_a_run_begins_as_advised": (
         "set another output_dir, such as {quoted(f'output_dir={other}')}",
     ),
+    "tests/training/test_within.py::test_a_time_in_which_no_step_fits_is_refused": (
+        "allow {math.ceil(least / (1 - OVERHEAD))}s or more, or lower train.batch_size",
+    ),
+    "tests/training/test_within.py::test_durations": ("as in 2h or 90m",),
     "tests/training/test_ending.py::test_patience_without_validation_is_refused": (
         "leave it out, or set data.validation",
     ),
