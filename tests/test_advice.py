@@ -420,6 +420,14 @@ SOURCES = "tests/inference/test_sources.py::test_"
 STEP = "tests/training/test_step.py::test_"
 # The test that follows each piece of advice. The texts are those of the sources.
 TESTS: dict[str, tuple[str, ...]] = {
+    # Evaluations.
+    "tests/cli/test_eval.py::test_what_cannot_be_evaluated": ("name some with --data FILE",),
+    "tests/cli/test_eval.py::test_someone_elses_adapter": (
+        "name rows in the role, that it was not trained on: --data rows.json",
+    ),
+    "tests/cli/test_eval.py::test_a_run_is_evaluated_instead_of_a_whole_model": (
+        "evaluate the run or the adapter that it was made of",
+    ),
     # Rows.
     f"{HERE}a_file_that_is_changed_as_advised_is_read": tuple(FILES),
     f"{CHECK}rows_of_another_format_go_into_a_file_of_their_own": (
@@ -659,6 +667,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     f"{RUN}beside_files_of_the_users_a_run_begins_as_advised": (
         "set another output_dir, such as {quoted(f'output_dir={other}')}",
     ),
+    "tests/training/test_within.py::test_a_time_in_which_no_step_fits_is_refused": (
+        "allow {math.ceil(least / (1 - OVERHEAD))}s or more, or lower train.batch_size",
+    ),
+    "tests/training/test_within.py::test_durations": ("as in 2h or 90m",),
     "tests/training/test_ending.py::test_patience_without_validation_is_refused": (
         "leave it out, or set data.validation",
     ),

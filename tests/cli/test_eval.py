@@ -94,10 +94,8 @@ def test_named_rows_that_were_trained_on_are_left_out(
 
 
 def test_what_cannot_be_evaluated(
-    cli: Cli, tiny_config: Callable[..., Config], tiny_base: Path, tmp_path: Path
+    cli: Cli, tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    code, _, err = cli("eval", tiny_base)
-    assert (code, "a whole model has no adapter" in err) == (2, True)
     run = train(tiny_config("data.validation=0", "train.max_steps=1")).run
     code, _, err = cli("eval", run)
     assert (code, "name some with --data FILE" in err) == (2, True)
@@ -105,6 +103,12 @@ def test_what_cannot_be_evaluated(
     (tmp_path / "held.json").write_text(json.dumps(held_out), encoding="utf-8")
     code, out, _ = cli("eval", run, "--data", tmp_path / "held.json", "--short")
     assert (code, out.splitlines()[0]) == (0, "cannot tell")  # too few, but they help
+
+
+def test_a_run_is_evaluated_instead_of_a_whole_model(cli: Cli, run: Path, tiny_base: Path) -> None:
+    code, _, err = cli("eval", tiny_base)
+    assert (code, "a whole model has no adapter" in err) == (2, True)
+    assert cli("eval", run, "--short")[0] == 0
 
 
 def test_a_training_ends_with_it(

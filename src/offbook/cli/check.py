@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from offbook.cli.arguments import Settings
 from offbook.cli.console import ProgressMonitor, out, put, say
-from offbook.errors import first_few
+from offbook.errors import DataError, first_few
 
 if TYPE_CHECKING:
     from offbook.doctor.inspection import Census, Lengths, Span
@@ -50,6 +51,7 @@ def check(
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
     from offbook.tokens.vocabulary import check_vocabulary
+    from offbook.training.practice import Amount
 
     from_file = data.endswith((".yaml", ".yml"))
     config = Config.load(Path(data) if from_file else None, settings or [])
@@ -80,6 +82,10 @@ def check(
         print(json.dumps(counts))
         return
     _print_counts(census, lengths, examples.replies)
+    share = config.data.validation if isinstance(config.data.validation, float) else 0.0
+    with suppress(DataError):  # all rows have the same prompt, which training refuses
+        training, _ = examples.split(share, config.train.seed)
+        _line("updates", Amount.of(training, config.train).describe())
     beyond = beyond_context(setting, context, examples.lengths)
     language = unknown_language(examples, template.tokenizer)
     for notice in (

@@ -51,6 +51,7 @@ def plan(
     from offbook.config import Config
     from offbook.models.load import choose_device
     from offbook.training.forecast import forecast
+    from offbook.training.practice import Amount
 
     config, settings = file_and_settings(config, settings)
     planned = torch.device(device.value) if device else choose_device()
@@ -83,6 +84,7 @@ def plan(
             f"{prediction.step_tokens:,.0f} tokens, {prediction.step_flops / 1e12:.2f} TFLOP",
         ),
         ("steps", f"{prediction.steps:,}"),
+        ("supervised tokens", f"{prediction.supervised:,}"),
         ("learning rate", f"up to {prediction.learning_rate:g}"),
     ):
         table.add_row(name, value)
@@ -92,6 +94,7 @@ def plan(
         table.add_row("seconds per step", f"{seconds:,.1f}")
         table.add_row("time in total", _duration(seconds * prediction.steps))
     out.print(table)
+    put(f"updates: {Amount(prediction.steps, prediction.supervised).describe()}")
     if seconds is None:
         say(f"no time is predicted: it would be measured, and there is no {planned.type} here")
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ import typer
 from offbook.cli.arguments import Settings, file_and_settings
 from offbook.cli.console import ProgressMonitor, put, say
 from offbook.cli.scorecard import put_short_scorecard
-from offbook.errors import INTERRUPTED, TERMINATED, ConfigError, quoted
+from offbook.errors import INTERRUPTED, TERMINATED, ConfigError, quoted, shorten
 
 if TYPE_CHECKING:
     from offbook.config import Config
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANG_UP] if HANG_UP else []))
+UNITS = (3600, 60, 1)
+DURATION = re.compile(r"(?:(\d+(?:\.\d+)?) ?h)? ?(?:(\d+(?:\.\d+)?) ?m)? ?(?:(\d+(?:\.\d+)?) ?s)?")
 SHOW_CURSOR = "\x1b[?25h"  # the progress bar hides it
 
 
@@ -47,6 +50,10 @@ def train(
             "--eval/--no-eval", help="At the end, compare the result with the base, in short."
         ),
     ] = True,
+    within: Annotated[
+        str | None,
+        typer.Option(help="Take as many steps as fit in this time, such as 2h or 90m."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on stdout.")
     ] = False,
@@ -57,6 +64,7 @@ def train(
     offbook train recipes/smollm2-demo.yaml
     offbook train myrole/config.yaml train.learning_rate=2e-4 lora.r=16
     offbook train data.train=rows.json output_dir=runs/rows
+    offbook train myrole/config.yaml --within 2h
     offbook train runs/myrole --resume
     offbook train runs/myrole --resume train.num_train_epochs=5
     """
@@ -77,7 +85,8 @@ def train(
             fix="add data.train=FILE; or run `offbook demo` for a sample role, or, for a folder to "
             "start from, `offbook init myrole`",
         )
-    result, code = run_training(loaded, resume, overwrite)
+    seconds = parse_duration(within) if within else None
+    result, code = run_training(loaded, resume, overwrite, seconds)
     if as_json:
         print(json.dumps({**asdict(result), "run": str(result.run)}))
     else:
@@ -85,7 +94,24 @@ def train(
     raise typer.Exit(code)
 
 
-def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainResult, int]:
+def parse_duration(text: str) -> float:
+    """Seconds, from text such as `2h`, `90m` or `1h30m`.
+
+    Raises:
+        ConfigError: when it is no duration.
+    """
+    match = DURATION.fullmatch(text.strip().lower())
+    seconds = sum(float(match[k + 1] or 0) * unit for k, unit in enumerate(UNITS)) if match else 0
+    if seconds <= 0:
+        raise ConfigError(
+            f"not a duration: {shorten(text)}", where="--within", fix="as in 2h or 90m"
+        )
+    return seconds
+
+
+def run_training(
+    config: Config, resume: bool, overwrite: bool, within: float | None = None
+) -> tuple[TrainResult, int]:
     """Train with progress on stderr. Ctrl-C, SIGTERM and a closed terminal save the run and end it.
 
     Returns:
@@ -99,6 +125,7 @@ def run_training(config: Config, resume: bool, overwrite: bool) -> tuple[TrainRe
             config,
             resume=resume,
             overwrite=overwrite,
+            within=within,
             monitor=monitor,
             should_stop=lambda: bool(received),
         )

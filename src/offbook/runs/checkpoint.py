@@ -24,6 +24,7 @@ from offbook.models.adapter import WEIGHTS, adapter_files, restore_adapter
 from offbook.monitor import EvalMetrics
 from offbook.runs.directory import COMMITTED, OPTIMIZER, STATE, RunDirectory
 
+FIRST_LOSSES = 20  # that are kept
 BEST, LAST = "best", "last"  # names of checkpoints
 UNUSABLE = (CheckpointError, OSError, ValueError, KeyError, TypeError, SafetensorError)
 
@@ -38,6 +39,7 @@ class Progress:
         step: optimizer steps done.
         window_loss, window_tokens: loss and supervised tokens, summed since the last logged step.
         recent_losses: of the last steps, oldest first; filled where loss spikes are skipped.
+        first_losses: of the first steps, which tell whether the learning rate fits.
     """
 
     micro_batch_tokens: int
@@ -45,12 +47,15 @@ class Progress:
     window_loss: float = 0.0
     window_tokens: int = 0
     recent_losses: list[float] = field(default_factory=list)
+    first_losses: list[float] = field(default_factory=list)
 
     def add(self, loss: float, tokens: int) -> None:
         """Count an optimizer step with this mean loss over this number of supervised tokens."""
         self.step += 1
         self.window_loss += loss * tokens
         self.window_tokens += tokens
+        if len(self.first_losses) < FIRST_LOSSES:
+            self.first_losses.append(loss)
 
     def take_mean(self) -> float:
         """The loss per token since the last call."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,16 +12,21 @@ from offbook.config import Config
 from offbook.engine.batching import MicroBatch, Step, make_step
 from offbook.engine.engine import Engine
 from offbook.engine.memory import prepare_allocator
+from offbook.errors import ConfigError
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import choose_device
 from offbook.models.skeleton import make_skeleton
 from offbook.models.targets import ALL_LINEAR
 from offbook.monitor import Monitor
 from offbook.training.plan import ModelShape, Plan
-from offbook.training.schedule import Schedule
-from offbook.training.setup import gather
+from offbook.training.practice import Amount
+from offbook.training.schedule import Schedule, check_warmup
+from offbook.training.setup import RunInputs, gather
 
 COUNTED_STEPS = 50  # whose tokens are counted
+FEWEST_STEPS = 2
+# Share of the time that is left for loading, saving, and a machine that is slower than measured.
+OVERHEAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Forecast:
         trained: parameters of the adapter.
         plan: the memory, and the size of micro-batches.
         steps: optimizer steps in all.
+        supervised: tokens that they train on.
         learning_rate: the highest of the run.
         step_tokens: of an average step; a shared prefix counts once.
         step_flops: of an average step.
@@ -44,6 +51,7 @@ class Forecast:
     trained: int
     plan: Plan
     steps: int
+    supervised: int
     learning_rate: float
     step_tokens: float
     step_flops: float
@@ -66,11 +74,16 @@ def forecast(
         available: bytes of its memory; by default, what it has now.
     """
     run = gather(config, monitor, weights=False, device=device, available=available)
+    return predict(run, monitor)
+
+
+def predict(run: RunInputs, monitor: Monitor) -> Forecast:
+    """Measure the speed of a step of a run that is planned."""
     settings, shape = run.config.train, run.shape
     rate = settings.learning_rate
     assert rate != "auto"
     packed = shape.packed and settings.engine == "fast"
-    schedule = Schedule.of(run.training, settings)
+    schedule, amount = Schedule.of(run.training, settings), Amount.of(run.training, settings)
     steps = [
         make_step(
             [run.training[row] for row in schedule.rows(k)],
@@ -91,13 +104,53 @@ def forecast(
         parameters=shape.parameters,
         trained=shape.adapter,
         plan=run.plan,
-        steps=schedule.total_steps(settings),
+        steps=amount.updates,
+        supervised=amount.supervised,
         learning_rate=rate,
         step_tokens=tokens,
         step_flops=flops,
         flops_per_second=speed,
         step_seconds=flops / speed if speed else None,
     )
+
+
+def fit_to_time(run: RunInputs, seconds: float, monitor: Monitor) -> RunInputs:
+    """The run with as many steps as fit in this time, and no more than its settings say.
+
+    Validations, which take a third of a step's time per token, are counted; `OVERHEAD` is left for
+    everything else.
+
+    Raises:
+        ConfigError: when not even a few steps fit.
+    """
+    expected = predict(run, monitor)
+    assert expected.step_seconds is not None
+    settings, schedule = run.config.train, Schedule.of(run.training, run.config.train)
+    a_token = expected.step_seconds / expected.step_tokens
+    validation = int(run.validation.lengths.sum()) * a_token / 3
+    every = min(settings.eval_steps or schedule.steps_per_epoch, expected.steps)
+    steps = (seconds * (1 - OVERHEAD) - 2 * validation) / (
+        expected.step_seconds + validation / every
+    )
+    told = f"a step takes about {expected.step_seconds:.3g} s, as measured"
+    if steps >= expected.steps:
+        monitor.announce(f"{told}: all {expected.steps:,} steps fit in the time")
+        return run
+    if steps < FEWEST_STEPS:
+        least = FEWEST_STEPS * expected.step_seconds + 3 * validation
+        raise ConfigError(
+            f"not even {FEWEST_STEPS} steps fit in {seconds:.0f} s; {told}",
+            where="--within",
+            fix=f"allow {math.ceil(least / (1 - OVERHEAD))}s or more, or lower train.batch_size",
+        )
+    fitted = replace(run, config=run.config.with_value("train.max_steps", int(steps)))
+    monitor.announce(
+        f"{told}: {int(steps):,} of {expected.steps:,} steps fit in the time, which is "
+        f"{steps / schedule.steps_per_epoch:.2f} epochs (train.max_steps={int(steps)})"
+    )
+    if notice := check_warmup(schedule, fitted.config.train):
+        monitor.announce(notice)
+    return fitted
 
 
 def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> float:

@@ -12,12 +12,11 @@ import torch
 
 from offbook.config import Config
 from offbook.engine.check import check_or_fall_back
-from offbook.engine.engine import row_losses
 from offbook.engine.machine import refuse_forked_child
 from offbook.engine.memory import peak_memory
 from offbook.errors import ConfigError, OffbookError
 from offbook.files import storage
-from offbook.monitor import EvalMetrics, LineMonitor, Monitor, RowLosses, StepMetrics
+from offbook.monitor import EvalMetrics, LineMonitor, Monitor, StepMetrics
 from offbook.runs import checkpoint
 from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress, lowest
@@ -93,11 +92,9 @@ def training_steps(
         result = StepResult(loss, grad_norm, learning_rate, len(examples), seconds)
         monitor.step(progress.step, loss, result.examples_per_second)
         if step < schedule.steps_per_epoch:
-            of_rows = row_losses(by_token)
-            numbers = [int(rows[k]) for k in of_rows]
-            stepper.log(RowLosses(progress.step, numbers, [round(x, 4) for x in of_rows.values()]))
-        log_due = progress.step == total or progress.step % settings.logging_steps == 0
-        if log_due:
+            stepper.log_rows(rows, by_token)
+        stepper.check_rate(total)
+        if progress.step == total or progress.step % settings.logging_steps == 0:
             stepper.log(
                 StepMetrics(
                     step=progress.step,
@@ -142,6 +139,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    within: float | None = None,
     monitor: Monitor | Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     share: float = 1.0,
@@ -153,6 +151,8 @@ def train(
         config: all settings.
         resume: continue from the newest checkpoint in `output_dir`; start where no run has begun.
         overwrite: replace a run that is there, but no other files.
+        within: seconds that a new run may take; it gets as many steps as fit, by a measurement, and
+            no more than `config` says. A run that is resumed keeps its steps.
         monitor: receives progress and messages: a function that is called with lines of text, such
             as `print`, or a `Monitor`.
         should_stop: called before each micro-batch; when it returns true, the run saves and
@@ -171,6 +171,7 @@ def train(
                 config,
                 resume=resume,
                 overwrite=overwrite,
+                within=within,
                 monitor=lines,
                 should_stop=should_stop,
                 share=share,
@@ -193,7 +194,9 @@ def train(
                 return _result(run, steps)
         elif not overwrite:
             run.refuse_to_replace()
-        loaded, optimizer, progress = begin(run, config, monitor, resume=resume, shared=shared)
+        loaded, optimizer, progress = begin(
+            run, config, monitor, resume=resume, within=within, shared=shared
+        )
         try:
             with Interrupt(should_stop) as interrupt:
                 seconds, examples, finished = _train(

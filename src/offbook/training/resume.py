@@ -16,6 +16,7 @@ from offbook.runs.directory import COMMITTED, RunDirectory, step_of
 from offbook.runs.places import BASE, find_base, find_data, find_moved, resume_with
 from offbook.runs.receipt import Receipt
 from offbook.training.ending import last_step
+from offbook.training.forecast import fit_to_time
 from offbook.training.schedule import Schedule, describe_change
 from offbook.training.setup import LoadedRun, RunInputs, gather, load, make_receipt
 from offbook.training.shared import SharedBase
@@ -29,6 +30,7 @@ def begin(
     monitor: Monitor,
     *,
     resume: bool,
+    within: float | None = None,
     shared: SharedBase | None = None,
 ) -> tuple[LoadedRun, torch.optim.Optimizer, Progress]:
     """Start a run, or restore the state of its newest checkpoint.
@@ -38,6 +40,7 @@ def begin(
         config: all settings; of a run to resume, what `settings_to_resume` gives.
         monitor: receives messages of reading and loading.
         resume: continue the run in the directory; otherwise, one that is there is replaced.
+        within: seconds that a new run may take.
         shared: a base that other runs are trained on, too.
 
     Raises:
@@ -57,6 +60,10 @@ def begin(
     resumed = run if resume else None
     inputs = gather(config, monitor, start=start, resumed=resumed, shared=shared)
     keep = config.train.save_total_limit + (config.train.keep_best and len(inputs.validation) > 0)
+    if within is not None and resume:
+        monitor.announce("a run that is resumed keeps its number of steps")
+    elif within is not None:
+        inputs = fit_to_time(inputs, within, monitor)
     run.require_space(inputs.shape.adapter * FLOAT32, keep)
     receipt = make_receipt(inputs, run.path)
     if resume:

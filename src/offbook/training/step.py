@@ -11,22 +11,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from offbook.config import TrainSettings
 from offbook.engine.batching import Step
-from offbook.engine.engine import Losses
+from offbook.engine.engine import Losses, row_losses
 from offbook.engine.memory import is_out_of_memory
 from offbook.errors import MemoryPlanError, NonFiniteError
 from offbook.models.load import require_finite_weights
-from offbook.monitor import SkippedStep, SmallerMicroBatches
+from offbook.monitor import RowLosses, SkippedStep, SmallerMicroBatches
 from offbook.runs import checkpoint
-from offbook.runs.checkpoint import Progress
+from offbook.runs.checkpoint import FIRST_LOSSES, Progress
 from offbook.runs.directory import RunDirectory
 from offbook.tokens.examples import Example
 from offbook.training.advice import Case, advise
+from offbook.training.curve import describe_rate
 from offbook.training.log import Log
 from offbook.training.plan import Memory, least_memory
+from offbook.training.schedule import fitting_rate, warmup_steps
 from offbook.training.setup import LoadedRun
 
 COMPARED_LOSSES = 20  # a spike is measured against the median of the losses of this many steps
@@ -162,6 +166,35 @@ class Stepper:
         self.log(SkippedStep(step, skipped_loss=loss, median_loss=usual))
         self.announce(f"step {step} skipped: its loss is {loss:.3f}, the usual one {usual:.3f}")
         return True
+
+    def log_rows(self, rows: NDArray[np.int64], losses: Losses) -> None:
+        """Log the loss of each example of the last step.
+
+        Args:
+            rows: the index of each example among those that are trained on.
+            losses: of their tokens.
+        """
+        found = row_losses(losses)
+        numbers, rounded = [int(rows[k]) for k in found], [round(x, 4) for x in found.values()]
+        self.log(RowLosses(self.progress.step, numbers, rounded))
+
+    def check_rate(self, total: int) -> None:
+        """Announce, after the first steps, that the learning rate is far from one that fits.
+
+        Args:
+            total: optimizer steps in all.
+        """
+        progress, inputs, settings = self.progress, self.loaded.inputs, self.settings
+        begun = len(progress.first_losses) == FIRST_LOSSES == progress.step
+        if not begun or 2 * warmup_steps(total, settings) > FIRST_LOSSES:
+            return
+        rule = fitting_rate(
+            inputs.shape.config.hidden_size, inputs.shape.config.model_type, inputs.config.lora
+        )
+        rate = settings.learning_rate
+        assert rate != "auto"
+        if told := describe_rate(progress.first_losses, rate, rule):
+            self.announce(told)
 
     def update(self, learning_rate: float) -> None:
         """Change the weights by the optimizer's rule."""

@@ -1,0 +1,69 @@
+"""How many updates published trainings took, to compare a run with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from offbook.config import TrainSettings
+from offbook.tokens.examples import Examples
+from offbook.training.schedule import STEPS_FOR_A_VOICE, Schedule
+
+
+@dataclass(frozen=True)
+class Practice:
+    """A published training.
+
+    Attributes:
+        name: of what was trained.
+        examples: it was trained on.
+        epochs: passes over them.
+        batch_size: examples per update.
+    """
+
+    name: str
+    examples: int
+    epochs: int
+    batch_size: int
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps, to the nearest ten."""
+        return 10 * round(self.examples * self.epochs / self.batch_size / 10)
+
+
+# LIMA: arXiv:2305.11206, section 3. Alpaca: https://github.com/tatsu-lab/stanford_alpaca, "Fine-
+# tuning". The tutorial: see README.
+PUBLISHED = (
+    Practice("the tutorial's role", 3729, 3, 16),
+    Practice("LIMA", 1000, 15, 32),
+    Practice("Alpaca", 52002, 3, 128),
+)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much a run trains.
+
+    Attributes:
+        updates: optimizer steps.
+        supervised: tokens with a label that they see, each as often as it is seen.
+    """
+
+    updates: int
+    supervised: int
+
+    @classmethod
+    def of(cls, training: Examples, settings: TrainSettings) -> Amount:
+        """What a run on these examples trains with these settings."""
+        schedule = Schedule.of(training, settings)
+        updates = schedule.total_steps(settings)
+        a_pass = int(training.supervised.sum())
+        return cls(updates, round(a_pass * updates / schedule.steps_per_epoch))
+
+    def describe(self) -> str:
+        """The amount beside published ones, in one line."""
+        published = ", ".join(f"{one.updates:,} ({one.name})" for one in PUBLISHED)
+        return (
+            f"{self.updates:,}, over {self.supervised:,} supervised tokens; a voice takes the "
+            f"included model {STEPS_FOR_A_VOICE}; published trainings took {published}"
+        )
