@@ -79,7 +79,7 @@ def test_someone_elses_adapter(cli: Cli, run: Path, tiny_base: Path, tmp_path: P
         *("eval", adapter, "--base", tiny_base, "--data", tmp_path / "held.json", "--short")
     )
     assert code == 0, err
-    assert "loss, nats per token" in out
+    assert "loss on held-out rows" in out
     assert "loss on training rows" not in out
     assert not (adapter / "evaluation.json").exists()
 

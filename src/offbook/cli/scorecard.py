@@ -19,7 +19,7 @@ from offbook.errors import OffbookError, quoted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from offbook.evaluation.record import Compared, Evaluation
+    from offbook.evaluation.record import Evaluation
 
 SECONDS_PER_LINE = 5.0
 STYLES = {"took": "bold green", "cannot tell": "bold yellow"}
@@ -49,6 +49,8 @@ def evaluating() -> Iterator[Callable[[str, int, int], None]]:
 
 def put_scorecard(found: Evaluation) -> None:
     """Print the verdict and the scores."""
+    from offbook.report.scorecard import questions
+
     for finding in found.findings:
         put(finding.kind, STYLES.get(finding.kind, "bold red"))
         put(f"  {finding.because}")
@@ -59,13 +61,11 @@ def put_scorecard(found: Evaluation) -> None:
     table.add_column("95% intervals")
     for name in ("base", "tuned") if narrow else ("base", "tuned", "change", "prompts"):
         table.add_column(name, justify="right")
-    for name, compared, percent in scores(found):
-        cells = [_cell(figure.value, percent) for figure in (compared.base, compared.tuned)]
+    for row in (row for question in questions(found) for row in question.rows):
+        cells = [row.value(row.base), row.value(row.tuned)]
         if not narrow:
-            change = compared.change
-            low, high = _cell(change.low, percent, "+"), _cell(change.high, percent, "+")
-            cells += [f"{low} to {high}", f"{change.n}"]
-        table.add_row(Text(name), *cells)
+            cells += [row.interval(row.change, signed=True), row.n]
+        table.add_row(Text(row.name.en), *cells)
     out.print(table)
     if found.voice and found.voice.in_voice is None:
         accuracy = found.voice.accuracy
@@ -108,33 +108,3 @@ def put_short_scorecard(run: Path) -> None:
     put_scorecard(found)
     put(f"report in {report}")
     put(f"evaluate it in full:\n    {in_full}")
-
-
-def scores(found: Evaluation) -> Iterator[tuple[str, Compared, bool]]:
-    """The rows of a scorecard: what it is, of base and tuned model, and whether it is a share."""
-    yield "loss, nats per token", found.lines.loss, False
-    yield "bits per byte", found.lines.bits, False
-    if found.lines.training:
-        yield "loss on training rows", found.lines.training, False
-    if voice := found.voice:
-        if voice.in_voice:
-            yield "replies in the role's voice", voice.in_voice, True
-        yield "chrF with the reference", voice.chrf, False
-        yield "characters of a reply", voice.length, False
-        yield "openings of their own", voice.openings, True
-        yield "repetition within a reply", voice.repetition, True
-    if found.in_role:
-        yield "answers that give the model away", found.in_role.leaks, True
-    if found.stops:
-        yield "replies that end by themselves", found.stops, True
-    if found.copied:
-        yield "replies that copy a line", found.copied.share, True
-    yield "loss on general answers", found.forgetting.loss, False
-    if found.forgetting.in_voice:
-        yield "general answers in the role's voice", found.forgetting.in_voice, True
-
-
-def _cell(value: float, percent: bool, sign: str = "") -> str:
-    if percent:
-        return f"{value:{sign}.0%}"
-    return f"{value:{sign}.0f}" if abs(value) >= 100 else f"{value:{sign}.2f}"
