@@ -41,6 +41,28 @@ def test_ids_are_those_of_one_by_one(
     assert greedy_replies(model, prompts, stop, 20) == expected
 
 
+@pytest.mark.parametrize("family", ["llama-gqa", "mistral-window", "qwen3"])
+def test_what_all_prompts_begin_with_changes_nothing(family: str) -> None:
+    model = make_model(FAMILIES[family], torch.float32).eval()
+    start, stop = list(range(5, 45)), set(range(5))
+    prompts = [start + prompt for prompt in some_prompts(9, 97)]
+    expected = one_by_one(model, prompts, stop)
+    assert greedy_replies(model, prompts, stop, 20) == expected
+    # One prompt may be all that the others begin with.
+    prompts.append(start)
+    assert greedy_replies(model, prompts, stop, 20) == [
+        *expected,
+        *one_by_one(model, [start], stop),
+    ]
+
+
+def test_progress_counts_replies() -> None:
+    model, done = make_model(FAMILIES["llama-gqa"], torch.float32).eval(), []
+    greedy_replies(model, some_prompts(40, 97), {1}, 2, done.append)
+    assert done[-1] == 40
+    assert done == sorted(done)
+
+
 def test_no_prompt_and_no_token() -> None:
     model = make_model(FAMILIES["llama-gqa"], torch.float32).eval()
     assert greedy_replies(model, [], {1}, 20) == []

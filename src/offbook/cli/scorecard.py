@@ -75,9 +75,9 @@ def put_scorecard(found: Evaluation) -> None:
         )
     if found.best_strength is not None:
         put(f"best adapter strength, between role and forgetting: {found.best_strength:g}")
-    remarked = [row for row in found.ledger if row.remark]
-    for row in remarked[:5]:
-        put(f"{row.source}: {row.remark}")
+    remarked = [line for line in found.ledger if line.remark]
+    for line in remarked[:5]:
+        put(f"{line.source}: {line.remark}")
     if len(remarked) > 5:
         put(f"and {len(remarked) - 5} more rows in the report")
 
