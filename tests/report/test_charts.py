@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 
 import pytest
 
@@ -55,6 +56,17 @@ def test_all_kinds_of_lines_are_known() -> None:
     loss = curves.charts()[0]
     assert [one.name.en for one in loss.shown] == ["training", "validation", "skipped steps"]
     assert Curves.of([]).charts() == []
+
+
+def test_memory_is_drawn_where_it_was_measured() -> None:
+    @dataclass(frozen=True)
+    class Measured(StepMetrics):
+        memory: int = 0
+
+    measured = Measured(5, 1.0, 2.0, 1.0, 1e-4, 8.0, memory=3_000_000_000)
+    charts = {chart.key: chart for chart in Curves.of([step(4), measured]).charts()}
+    assert charts["memory"].rows == [["5", "3"]]
+    assert "memory" not in {chart.key for chart in Curves.of([step(4)]).charts()}
 
 
 @pytest.mark.parametrize("values", [(0.1,), (0.0, 0.0), (-1.0, -1.0), (1e-9, 2e-9), (3e9, 5e9)])

@@ -157,7 +157,7 @@ WORDS = {
     "learning_rate": Text("Learning rate", "学习率"),
     "grad_norm": Text("Gradient norm", "梯度范数"),
     "speed": Text("Examples per second", "每秒样本数"),
-    "memory": Text("Memory, GB", "内存（GB）"),
+    "memory": Text("Most memory so far, GB", "内存峰值（GB）"),
     "best": Text(
         "Lowest validation loss: {loss}, at step {step}.",
         "最低验证损失：{loss}，在第 {step} 步。",
