@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from offbook.models.load import backbone, head
+from offbook.models.load import backbone, base_of, head
 
 BATCH = 16  # replies at a time
 # Replies go on without those that have ended once this share of them has.
@@ -63,7 +63,9 @@ def _write(
     # Of each prompt, at least one token is left.
     alike = takewhile(lambda ids: len(set(ids)) == 1, zip(*prompts, strict=False))
     start = min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
-    if start and len(prompts) > 1:
+    # Padding after the prefix would count in a sliding window.
+    window = getattr(base_of(model).config.get_text_config(), "sliding_window", None)
+    if start and len(prompts) > 1 and window is None:
         prefix_T = torch.tensor([list(prompts[0][:start])], device=device)
         backbone(model)(input_ids=prefix_T, past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(len(prompts))
