@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from offbook.config import Config
-from support.evaluations import make_evaluation
+from support.evaluations import write_evaluation
 from support.exports import train_run
 from support.families import make_family
 
@@ -25,7 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rank in (("keeper", 8), ("captain", 4)):
         settings = ("train.max_steps=4", f"lora.r={rank}", f"output_dir={folder / name}")
         train_run(folder, base, *settings)
-        (folder / name / "evaluation.json").write_bytes(make_evaluation().to_json())
+        write_evaluation(folder / name)
     return folder
 
 

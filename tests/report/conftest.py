@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.evaluations import make_evaluation
+from support.evaluations import write_evaluation
 from support.exports import train_run
 from support.families import make_family
 
@@ -29,5 +29,5 @@ def runs(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Copies of both runs; the first was evaluated."""
     for name in ("keeper", "captain"):
         shutil.copytree(trained / name, tmp_path / name)
-    (tmp_path / "keeper" / "evaluation.json").write_bytes(make_evaluation().to_json())
+    write_evaluation(tmp_path / "keeper")
     return tmp_path / "keeper", tmp_path / "captain"

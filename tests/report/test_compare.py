@@ -16,7 +16,7 @@ from offbook.report.listing import find_runs, summarize
 from offbook.report.page import write_report
 from offbook.runs.directory import RunDirectory
 from support.browsers import chromium, opened, violations
-from support.evaluations import make_evaluation
+from support.evaluations import make_evaluation, write_evaluation
 
 
 def test_what_differs_is_told(runs: tuple[Path, Path]) -> None:
@@ -97,7 +97,7 @@ def test_what_cannot_be_compared_is_compared_as_advised(runs: tuple[Path, Path])
 
 
 def test_the_page_in_a_browser(runs: tuple[Path, Path]) -> None:
-    (runs[1] / "evaluation.json").write_bytes(make_evaluation(shift=0.2).to_json())
+    write_evaluation(runs[1], shift=0.2)
     file = runs[0].parent / "compare.html"
     file.write_text(Comparison.read(runs).render(), encoding="utf-8")
     with chromium() as browser:

@@ -17,7 +17,7 @@ from offbook.report.watch import Server, State, Watcher
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 from support.browsers import chromium, opened
-from support.evaluations import make_evaluation
+from support.evaluations import write_evaluation
 from support.runs import stop_after
 
 MakeConfig = Callable[..., Config]
@@ -59,7 +59,7 @@ def test_a_run_from_before_its_beginning_to_its_evaluation(tiny_config: MakeConf
     assert watcher.look()
     assert curve_of(watcher) == list(range(10))
     assert "Training has finished." in watcher.state.page()
-    (run.path / "evaluation.json").write_bytes(make_evaluation().to_json())
+    write_evaluation(run.path)
     assert watcher.look()
     assert "It took" in watcher.state.page()
     shutil.rmtree(run.path)
@@ -89,7 +89,7 @@ def test_only_what_has_changed_is_sent(runs: tuple[Path, Path]) -> None:
         assert {"heading", "curves", "receipt"} <= first["parts"].keys()
         version = first["version"]
         assert json.loads(ask(server, f"/state?since={version}")[1])["parts"] == {}
-        (runs[1] / "evaluation.json").write_bytes(make_evaluation().to_json())
+        write_evaluation(runs[1])
         watcher.look()
         changed = json.loads(ask(server, f"/state?since={version}")[1])["parts"]
         assert "scorecard" in changed
@@ -150,7 +150,7 @@ def test_the_page_follows_the_run_in_a_browser(runs: tuple[Path, Path]) -> None:
         watcher.look()
         page.wait_for_selector("#loss-table tbody tr:nth-child(13)")
         assert page.get_attribute("#loss-table", "open") is not None
-        (runs[1] / "evaluation.json").write_bytes(make_evaluation().to_json())
+        write_evaluation(runs[1])
         watcher.look()
         page.wait_for_selector("#verdict .finding.good")
         page.click("#language")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+from offbook.evaluation.evaluate import hash_adapter
 from offbook.evaluation.record import (
     AtStrength,
     Compared,
@@ -18,6 +22,7 @@ from offbook.evaluation.record import (
     Reply,
     Voice,
 )
+from offbook.runs.derived import EVALUATION
 
 EVIL = "<script>document.title = 'evil'</script><img src=x onerror=alert(1)>"
 
@@ -137,3 +142,9 @@ def make_evaluation(shift: float = 0.0, replies: int = 12) -> Evaluation:
         seconds=92.0,
         versions={"offbook": "0.2"},
     )
+
+
+def write_evaluation(run: Path, shift: float = 0.0) -> None:
+    """Let a run have been evaluated."""
+    found = replace(make_evaluation(shift), adapter=hash_adapter(run / "adapter"))
+    (run / EVALUATION).write_bytes(found.to_json())
