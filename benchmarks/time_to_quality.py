@@ -233,7 +233,8 @@ def main() -> None:
     report = [
         table(outcomes),
         f"{options.seeds} seeds, medians, and the ratio's range; {steps} steps of {STEP} rows "
-        f"in the recipe; {len(held_out)} rows held out, offbook validates every {options.every} steps.",
+        f"in the recipe; {len(held_out)} rows held out; offbook validates every "
+        f"{options.every} steps.",
         f"{describe_machine(dtype)}. `python benchmarks/time_to_quality.py "
         f"--rows {Path(options.rows).name} --seeds {options.seeds} --every {options.every}"
         + (f" --steps {options.steps}`" if options.steps else f" --epochs {options.epochs}`"),
