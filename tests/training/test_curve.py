@@ -31,7 +31,7 @@ def test_curves_of_many_kinds() -> None:
         for rate in (RULE / 10, RULE, 10 * RULE):
             assert describe_rate(falling(0.3, 0.2, seed), rate, RULE) is None
         assert describe_rate(falling(0.0, 0.2, seed), RULE, RULE) is None  # nothing to learn
-        assert describe_rate(falling(0.0, 1.5, seed), RULE / 100, RULE) is None  # only noise
+        assert describe_rate(falling(0.0, 1.0, seed), 30 * RULE, RULE) is None  # only noise
         told = describe_rate(falling(0.01, 0.05, seed), RULE / 100, RULE) or ""
         assert "1e-05, may be far too low; train.learning_rate=auto would be 0.001" in told
         told = describe_rate(falling(-1.5, 0.2, seed), 30 * RULE, RULE) or ""

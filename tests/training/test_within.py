@@ -41,7 +41,8 @@ def test_a_run_is_cut_to_the_time_and_resumes_to_the_same_bits(
     assert 6 < steps < 600
     assert any(f"(train.max_steps={steps})" in text for text in monitor.heard)
     heard = Listener()
-    finished = train(tiny_config(*LONG), resume=True, within=1e-6, monitor=heard)
+    own = Config.load(stopped.run / "config.yaml", [])
+    finished = train(own, resume=True, within=1e-6, monitor=heard)
     assert "a run that is resumed keeps its number of steps" in heard.heard
     assert (finished.finished, finished.steps) == (True, steps)
     settings = (*LONG, f"train.max_steps={steps}", f"output_dir={tmp_path / 'whole'}")

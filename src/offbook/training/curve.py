@@ -10,15 +10,16 @@ import numpy as np
 # may know already what the rows say.
 FAR_TOO_LOW = 1 / 10
 LEAST_FALL = 0.1  # of the first loss
-BLOWN_UP = 1.25  # times the first loss
+BLOWN_UP = 1.25  # times the highest of the first three losses
 
 
 def describe_rate(losses: Sequence[float], rate: float, rule: float) -> str | None:
     """What to say of a learning rate after the first steps; None where nothing looks wrong.
 
     Far too low: it is at most a tenth of what a published rule gives, and a line through the losses
-    falls by less than a tenth, even with twice its standard error. Far too high: the mean of the
-    later half is above the first loss by a quarter, and by four times the noise.
+    falls by less than a tenth, even with twice its standard error. Far too high: each loss of the
+    later half is above all of the first three by a quarter. With losses that only vary by chance,
+    even as much as those of single rows do, that happens less than once in a thousand runs.
 
     Args:
         losses: of the first steps, in nats per token.
@@ -39,7 +40,7 @@ def describe_rate(losses: Sequence[float], rate: float, rule: float) -> str | No
             f"low; train.learning_rate=auto would be {rule:g}"
         )
     later = y[len(y) // 2 :]
-    if later.mean() > BLOWN_UP * y[0] and later.mean() - y[0] > 4 * later.std(ddof=1):
+    if later.min() > BLOWN_UP * y[:3].max():
         return (
             f"the loss has risen from {y[0]:.3f} to {later.mean():.3f} in {len(y)} steps: the "
             f"learning rate, {rate:g}, may be far too high; train.learning_rate=auto would be "
