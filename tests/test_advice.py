@@ -710,10 +710,13 @@ TESTS: dict[str, tuple[str, ...]] = {
         "set it to a share of the rows, such as 0.05",
         "vary settings of lora and train that change the result",
     ),
+    f"{SWEEP}no_file_of_the_users_is_replaced": ("set another output_dir, or move the file",),
     f"{SWEEP}settings_with_several_values": (
         "write some with commas, as in train.learning_rate=1e-4,3e-4",
     ),
-    f"{SWEEP}a_damaged_record_is_removed_as_advised": ("remove it, and start the sweep again",),
+    f"{SWEEP}a_damaged_record_is_removed_as_advised": (
+        "remove it and {BEST}, and start the sweep again",
+    ),
     f"{SWEEP}a_rate_that_is_too_high_ends_one_run_and_not_the_sweep": (
         "lower the values of train.learning_rate",
     ),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from offbook.config import Config
-from offbook.errors import ConfigError, NonFiniteError
+from offbook.errors import CheckpointError, ConfigError, NonFiniteError
 from offbook.files.storage import sha256
 from offbook.models import load
 from offbook.monitor import EvalMetrics
@@ -195,13 +195,29 @@ def test_a_damaged_record_is_removed_as_advised(tiny_config: MakeConfig) -> None
     found = sweep(config, grid)
     file = folder_of(config) / "sweep.json"
     file.write_text("{")
-    with pytest.raises(
-        Exception, match="the file is damaged; remove it, and start the sweep again"
-    ):
-        sweep(config, grid)
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError) as caught:
+            sweep(config, grid, overwrite=overwrite)
+        assert caught.value.fix == "remove it and best.yaml, and start the sweep again"
     file.unlink()
+    file.with_name("best.yaml").unlink()
     again = sweep(config, grid)
     assert (steps_of(again), again.best.loss) == (steps_of(found), found.best.loss)
+
+
+def test_no_file_of_the_users_is_replaced(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    config, grid = tiny_config("train.max_steps=2"), {"lora.r": ["2", "4"]}
+    mine = folder_of(config) / "best.yaml"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(ConfigError) as caught:
+        sweep(config, grid)
+    assert caught.value.fix == "set another output_dir, or move the file"
+    assert mine.read_text() == "mine"
+    other = config.model_copy(update={"output_dir": str(tmp_path / "other")})
+    assert sweep(other, grid).finished
+    mine.rename(tmp_path / "moved.yaml")
+    assert sweep(config, grid).finished
 
 
 @pytest.mark.slow

@@ -80,7 +80,9 @@ class Sweep:
             return TypeAdapter(cls).validate_python(json.loads(file.read_bytes()))
         except ValueError:
             raise CheckpointError(
-                "the file is damaged", where=str(file), fix="remove it, and start the sweep again"
+                "the file is damaged",
+                where=str(file),
+                fix=f"remove it and {BEST}, and start the sweep again",
             ) from None
 
     def to_json(self) -> bytes:
@@ -278,11 +280,22 @@ def _reached(run: RunDirectory, share: float) -> tuple[int, float] | None:
 
 
 def _known(folder: Path, overwrite: bool) -> dict[str, Candidate]:
-    """The runs of the same sweep, as it was when it was stopped."""
-    file = folder / FILE
-    if overwrite or not file.is_file():
-        return {}
-    return {one.name: one for one in Sweep.read(file).candidates}
+    """The runs of the same sweep, as it was when it was stopped.
+
+    Raises:
+        ConfigError: when a file of the user has the name of one of ours.
+    """
+    file, best = folder / FILE, folder / BEST
+    if file.exists():
+        before = Sweep.read(file)  # else it is not ours to replace
+        return {} if overwrite else {one.name: one for one in before.candidates}
+    if best.exists():
+        raise ConfigError(
+            f"{BEST} is here, and is not that of a sweep",
+            where=str(folder),
+            fix="set another output_dir, or move the file",
+        )
+    return {}
 
 
 def _write(folder: Path, found: Iterable[Candidate], *, finished: bool) -> Sweep:
