@@ -146,7 +146,7 @@ def test_every_printed_command_works_as_it_is(
     cli: Cli, arguments: list[str], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = f"./{name}" if name == "~" else name
-    report(TrainResult(Path(name), False, 1, None, None, 0.0, 0.0))
+    report(TrainResult(Path(name), False, 1, None, None, None, 0.0, 0.0))
     (resume,) = re.findall(r"^    (offbook .*)$", capsys.readouterr().err, re.MULTILINE)
     # Where nothing has begun, the command of a run that was stopped needs its settings.
     code, out, err = cli("train", *arguments, f"output_dir={name}", "--resume")
@@ -171,7 +171,7 @@ def test_a_path_is_one_word_for_the_shell() -> None:
 def test_a_run_that_was_stopped_before_its_first_step_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    report(TrainResult(Path("run"), False, 0, None, None, 0.0, 0.0))
+    report(TrainResult(Path("run"), False, 0, None, None, None, 0.0, 0.0))
     assert capsys.readouterr().err == (
         "stopped before the first step; nothing to save. Start again with\n"
         "    offbook train run --resume\n"

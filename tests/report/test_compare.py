@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from offbook.errors import CheckpointError, ConfigError
+from offbook.evaluation.evaluate import hash_adapter
 from offbook.files import storage
 from offbook.report.compare import Comparison, bootstrap, likeness, paired
 from offbook.report.listing import find_runs, summarize
@@ -36,14 +37,15 @@ def test_what_differs_is_told(runs: tuple[Path, Path]) -> None:
 
 
 def test_replies_to_the_same_prompts_are_paired(runs: tuple[Path, Path]) -> None:
-    evaluation = make_evaluation(replies=30)
+    adapters = [hash_adapter(run / "adapter") for run in runs]
+    evaluation = replace(make_evaluation(replies=30), adapter=adapters[0])
     ours = [
         replace(r, tuned=r.reference if k % 2 else r.tuned)
         for k, r in enumerate(evaluation.replies)
     ]
     moved = [replace(r, source="other.jsonl:1") for r in evaluation.replies[:5]]
     (runs[0] / "evaluation.json").write_bytes(evaluation.to_json())
-    changed = replace(evaluation, replies=[*moved, *ours[5:]])
+    changed = replace(evaluation, replies=[*moved, *ours[5:]], adapter=adapters[1])
     (runs[1] / "evaluation.json").write_bytes(changed.to_json())
     (pairing,) = Comparison.read(runs).pairings()
     assert (pairing.name, pairing.n) == ("captain", 25)

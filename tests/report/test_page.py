@@ -14,6 +14,7 @@ import pytest
 
 from offbook.config import Config
 from offbook.errors import CheckpointError, ConfigError
+from offbook.evaluation.evaluate import hash_adapter
 from offbook.evaluation.record import Evaluation
 from offbook.report.contents import Contents
 from offbook.report.page import SECTIONS, parts, write_report
@@ -95,6 +96,7 @@ def test_parts_that_were_not_measured_are_left_out(runs: tuple[Path, Path]) -> N
         lines=whole.lines,
         forgetting=whole.forgetting,
         short=True,
+        adapter=hash_adapter(runs[1] / "checkpoints" / "step-4"),
     )
     (runs[1] / "evaluation.json").write_bytes(least.to_json())
     sections = shown(runs[1])
