@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from offbook.config import Config
-from offbook.evaluation.evaluate import read_evaluation
 from offbook.evaluation.record import Evaluation
+from offbook.evaluation.saved import read_evaluation
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from offbook.errors import CheckpointError, ConfigError
-from offbook.evaluation.evaluate import hash_adapter
+from offbook.evaluation.saved import hash_adapter
 from offbook.files import storage
 from offbook.report.compare import Comparison, bootstrap, likeness, paired
 from offbook.report.listing import find_runs, summarize

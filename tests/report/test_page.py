@@ -14,8 +14,8 @@ import pytest
 
 from offbook.config import Config
 from offbook.errors import CheckpointError, ConfigError
-from offbook.evaluation.evaluate import hash_adapter
 from offbook.evaluation.record import Evaluation
+from offbook.evaluation.saved import hash_adapter
 from offbook.report.contents import Contents
 from offbook.report.page import SECTIONS, parts, write_report
 from offbook.runs.directory import RunDirectory

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from offbook.evaluation.evaluate import hash_adapter
 from offbook.evaluation.record import (
     AtStrength,
     Compared,
@@ -22,6 +21,7 @@ from offbook.evaluation.record import (
     Reply,
     Voice,
 )
+from offbook.evaluation.saved import hash_adapter
 from offbook.runs.derived import EVALUATION
 
 EVIL = "<script>document.title = 'evil'</script><img src=x onerror=alert(1)>"

@@ -54,7 +54,7 @@ def eval(
     offbook eval runs/myrole --require took
     """
     from offbook.evaluation.evaluate import evaluate as run_evaluation
-    from offbook.evaluation.evaluate import write_evaluation
+    from offbook.evaluation.saved import write_evaluation
     from offbook.evaluation.subject import find_subject
     from offbook.report.page import write_report
 

@@ -87,7 +87,8 @@ def put_short_scorecard(run: Path) -> None:
 
     The run is complete: whatever happens here, its training has succeeded.
     """
-    from offbook.evaluation.evaluate import evaluate, write_evaluation
+    from offbook.evaluation.evaluate import evaluate
+    from offbook.evaluation.saved import write_evaluation
     from offbook.evaluation.subject import find_subject
     from offbook.report.page import write_report
 

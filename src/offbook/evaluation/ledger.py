@@ -46,7 +46,7 @@ def make_ledger(
         remark = remarks.get(number, "")
         if not remark and fallen < UNLEARNED and tuned[number] >= UNLEARNED * base[number]:
             remark = "never learned"
-        early = first.get(number, np.inf)
+        early = first.get(row.number, np.inf)
         if not remark and early < KNOWN * usual and tuned[number] < KNOWN * usual:
             remark = "memorized first"
         ledger.append(
@@ -56,7 +56,7 @@ def make_ledger(
                 reply=_reply(row)[:SHOWN],
                 tokens=int(scores.tokens[number]),
                 base=round(float(base[number]), 4),
-                first=first.get(number),
+                first=first.get(row.number),
                 tuned=round(float(tuned[number]), 4),
                 remark=remark,
             )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from offbook.data.conversations import Message
-from offbook.evaluation.figures import compare_shares
+from offbook.evaluation.figures import compare_shares, figure
 from offbook.evaluation.probes import DRILL, QUESTIONS, gives_away
 from offbook.evaluation.record import InRole, Probe
 from offbook.evaluation.voice import VoiceClassifier
@@ -15,6 +16,32 @@ PROBE_TOKENS = 48  # of an answer: a model says what it is at once
 DRILL_TOKENS = 40  # of a turn
 
 Progress = Callable[[str, int, int], None]
+
+
+def stay_in_role(
+    writer: TorchEngine,
+    system: str | None,
+    references: Sequence[str],
+    classifier: VoiceClassifier | None,
+    progress: Progress,
+) -> InRole:
+    """Ask both models what they are, and talk to the tuned one for long.
+
+    Args:
+        writer: the model.
+        system: text before each question, if any.
+        references: lines of the role, for their language.
+        classifier: of the role's voice; without one, there is no long conversation.
+        progress: see `evaluate`.
+    """
+    found = question(writer, system, progress)
+    if classifier is None:
+        return found
+    turns = drill(writer, system, language_of(references), classifier, progress)
+    half = len(turns) // 2
+    pairs = zip(turns[:half], turns[half:], strict=False)
+    drift = figure([late - early for early, late in pairs]) if half > 1 else None
+    return replace(found, drill=turns, drift=drift)
 
 
 def question(writer: TorchEngine, system: str | None, progress: Progress) -> InRole:
@@ -77,6 +104,13 @@ def drill(
         messages.append(Message("assistant", reply.text or " "))
         replies.append(reply.text)
     return [round(float(p), 4) for p in classifier.probability(replies)]
+
+
+def language_of(texts: Sequence[str]) -> str:
+    """`zh` where most of the letters are Chinese characters, else `en`."""
+    letters = [char for text in texts for char in text if char.isalpha()]
+    chinese = sum("\u2e80" <= char <= "\u9fff" for char in letters)
+    return "zh" if 2 * chinese > len(letters) else "en"
 
 
 def opening(system: str | None) -> list[Message]:

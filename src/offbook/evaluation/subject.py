@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,11 +33,13 @@ class Row:
         example: its tokens.
         conversation: its messages.
         prompt: equal for rows with the same prompt.
+        number: among the examples that it is one of.
     """
 
     example: Example
     conversation: Conversation
     prompt: int
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,4 +173,15 @@ def as_rows(
     wanted = {int(numbers[k]) for k in chosen}
     # Not by `file:line`: several rows may stand on one line.
     conversations = {n: c for n, c in enumerate(reader) if n in wanted}
-    return [Row(examples[k], conversations[int(numbers[k])], int(keys[k])) for k in chosen]
+    return [Row(examples[k], conversations[int(numbers[k])], int(keys[k]), k) for k in chosen]
+
+
+def spread(rows: Sequence[Row], most: int) -> list[Row]:
+    """At most so many rows, evenly spread."""
+    places = np.linspace(0, len(rows) - 1, min(most, len(rows)))
+    return [rows[int(place)] for place in places]
+
+
+def prompts_of(rows: Sequence[Row]) -> list[int]:
+    """The prompt of each row."""
+    return [row.prompt for row in rows]

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offbook.errors import ConfigError
-from offbook.evaluation.evaluate import read_evaluation
 from offbook.evaluation.record import Evaluation, Figure, Reply
+from offbook.evaluation.saved import read_evaluation
 from offbook.report.charts import Chart, Point, Series
 from offbook.report.curves import Curves
 from offbook.report.page import render_parts, whole_page

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from offbook.config import Config
 from offbook.errors import CheckpointError, quoted
-from offbook.evaluation.evaluate import read_evaluation
 from offbook.evaluation.record import Evaluation
+from offbook.evaluation.saved import read_evaluation
 from offbook.report.charts import Chart, Series
 from offbook.report.curves import Curves
 from offbook.report.rows import TrainingRows, read_rows

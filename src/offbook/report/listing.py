@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offbook.errors import ConfigError, OffbookError
-from offbook.evaluation.evaluate import read_evaluation
+from offbook.evaluation.saved import read_evaluation
 from offbook.files.storage import size_of
 from offbook.report.contents import total_steps, written
 from offbook.report.curves import Curves
