@@ -23,6 +23,7 @@ def rows_of(*pairs: tuple[str, str]) -> list[Row]:
             Example(IDS, IDS, f"rows.json:{number + 1}"),
             Conversation((Message("user", question), Message("assistant", reply))),
             hash(question),
+            number,
         )
         for number, (question, reply) in enumerate(pairs)
     ]

@@ -39,7 +39,7 @@ class Row:
     example: Example
     conversation: Conversation
     prompt: int
-    number: int = 0
+    number: int
 
 
 @dataclass(frozen=True)
