@@ -93,6 +93,7 @@ def put_short_scorecard(run: Path) -> None:
     from offbook.report.page import write_report
 
     in_full = f"offbook eval {quoted(run)}"
+    say("comparing it with the base; Ctrl-C skips that", "dim")
     try:
         with evaluating() as progress:
             subject = find_subject(run, lambda text: None)
