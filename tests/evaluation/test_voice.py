@@ -11,6 +11,7 @@ from offbook.evaluation.voice import (
     ENOUGH_ACCURACY,
     VoiceClassifier,
     cross_validate,
+    likeness,
     opening,
     own_openings,
     repetition,
@@ -58,6 +59,14 @@ def test_prompts_are_not_in_both_parts() -> None:
     others = [s for s in sentences(20, 1) for _ in range(2)]
     prompts = [k // 2 for k in range(40)]
     assert share(cross_validate(texts, others, prompts), prompts * 2).low < ENOUGH_ACCURACY
+
+
+def test_likeness_is_that_of_chrf() -> None:
+    assert likeness("Aye, little boat.", "Aye, little boat.") == pytest.approx(100)
+    assert likeness("xyz", "abc") == 0
+    assert likeness("", "abc") == 0
+    # By hand: of "abc" and "abd", 2 of 3 unigrams, 1 of 2 bigrams, 0 of 1 trigrams are shared.
+    assert likeness("abc", "abd") == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3)
 
 
 def test_openings() -> None:

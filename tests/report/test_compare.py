@@ -6,13 +6,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from offbook.errors import CheckpointError, ConfigError
 from offbook.evaluation.saved import hash_adapter
 from offbook.files import storage
-from offbook.report.compare import Comparison, bootstrap, likeness, paired
+from offbook.report.compare import Comparison, paired
 from offbook.report.listing import find_runs, summarize
 from offbook.report.page import write_report
 from offbook.runs.directory import RunDirectory
@@ -69,22 +68,6 @@ def test_other_prompts_are_not_paired() -> None:
     elsewhere = [replace(reply, question="another") for reply in other.replies]
     assert paired(first, replace(other, replies=elsewhere)) == []
     assert paired(first, None) == []
-
-
-def test_the_interval_covers_the_mean() -> None:
-    inside = 0
-    for seed in range(100):
-        figure = bootstrap(np.random.default_rng(seed).normal(size=60), seed)
-        inside += figure.low <= 0 <= figure.high
-    assert inside >= 88
-
-
-def test_likeness_is_that_of_chrf() -> None:
-    assert likeness("Aye, little boat.", "Aye, little boat.") == pytest.approx(100)
-    assert likeness("xyz", "abc") == 0
-    assert likeness("", "abc") == 0
-    # By hand: of "abc" and "abd", 2 of 3 unigrams, 1 of 2 bigrams, 0 of 1 trigrams are shared.
-    assert likeness("abc", "abd") == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3)
 
 
 def test_what_cannot_be_compared_is_compared_as_advised(runs: tuple[Path, Path]) -> None:

@@ -75,6 +75,9 @@ def sweep(
 
 
 def _print(found: Sweep, folder: Path) -> None:
+    from offbook.report.compare import MOST_RUNS, Comparison
+    from offbook.report.page import write_page
+
     table = Table(box=None, padding=(0, 2, 0, 0))
     keys = list(found.best.settings)
     for name in (*keys, "steps", "validation loss", "seconds"):
@@ -87,5 +90,7 @@ def _print(found: Sweep, folder: Path) -> None:
     if not found.finished:
         say("stopped; the same command goes on")
         return
-    put(f"the best settings are in {folder / 'best.yaml'}")
+    best_runs = [folder / one.name for one in found.candidates[:MOST_RUNS]]
+    page = write_page(folder / "sweep.html", Comparison.read(best_runs).render())
+    put(f"the best settings are in {folder / 'best.yaml'}, the runs side by side in {page}")
     put(f"talk to its run:\n    offbook chat {quoted(folder / found.best.name)}")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sacrebleu.metrics.chrf import CHRF
 
 from offbook.data.conversations import Message
 from offbook.evaluation.copies import Run, TrainingLines
@@ -18,6 +17,7 @@ from offbook.evaluation.voice import (
     FEWEST_TEXTS,
     VoiceClassifier,
     cross_validate,
+    likeness,
     own_openings,
     repetition,
 )
@@ -92,7 +92,6 @@ def listen(
         unseen = [not ok for ok in right[len(lines) : len(lines) + len(rows)]]
         in_voice = compare_shares(unseen, classifier.probability(after) > 0.5)
     references = lines[: len(rows)]
-    chrf = CHRF()
     return Heard(
         replies=[
             Reply(
@@ -107,15 +106,7 @@ def listen(
             for row, reference, old, new in zip(rows, references, base, tuned, strict=False)
         ],
         voice=Voice(
-            chrf=compare(
-                *(
-                    [
-                        chrf.sentence_score(text, [reference]).score
-                        for text, reference in zip(texts, references, strict=True)
-                    ]
-                    for texts in (before, after)
-                )
-            ),
+            chrf=compare(*(list(map(likeness, texts, references)) for texts in (before, after))),
             accuracy=accuracy,
             in_voice=in_voice,
             length=compare(*(list(map(len, texts)) for texts in (before, after))),

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sacrebleu.metrics.chrf import CHRF
 
 LENGTHS = (1, 2, 3, 4)  # of n-grams, in characters
 FEATURES = 2**14
@@ -87,6 +88,11 @@ def cross_validate(
         right[0, inside] = classifier.probability([role[k] for k in inside]) > 0.5
         right[1, inside] = classifier.probability([others[k] for k in inside]) <= 0.5
     return [bool(x) for x in right.ravel()]
+
+
+def likeness(text: str, reference: str) -> float:
+    """ChrF of a reply and its reference, 0 to 100 (Popović, 2015)."""
+    return float(CHRF().sentence_score(text, [reference]).score)
 
 
 def opening(text: str) -> str:

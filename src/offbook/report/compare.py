@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from offbook.errors import ConfigError
-from offbook.evaluation.record import Evaluation, Figure, Reply
+from offbook.evaluation.figures import compare
+from offbook.evaluation.record import Evaluation, Reply
 from offbook.evaluation.saved import read_evaluation
+from offbook.evaluation.voice import likeness
 from offbook.report.charts import Chart, Point, Series
 from offbook.report.curves import Curves
 from offbook.report.page import render_parts, whole_page
@@ -22,7 +20,6 @@ from offbook.runs.directory import RunDirectory
 
 MOST_RUNS = 6  # as many as there are colours
 STYLES = "abcdef"
-RESAMPLES = 2000  # of a bootstrap
 SECTIONS = ("curves", "differences", "losses", "scores", "paired")
 
 
@@ -177,38 +174,9 @@ def paired(first: Evaluation | None, other: Evaluation | None) -> list[Row]:
     ]
     rows = []
     for measured, measure in MEASURES.items() if pairs else ():
-        old = np.array([measure(reply) for reply, _ in pairs])
-        new = np.array([measure(reply) for _, reply in pairs])
-        rows.append(Row(measured, bootstrap(new), bootstrap(old), bootstrap(new - old)))
+        old, new = ([measure(pair[which]) for pair in pairs] for which in (0, 1))
+        rows.append(Row.of(measured, compare(old, new)))
     return rows
-
-
-def bootstrap(values: NDArray[np.float64], seed: int = 0) -> Figure:
-    """The mean of values with its 95% interval, by a percentile bootstrap."""
-    drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
-    return Figure(float(values.mean()), float(low), float(high), len(values))
-
-
-def likeness(text: str, reference: str) -> float:
-    """How much a reply is like its reference, 0 to 100: chrF (Popović 2015).
-
-    The F-scores of character n-grams of 1 to 6, in which recall counts twice, on average.
-    """
-    scores = []
-    for size in range(1, 7):
-        found, wanted = _ngrams(text, size), _ngrams(reference, size)
-        if not found or not wanted:
-            continue
-        both = (found & wanted).total()
-        precision, recall = both / found.total(), both / wanted.total()
-        scores.append(5 * precision * recall / (4 * precision + recall) if both else 0.0)
-    return 100 * sum(scores) / len(scores) if scores else 0.0
-
-
-def _ngrams(text: str, size: int) -> Counter[str]:
-    letters = "".join(text.split())
-    return Counter(letters[k : k + size] for k in range(len(letters) - size + 1))
 
 
 MEASURES: dict[str, Callable[[Reply], float]] = {
