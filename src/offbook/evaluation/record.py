@@ -7,10 +7,12 @@ and the number of prompts that it rests on.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
 from offbook.errors import CheckpointError
 
@@ -21,13 +23,14 @@ class Figure:
 
     Attributes:
         value: the mean.
-        low, high: its 95% interval, by a bootstrap over prompts.
+        low, high: its 95% interval, by a bootstrap over prompts; infinite for a single prompt,
+            which is null in the file.
         n: how many prompts it rests on; rows with the same prompt count once.
     """
 
     value: float
-    low: float
-    high: float
+    low: Annotated[float, BeforeValidator(lambda low: -math.inf if low is None else low)]
+    high: Annotated[float, BeforeValidator(lambda high: math.inf if high is None else high)]
     n: int
 
 
@@ -315,4 +318,15 @@ class Evaluation:
 
     def to_json(self) -> bytes:
         """The contents of the file."""
-        return f"{json.dumps(asdict(self), indent=1, ensure_ascii=False)}\n".encode()
+        values = _without_infinity(asdict(self))
+        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+        return f"{text}\n".encode()
+
+
+def _without_infinity(value: Any) -> Any:
+    """A value with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _without_infinity(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
