@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -147,8 +148,8 @@ class Row:
         return "" if figure is None else self._shown(figure.value, signed)
 
     def interval(self, figure: Figure | None, signed: bool = False) -> str:
-        """The interval of a figure as text; nothing where there is none."""
-        if figure is None:
+        """The interval of a figure as text; nothing where there is none, as for one prompt."""
+        if figure is None or not math.isfinite(figure.low):
             return ""
         return f"{self._shown(figure.low, signed)} … {self._shown(figure.high, signed)}"
 
