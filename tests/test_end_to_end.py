@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from offbook.data.conversations import read_conversations
-from offbook.models.adapter import load_adapter
+from offbook.models.adapter import WEIGHTS, load_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import load_base
 from offbook.tokens.template import ChatTemplate
@@ -66,9 +68,15 @@ def test_its_verdict_is_that_it_took(trained: tuple[Path, dict[str, float]]) -> 
     done = offbook(folder, "eval", "runs/demo", "--short", "--require", "took", "--json")
     found = json.loads(done.stdout)
     assert [finding["kind"] for finding in found["findings"]] == ["took"]
-    # The same adapter without its updates is told from it.
+    # The same adapter without its updates, and with far too large ones, is told from it.
     done = offbook(folder, "eval", "runs/demo", "--short", "--strength", "0", "--json")
     assert "inert" in json.loads(done.stdout)["findings"][0]["because"]
+    broken = shutil.copytree(folder / "runs" / "demo", folder / "runs" / "broken") / "adapter"
+    tensors = load_file(broken / WEIGHTS)
+    larger = {k: 10 * v if "lora_B" in k else v for k, v in tensors.items()}
+    save_file(larger, broken / WEIGHTS, {"format": "pt"})
+    done = offbook(folder, "eval", "runs/broken", "--short", "--json")
+    assert [f["kind"] for f in json.loads(done.stdout)["findings"]] == ["forgot"]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own use

@@ -43,14 +43,11 @@ class Facts:
 
 def find(facts: Facts) -> list[Finding]:
     """The findings, the gravest first; never empty."""
+    unlearned = _inert(facts) or _did_not_take(facts)
     forgot = _forgot(facts.forgetting)
-    # A model that is broken sounds like nobody and may never stop: that needs no advice of its own.
-    others = (
-        None if facts.inert else _did_not_take(facts),
-        _does_not_stop(facts.stops),
-        _took(facts),
-    )
-    findings = [_inert(facts), forgot, *(() if forgot else others), _overfitted(facts.lines)]
+    findings: list[Finding | None] = [forgot, _overfitted(facts.lines)]
+    if facts.inert or not forgot:  # a broken model sounds like nobody, and may never stop
+        findings += [unlearned] if unlearned else [_does_not_stop(facts.stops), _took(facts)]
     found = [finding for finding in findings if finding]
     return sorted(found, key=lambda f: KINDS.index(f.kind)) or [_cannot_tell(facts)]
 
