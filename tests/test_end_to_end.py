@@ -68,9 +68,7 @@ def test_its_verdict_is_that_it_took(trained: tuple[Path, dict[str, float]]) -> 
     done = offbook(folder, "eval", "runs/demo", "--short", "--require", "took", "--json")
     found = json.loads(done.stdout)
     assert [finding["kind"] for finding in found["findings"]] == ["took"]
-    # The same adapter without its updates, and with far too large ones, is told from it.
-    done = offbook(folder, "eval", "runs/demo", "--short", "--strength", "0", "--json")
-    assert "inert" in json.loads(done.stdout)["findings"][0]["because"]
+    # The same adapter with far too large updates is told from it.
     broken = shutil.copytree(folder / "runs" / "demo", folder / "runs" / "broken") / "adapter"
     tensors = load_file(broken / WEIGHTS)
     larger = {k: 10 * v if "lora_B" in k else v for k, v in tensors.items()}
