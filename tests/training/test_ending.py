@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -168,11 +169,12 @@ def test_patience_without_validation_is_refused(tiny_config: MakeConfig) -> None
     assert train(tiny_config("train.patience=2"), overwrite=True).finished
 
 
-@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", [("train.save_steps=1", "train.patience=2"), ()])
 def test_a_kill_around_the_best_checkpoint_or_the_early_end_needs_no_repair(
-    tiny_config: MakeConfig, tmp_path: Path, every: int, settings: tuple[str, ...]
+    tiny_config: MakeConfig, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
+    """At every 20th operation; OFFBOOK_TEST_EVERY=1 tries all of them, in minutes."""
+    every = int(os.environ.get("OFFBOOK_TEST_EVERY", "20"))
     config = tiny_config(*RISING, *settings)
     whole = train(tiny_config(*RISING, *settings, f"output_dir={tmp_path / 'whole'}"))
     assert (whole.steps < 12) == bool(settings)

@@ -242,7 +242,7 @@ def test_a_sweep_that_is_killed_goes_on(tiny_base: Path, tmp_path: Path) -> None
     assert run("whole", None)
     whole = Sweep.read(tmp_path / "whole" / "sweep.json")
     killed = 0
-    for seconds in (4, 6, 8, 10, 12, None):
+    for seconds in (5, 9, None):
         killed += not run("killed", seconds)
     assert killed
     found = Sweep.read(tmp_path / "killed" / "sweep.json")
