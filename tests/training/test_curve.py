@@ -90,7 +90,8 @@ def test_the_included_model(tmp_path: object, factor: float, expected: str | Non
     config = Config.load(
         None,
         [
-            *("data.train=lighthouse", "data.validation=0", "train.max_steps=48"),
+            *("data.train=lighthouse", "data.validation=0", "train.batch_size=8"),
+            "train.max_steps=48",
             *(f"train.learning_rate={0.0013 * factor}", f"output_dir={tmp_path}/run"),
         ],
     )
