@@ -23,6 +23,7 @@ from offbook.cli.console import ProgressMonitor, printable
 from offbook.cli.train import STOPPING
 from offbook.files import storage
 from offbook.files.storage import verify
+from offbook.runs.directory import RunDirectory
 from support.disks import Failing
 from support.shared import DEEPSEEK, HUANHUAN
 from support.tiny import ROWS
@@ -414,8 +415,8 @@ def test_a_run_stopped_by_a_signal_is_finished_by_resume(
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == expected
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    step = int(checkpoint.name.removeprefix("step-"))
+    # The one with the lowest validation loss is kept besides the newest.
+    step = RunDirectory(tmp_path / "run").steps()[-1][0]
     assert 2 <= step < 200
     if sent != signal.SIGHUP:  # after which the output is discarded
         assert f"stopped and saved after step {step}" in err
@@ -442,8 +443,9 @@ def test_a_closed_terminal_leaves_a_checkpoint(training: list[str], tmp_path: Pa
     drain.join()
     os.close(terminal)
     assert process.wait(timeout=60) == 143
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert verify(checkpoint) is None
+    kept = RunDirectory(tmp_path / "run").steps()
+    assert kept
+    assert all(verify(folder) is None for _, folder in kept)
 
 
 @pytest.mark.slow

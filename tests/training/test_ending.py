@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -24,9 +25,18 @@ from support.runs import Listener, StopAfter, curve, hashes, records_of
 MakeConfig = Callable[..., Config]
 # A run whose validation loss is lowest in the middle, and then rises.
 RISING = (
-    *("train.learning_rate=0.05", "train.lr_scheduler_type=constant", "lora.lora_dropout=0"),
+    *("train.learning_rate=0.02", "train.lr_scheduler_type=constant", "lora.lora_dropout=0"),
     *("train.max_steps=12", "train.eval_steps=1", "train.save_total_limit=1"),
 )
+OTHERS = [{"instruction": f"{n}?", "output": "zebra quiz vex jolt"} for n in range(4)]
+
+
+@pytest.fixture
+def rising(tiny_config: MakeConfig, tmp_path: Path) -> MakeConfig:
+    """Runs of 12 steps whose validation loss falls until step 9, and then rises."""
+    rows = tmp_path / "others.json"
+    rows.write_text(json.dumps(OTHERS), encoding="utf-8")
+    return lambda *overrides: tiny_config(f"data.validation={rows}", *RISING, *overrides)
 
 
 def steps(run: Path) -> list[int]:
@@ -46,9 +56,9 @@ def again(run: Path, *settings: str) -> tuple[TrainResult, list[str]]:
 
 @pytest.mark.parametrize("save_steps", [1, 5, 100])
 def test_the_checkpoint_with_the_lowest_validation_loss_is_kept(
-    tiny_config: MakeConfig, tmp_path: Path, save_steps: int
+    rising: MakeConfig, tmp_path: Path, save_steps: int
 ) -> None:
-    result = train(tiny_config(*RISING, f"train.save_steps={save_steps}"))
+    result = train(rising(f"train.save_steps={save_steps}"))
     losses = validations(RunDirectory(result.run))
     best = min(range(1, 13), key=lambda step: losses[step])
     assert 1 < best < 11
@@ -57,15 +67,15 @@ def test_the_checkpoint_with_the_lowest_validation_loss_is_kept(
     opened = open_run(result.run, checkpoint="best")
     assert opened.checkpoint == best
     monitor = StopAfter(best)
-    other = tiny_config(*RISING, f"output_dir={tmp_path / 'other'}")
+    other = rising(f"output_dir={tmp_path / 'other'}")
     stopped = train(other, monitor=monitor, should_stop=monitor.should_stop).run
     assert weights(opened.adapter) == weights(stopped / "checkpoints" / f"step-{best}")
     assert open_run(result.run).adapter == result.run / "adapter"
     assert open_run(result.run, checkpoint="last").checkpoint == 12
 
 
-def test_it_is_not_kept_where_it_is_not_wanted(tiny_config: MakeConfig) -> None:
-    result = train(tiny_config(*RISING, "train.keep_best=false", "train.save_steps=5"))
+def test_it_is_not_kept_where_it_is_not_wanted(tiny_config: MakeConfig, rising: MakeConfig) -> None:
+    result = train(rising("train.keep_best=false", "train.save_steps=5"))
     assert steps(result.run) == [12]
     assert result.best_step == 12  # of those that there are
     run = train(tiny_config("data.validation=0"), overwrite=True)
@@ -81,8 +91,8 @@ def test_the_lowest_loss_is_the_first_of_equal_ones_and_never_that_of_the_base()
     assert not out_of_patience({0: 1.0}, 1)
 
 
-def test_a_checkpoint_is_found_by_its_name(tiny_config: MakeConfig) -> None:
-    run = RunDirectory(train(tiny_config(*RISING)).run)
+def test_a_checkpoint_is_found_by_its_name(rising: MakeConfig) -> None:
+    run = RunDirectory(train(rising()).run)
     best = best_step(run)
     for name, step in (("best", best), ("last", 12), ("12", 12), (best, best)):
         assert find(run, str(name), pytest.fail) == run.checkpoints / f"step-{step}"
@@ -111,16 +121,16 @@ def test_a_checkpoint_that_is_not_there_yet(tiny_config: MakeConfig) -> None:
 
 
 def test_a_run_ends_early_where_validations_get_no_better(
-    tiny_config: MakeConfig, tmp_path: Path
+    rising: MakeConfig, tmp_path: Path
 ) -> None:
-    whole = train(tiny_config(*RISING, f"output_dir={tmp_path / 'whole'}"))
+    whole = train(rising(f"output_dir={tmp_path / 'whole'}"))
     losses = validations(RunDirectory(whole.run))
     so_far = [{s: loss for s, loss in losses.items() if s <= end} for end in range(12)]
     early = next(losses for losses in so_far if out_of_patience(losses, 2))
     best, end = lowest(early), max(early)
     assert best == end - 2
     heard = Listener()
-    config = tiny_config(*RISING, "train.patience=2")
+    config = rising("train.patience=2")
     result = train(config, monitor=heard)
     assert (result.finished, result.steps, result.best_step) == (True, end, best)
     told = f"train.patience ends the run in step {end}: the validation loss was lowest after "
@@ -139,8 +149,8 @@ def test_a_run_ends_early_where_validations_get_no_better(
     assert again(result.run)[1] == ["the run has finished already, in step 12"]
 
 
-def test_an_early_run_that_goes_on_is_not_finished_meanwhile(tiny_config: MakeConfig) -> None:
-    run = train(tiny_config(*RISING, "train.patience=2")).run
+def test_an_early_run_that_goes_on_is_not_finished_meanwhile(rising: MakeConfig) -> None:
+    run = train(rising("train.patience=2")).run
     monitor = StopAfter(1)
     config = Config.load(run / "config.yaml", ["train.patience=9"])
     stopped = train(config, resume=True, monitor=monitor, should_stop=monitor.should_stop)
@@ -150,8 +160,8 @@ def test_an_early_run_that_goes_on_is_not_finished_meanwhile(tiny_config: MakeCo
     assert RunDirectory(run).config().train.patience == 9
 
 
-def test_without_its_last_checkpoint_an_early_run_does_not_go_on(tiny_config: MakeConfig) -> None:
-    result = train(tiny_config(*RISING, "train.patience=2"))
+def test_without_its_last_checkpoint_an_early_run_does_not_go_on(rising: MakeConfig) -> None:
+    result = train(rising("train.patience=2"))
     shutil.rmtree(result.run / "checkpoints" / f"step-{result.steps}")
     assert again(result.run)[1][0] == f"the run has finished already, in step {result.steps}"
     with pytest.raises(CheckpointError, match="the checkpoint of the last step is missing or dam"):
@@ -171,12 +181,12 @@ def test_patience_without_validation_is_refused(tiny_config: MakeConfig) -> None
 
 @pytest.mark.parametrize("settings", [("train.save_steps=1", "train.patience=2"), ()])
 def test_a_kill_around_the_best_checkpoint_or_the_early_end_needs_no_repair(
-    tiny_config: MakeConfig, tmp_path: Path, settings: tuple[str, ...]
+    rising: MakeConfig, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
     """At every 20th operation; OFFBOOK_TEST_EVERY=1 tries all of them, in minutes."""
     every = int(os.environ.get("OFFBOOK_TEST_EVERY", "20"))
-    config = tiny_config(*RISING, *settings)
-    whole = train(tiny_config(*RISING, *settings, f"output_dir={tmp_path / 'whole'}"))
+    config = rising(*settings)
+    whole = train(rising(*settings, f"output_dir={tmp_path / 'whole'}"))
     assert (whole.steps < 12) == bool(settings)
     moments = kill_points(config, tmp_path / "copies")
     kept = []

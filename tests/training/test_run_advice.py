@@ -194,7 +194,7 @@ def test_a_run_fits_on_the_disk_as_advised(
 ) -> None:
     class Small(storage.Disk):
         def free(self, folder: Path) -> int:
-            return 10**9 if "other disk" in str(folder) else 300_000
+            return 10**9 if "other disk" in str(folder) else 350_000
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "disk", Small())
