@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from offbook.evaluation.record import Evaluation, Figure, Forgetting, LedgerRow,
 from offbook.evaluation.replies import Heard, listen
 from offbook.evaluation.saved import hash_adapter
 from offbook.evaluation.strength import best_strength, measure_strengths
-from offbook.evaluation.subject import Row, Subject, prompts_of, spread
+from offbook.evaluation.subject import Progress, Row, Subject, prompts_of, spread
 from offbook.inference.pytorch import TorchEngine
 from offbook.models.adapter import restore_adapter, set_strength
 from offbook.runs import checkpoint
@@ -35,8 +35,6 @@ TEXTS = 48  # replies of the base that the role's voice is told from, at least
 # In the short form:
 SHORT_REPLIES, SHORT_TEXTS = 16, 24
 SHORT_TRAINING, SHORT_GENERAL = 48, 24
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from offbook.config import DataSettings
 from offbook.data.conversations import read_conversations
 from offbook.evaluation.figures import compare_shares
 from offbook.evaluation.record import Compared
-from offbook.evaluation.subject import Row, as_rows, spread
+from offbook.evaluation.subject import Progress, Row, as_rows, spread
 from offbook.evaluation.voice import VoiceClassifier
 from offbook.inference.pytorch import TorchEngine
 from offbook.tokens.examples import tokenize
@@ -20,8 +20,6 @@ from offbook.tokens.template import ChatTemplate
 NAMES = ("general-en", "general-zh")
 ROWS = 24  # of each language
 REPLIES, TOKENS = 16, 60  # that are written, and how long they may be
-
-Progress = Callable[[str, int, int], None]
 
 
 def read_general(template: ChatTemplate) -> list[Row]:

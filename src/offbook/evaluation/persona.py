@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from offbook.data.conversations import Message
 from offbook.evaluation.figures import compare_shares, figure
 from offbook.evaluation.probes import DRILL, QUESTIONS, gives_away
 from offbook.evaluation.record import InRole, Probe
+from offbook.evaluation.subject import Progress
 from offbook.evaluation.voice import VoiceClassifier
 from offbook.inference.pytorch import TorchEngine
 
 PROBE_TOKENS = 48  # of an answer: a model says what it is at once
 DRILL_TOKENS = 40  # of a turn
-
-Progress = Callable[[str, int, int], None]
 
 
 def stay_in_role(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from offbook.data.conversations import Message
 from offbook.evaluation.copies import Run, TrainingLines
 from offbook.evaluation.figures import compare, compare_shares, figure, share
 from offbook.evaluation.record import Compared, Copied, Copy, Reply, Voice
-from offbook.evaluation.subject import Row
+from offbook.evaluation.subject import Progress, Row
 from offbook.evaluation.voice import (
     ENOUGH_ACCURACY,
     FEWEST_TEXTS,
@@ -26,8 +26,6 @@ from offbook.tokens.examples import IGNORED
 
 LEAST_TOKENS, MOST_TOKENS = 60, 256  # that a reply may have
 EXAMPLES = 5  # of copies
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from peft import PeftModel
 
@@ -10,13 +10,11 @@ from offbook.engine.engine import Engine
 from offbook.evaluation.figures import figure
 from offbook.evaluation.losses import Meter
 from offbook.evaluation.record import AtStrength
-from offbook.evaluation.subject import Row, prompts_of, spread
+from offbook.evaluation.subject import Progress, Row, prompts_of, spread
 from offbook.models.adapter import set_strength
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 ROWS = 24  # of each kind
-
-Progress = Callable[[str, int, int], None]
 
 
 def measure_strengths(

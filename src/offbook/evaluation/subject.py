@@ -24,6 +24,9 @@ from offbook.training.data import read_data
 ROWS = 200  # held-out rows, unless asked for others
 SEED = 0
 
+# Receives what is being done, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
+
 
 @dataclass(frozen=True)
 class Row:
