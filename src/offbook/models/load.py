@@ -116,6 +116,12 @@ def head(model: nn.Module) -> nn.Module:
     return output
 
 
+def checkpoint_layers(model: nn.Module) -> None:
+    """Have each decoder layer keep its input alone in training; the rest is computed again."""
+    with quiet_transformers():  # 5.23 renames it; the old name works in all releases so far
+        base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
+
+
 def require_finite_weights(model: nn.Module, name: str) -> None:
     """Refuse a base with a weight that is NaN or infinite; this reads all of them.
 

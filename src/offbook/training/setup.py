@@ -16,7 +16,6 @@ from offbook.engine.engine import Engine
 from offbook.engine.machine import limit_threads
 from offbook.engine.memory import prepare_allocator, prepare_deterministic
 from offbook.engine.ops.library import library
-from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter
 from offbook.models.adapter_config import notes_for_readers
 from offbook.models.base import (
@@ -27,7 +26,7 @@ from offbook.models.base import (
     vocabulary_size,
 )
 from offbook.models.load import (
-    base_of,
+    checkpoint_layers,
     choose_device,
     choose_precision,
     load_base,
@@ -233,8 +232,7 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
     if engine.packed and device.type == "cpu" and (problem := library().problem):
         monitor.announce(problem)
     if inputs.plan.checkpointing:
-        with quiet_transformers():  # 5.23 renames it; the old name works in all releases so far
-            base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
     monitor.announce(
         f"{config.model.base} in {config.model.precision} on {device}, "
         f"{inputs.shape.adapter:,} parameters to train; "
