@@ -59,6 +59,8 @@ def load_base(
     require_weights(folder)
     config = read_config(folder)
     check_weights(folder, config)
+    stored_quantized = getattr(config, "quantization_config", None) is not None
+    require_quantization("nf4" if stored_quantized else quantization)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -78,6 +80,8 @@ def load_base(
     model: PreTrainedModel
     model, report = loaded
     check_report(report, config, folder)
+    if stored_quantized:
+        _compute_in(dtype, model)
     nn.Module.to(model, device)
     model.requires_grad_(False)
     model.eval()
@@ -179,8 +183,19 @@ def require_quantization(kind: str) -> None:
         )
 
 
+def _compute_in(dtype: torch.dtype, model: PreTrainedModel) -> None:
+    """Set the format of computation, which weights stored in 4 bits bring along otherwise."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            state.dtype = dtype
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            setattr(module, "compute_dtype", dtype)  # noqa: B010
+
+
 def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    require_quantization(kind)
     if kind == "none":
         return None
     return BitsAndBytesConfig(

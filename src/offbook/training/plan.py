@@ -277,7 +277,8 @@ def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
 
 
 def _weight_bytes(config: Config, shape: ModelShape, dtype: torch.dtype) -> int:
-    if config.model.quantization == "none":
+    stored = getattr(shape.config, "quantization_config", None) or {}
+    if config.model.quantization == "none" and not stored.get("load_in_4bit"):
         return shape.parameters * dtype.itemsize
     rest = shape.parameters - shape.linear
     # 4 bits per weight and, with double quantization, 0.127 for the scales (arXiv:2305.14314). One
