@@ -24,9 +24,25 @@ from offbook.models.base import read_config, require_weights
 from offbook.models.weights import check_report, check_weights
 
 
-def choose_device() -> torch.device:
-    """The first GPU, or the processor where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(setting: str = "auto") -> torch.device:
+    """The device of `model.device`; for `auto`, the first GPU that offbook was tested on.
+
+    Raises:
+        ConfigError: when PyTorch has no such device here.
+    """
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(setting)
+    if device.type != "cpu":
+        found = torch.get_device_module(device)
+        count = found.device_count() if found.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"PyTorch has {count or 'no'} {device.type} device{'s' * (count != 1)} here",
+                where=f"model.device={setting}",
+                fix="leave it at auto, or set cpu",
+            )
+    return device
 
 
 def choose_precision(setting: str, device: torch.device) -> torch.dtype:
@@ -207,10 +223,10 @@ def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
 
 
 def _bfloat16_is_faster(device: torch.device) -> bool:
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            return True  # planned for a card that is not here; all of the last years can
+    if device.type == "cuda" and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return True  # all of the last years can, also where it is planned for one that is not here
     # Processors without bfloat16 instructions emulate them, which is slower than float32, so this
     # is measured. The shape is that of a small model's projection of a few hundred tokens.
     x, w = torch.ones(256, 512), torch.ones(512, 512)

@@ -154,7 +154,7 @@ def gather(
     monitor.busy("reading the base")
     limit_threads()
     start = start or Receipt()
-    device = device or choose_device()
+    device = device or choose_device(config.model.device)
     if config.train.deterministic:
         prepare_deterministic(device)
     require_quantization(config.model.quantization)
@@ -231,6 +231,8 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
         monitor.announce(f"left to transformers and PEFT: {', '.join(engine.plain_layers)}")
     if engine.packed and device.type == "cpu" and (problem := library().problem):
         monitor.announce(problem)
+    if device.type not in ("cpu", "cuda") or torch.version.hip:
+        monitor.announce("offbook was never tried on a device of this kind, so check its replies")
     if inputs.plan.checkpointing:
         checkpoint_layers(model)
     monitor.announce(
@@ -244,7 +246,9 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
 def make_receipt(inputs: RunInputs, run: Path) -> Receipt:
     """What goes into the run in a directory."""
     device = inputs.device
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    gpu = device.type if device.type != "cpu" else None
+    if device.type in ("cuda", "xpu"):
+        gpu = torch.get_device_module(device).get_device_name(device)
     return Receipt(
         base=hash_base(inputs.base),
         chat_template=hash_text(str(inputs.template.tokenizer.chat_template)),
