@@ -18,6 +18,7 @@ from transformers import LlamaConfig, MistralConfig
 
 from offbook import Chat, train
 from offbook.config import Config, LoraSettings
+from offbook.engine.dropout import Masks
 from offbook.engine.engine import Engine
 from offbook.engine.memory import CUBLAS
 from offbook.engine.ops.cuda import Cuda
@@ -65,13 +66,14 @@ def test_nothing_waits_for_the_gpu_within_a_step() -> None:
     engine = wide_engine()
     examples = rows(12, 60)
     engine.accumulate(engine.make_step(examples, 400, GPU), [0])  # compiles
+    masks = Masks.draw([0], len(engine.dropouts), GPU)
     torch.cuda.synchronize()
     try:
         torch.cuda.set_sync_debug_mode("error")
         step = engine.make_step(examples, 400, GPU)
         assert len(step.micro_batches) > 1
         for batch in step.micro_batches:
-            engine.loss(batch).sum().backward()
+            engine.loss(batch, masks=masks).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -167,9 +169,9 @@ def test_memory_that_runs_out_halves_micro_batches(
 def hungry(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Needs 4 MB of memory beside it for each token of a micro-batch."""
 
-    def computed(engine: Engine, batch: object, prefix: object = None) -> torch.Tensor:
+    def computed(engine: Engine, batch: object, *others: object) -> torch.Tensor:
         tokens = len(batch.input_ids)  # type: ignore[attr-defined]
         torch.empty(tokens * 2**22, dtype=torch.uint8, device=GPU)
-        return loss(engine, batch, prefix)
+        return loss(engine, batch, *others)
 
     return computed

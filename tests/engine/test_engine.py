@@ -87,6 +87,37 @@ def test_gradients_are_those_of_the_plain_path(family: str, prefix: int) -> None
         assert difference(gradients(fast, examples, budget), expected) < 1e-10
 
 
+@pytest.mark.parametrize(("family", "prefix"), [("llama-gqa", 0), ("qwen3", 40)])
+def test_dropout_does_not_depend_on_how_a_step_is_divided(family: str, prefix: int) -> None:
+    """Nor on the path: both draw the same masks."""
+    lora = LoraSettings(r=4, lora_dropout=0.1)
+    model = make_model(FAMILIES[family], torch.float64, lora)
+    plain = Engine(with_exact_norms(model), fast=False, min_shared_tokens=1)
+    fast, examples = fast_engine(model), some_examples(prefix)
+    expected = gradients(plain, examples)
+    for engine, budget in ((plain, FEW), (plain, 1), (fast, ANY), (fast, FEW), (fast, 1)):
+        assert difference(gradients(engine, examples, budget), expected) < 1e-10
+    without = fast_engine(make_model(FAMILIES[family], torch.float64))
+    assert difference(gradients(without, examples), expected) > 0.1
+
+
+def test_dropout_of_layers_that_are_left_to_peft() -> None:
+    """DoRA, and layers that are not recognized."""
+    sizes = {name: value for name, value in SIZES.items() if value is not None}
+    for config, changes in (
+        (FAMILIES["llama-gqa"], {"use_dora": True}),
+        (GPTNeoXConfig(**sizes), {"target_modules": "all-linear"}),
+    ):
+        lora = LoraSettings(r=4, lora_dropout=0.1, **changes)
+        engine = fast_engine(make_model(config, torch.float64, lora))
+        assert not engine.packed
+        examples = some_examples(5)
+        expected = gradients(engine, examples)
+        for budget in (FEW, 1):
+            assert difference(gradients(engine, examples, budget), expected) < 1e-10
+        assert all(dropout.masks is None for dropout in engine.dropouts)
+
+
 @pytest.mark.parametrize("saved", [0, 10**9])
 @pytest.mark.parametrize("family", ["llama-gqa", "mistral-window"])
 def test_long_rows_in_blocks_of_queries(
