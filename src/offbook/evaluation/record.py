@@ -83,6 +83,8 @@ class Voice:
         reference_length: characters of a reference.
         openings: share of replies that do not begin like another one (first three words).
         repetition: share of the word 4-grams of a reply that it has had before.
+        probability: that a reply is the role's, by the classifier. It tells more than `in_voice`,
+            where there are few replies.
     """
 
     chrf: Compared
@@ -92,6 +94,7 @@ class Voice:
     reference_length: Figure
     openings: Compared
     repetition: Compared
+    probability: Compared | None = None
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ class VoiceClassifier:
 
 def cross_validate(
     role: Sequence[str], others: Sequence[str], prompts: Sequence[object]
-) -> list[bool]:
-    """Whether each text is told right by a classifier that has not seen its prompt.
+) -> NDArray[np.float64]:
+    """How likely a classifier that has not seen its prompt takes each text for what it is.
 
     Args:
         role: a line for each prompt.
@@ -75,19 +75,19 @@ def cross_validate(
         prompts: equal where they are the same.
 
     Returns:
-        For each line, and then for each reply.
+        A probability for each line, and then for each reply; it is right where it is above 0.5.
     """
     numbers: dict[object, int] = {}
     fold = np.array([numbers.setdefault(p, len(numbers)) % FOLDS for p in prompts])
-    right = np.zeros((2, len(role)), dtype=bool)
+    right = np.zeros((2, len(role)))
     for held in range(FOLDS):
         inside, outside = (np.flatnonzero(x).tolist() for x in (fold == held, fold != held))
         if not inside or not outside:
             continue
         classifier = VoiceClassifier([role[k] for k in outside], [others[k] for k in outside])
-        right[0, inside] = classifier.probability([role[k] for k in inside]) > 0.5
-        right[1, inside] = classifier.probability([others[k] for k in inside]) <= 0.5
-    return [bool(x) for x in right.ravel()]
+        right[0, inside] = classifier.probability([role[k] for k in inside])
+        right[1, inside] = 1 - classifier.probability([others[k] for k in inside])
+    return right.ravel()
 
 
 def likeness(text: str, reference: str) -> float:
