@@ -61,7 +61,7 @@ def moved(model: nn.Module) -> nn.Module:
 
 def gradients(engine: Engine, device: torch.device, prefix: int) -> tuple[float, torch.Tensor]:
     engine.model.zero_grad()
-    step = engine.make_step(some_examples(prefix), FEW, device)
+    step = engine.make_step(some_examples(prefix)[:3], FEW, device)
     loss = engine.accumulate(step, [0])
     assert loss is not None
     assert len(step.micro_batches) > 1
@@ -71,8 +71,7 @@ def gradients(engine: Engine, device: torch.device, prefix: int) -> tuple[float,
     return loss, torch.cat(grads)
 
 
-@pytest.mark.parametrize("prefix", [0, 40])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "prefix"), [("llama-gqa", 12), ("qwen3", 0)])
 def test_a_step_leaves_its_tensors_on_the_device(family: str, prefix: int) -> None:
     lora = LoraSettings(r=4, lora_dropout=0.3)
     here, there = (make_model(FAMILIES[family], torch.float64, lora) for _ in range(2))
