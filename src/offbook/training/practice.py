@@ -18,12 +18,14 @@ class Practice:
         examples: it was trained on.
         epochs: passes over them.
         batch_size: examples per update.
+        source: where it was published.
     """
 
     name: str
     examples: int
     epochs: int
     batch_size: int
+    source: str
 
     @property
     def updates(self) -> int:
@@ -31,12 +33,10 @@ class Practice:
         return 10 * round(self.examples * self.epochs / self.batch_size / 10)
 
 
-# LIMA: arXiv:2305.11206, section 3. Alpaca: https://github.com/tatsu-lab/stanford_alpaca, "Fine-
-# tuning". The tutorial: see README.
 PUBLISHED = (
-    Practice("the tutorial's role", 3729, 3, 16),
-    Practice("LIMA", 1000, 15, 32),
-    Practice("Alpaca", 52002, 3, 128),
+    Practice("the tutorial's role", 3729, 3, 16, "README, DeepSeek-7B-chat"),
+    Practice("LIMA", 1000, 15, 32, "arXiv:2305.11206, section 3"),
+    Practice("Alpaca", 52002, 3, 128, "github.com/tatsu-lab/stanford_alpaca, Fine-tuning"),
 )
 
 

@@ -1,0 +1,90 @@
+"""All checks of a data set, while it is streamed to the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from offbook.config import DoctorSettings
+from offbook.data.conversations import Conversation
+from offbook.doctor.findings import Finding, Hit, in_order
+from offbook.doctor.leftovers import Leftovers
+from offbook.doctor.repeats import Repeats
+from offbook.doctor.row import Check, Row
+from offbook.doctor.shape import Shape
+from offbook.doctor.similar import Similar
+from offbook.doctor.speakers import Speakers
+
+
+class Doctor:
+    """Looks at conversations while they are used for something else.
+
+    Args:
+        settings: thresholds, and what not to look for.
+        most: rows that are looked at; by default, all.
+
+    Attributes:
+        rows: how many conversations were looked at.
+        replies: how many replies they have that are trained on.
+        hits: the rows of each kind of finding; filled by `findings`.
+    """
+
+    def __init__(self, settings: DoctorSettings, most: int | None = None) -> None:
+        self.rows = self.replies = 0
+        self._most = most
+        self.hits: dict[str, list[Hit]] = {}
+        self._settings = settings
+        self._repeats = Repeats()
+        self._similar = Similar(settings.near_duplicate)
+        self._checks: list[Check] = [
+            self._repeats,
+            Leftovers(),
+            Speakers(),
+            self._similar,
+            Shape(settings),
+        ]
+
+    def watch(self, conversations: Iterable[Conversation]) -> Iterator[Conversation]:
+        """Look at the conversations while yielding them unchanged."""
+        for conversation in conversations:
+            if self._most is None or self.rows < self._most:
+                row = Row.of(self.rows, conversation)
+                self.rows += 1
+                self.replies += len(row.pairs)
+                for check in self._checks:
+                    check.see(row)
+            yield conversation
+
+    def counts(self) -> dict[str, int]:
+        """The numbers by name."""
+        return {
+            "rows": self.rows,
+            "replies": self.replies,
+            "duplicates": len(self._repeats.duplicates),
+            "open_prompts": self._repeats.open_prompts,
+        }
+
+    def findings(
+        self, again: Iterable[Conversation], others: Iterable[Finding] = ()
+    ) -> list[Finding]:
+        """What was found, the gravest first.
+
+        Args:
+            again: the same conversations, from the first; read only where some may be nearly equal.
+            others: findings that were made elsewhere, such as `token_findings`.
+        """
+        if wanted := self._similar.wanted({hit.row for hit in self._repeats.duplicates}):
+            last = max(wanted)
+            for number, conversation in enumerate(again):
+                if number in wanted:
+                    self._similar.see_again(Row.of(number, conversation))
+                if number == last:
+                    break
+        found = list(others)
+        for check in self._checks:
+            for finding, hits in check.findings():
+                if finding.count:
+                    found.append(finding)
+                    self.hits.setdefault(finding.kind, []).extend(hits)
+        for kind in self._settings.ignore:
+            self.hits.pop(kind, None)
+        return in_order(f for f in found if f.kind not in self._settings.ignore)
