@@ -12,7 +12,7 @@ from offbook.data.conversations import Conversation, Message, read_conversations
 from offbook.doctor.doctor import Doctor
 from offbook.doctor.findings import KINDS, Finding, brief
 from offbook.doctor.fixes import CHANGED, LEFT_OUT, without_control_text
-from offbook.doctor.leftovers import BOILERPLATE, CONTROL, PLACEHOLDER, model_in
+from offbook.doctor.leftovers import CONTROL, PLACEHOLDER, boilerplate_in, model_in
 from offbook.doctor.shape import NAMES, NO_SCRIPT, script_of
 from offbook.doctor.similar import overlap
 from support.shared import HUANHUAN
@@ -76,7 +76,7 @@ def test_a_voice_is_noted_by_its_formula() -> None:
     ],
 )
 def test_an_assistants_phrases_are_found(text: str) -> None:
-    assert BOILERPLATE.search(text)
+    assert boilerplate_in(text)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_an_assistants_phrases_are_found(text: str) -> None:
     ],
 )
 def test_a_role_may_be_sorry(text: str) -> None:
-    assert not BOILERPLATE.search(text)
+    assert not boilerplate_in(text)
     assert not model_in(text)
 
 

@@ -26,13 +26,33 @@ BOILERPLATE = re.compile(
     r"|请问(?:还)?有什么可以帮(?:助|到)您",
     re.IGNORECASE,
 )
-# What has to be in a text for it to speak of a language model: most texts have none of it.
-HINT = re.compile(
-    r"(?<![a-z])ai(?![a-z])|a\.i\.|gpt|llm|llama|qwen|claude|gemini|deep ?seek|open ?ai|anthropic"
-    r"|mistral|mixtral|model|assistant|program|algorithm|artificial|comput|software|robot|\bbot\b"
-    r"|chatbot|train|code|machine|smol|neural|meta|google|microsoft|developers?|alibaba|face\b"
-    r"|模型|智能|机器|程序|算法|代码|训练|助手|开发|研发|通义|千问|文心|豆包|讯飞|深度求索|公司|电脑",
-    re.IGNORECASE,
+# What has to be in a text, in lower case, for one of the patterns to match: most texts have none of
+# it, and to look for it takes a tenth of the time.
+PHRASES = (
+    *("as a", "being a", "sorry", "assist", "help", "knowledge", "training data"),
+    *("作为", "我是一", "我只是一", "抱歉", "请问"),
+)
+AI = re.compile(r"(?<![a-z])a\.?i(?![a-z])")
+MODELS = (
+    *("gpt", "llm", "llama", "qwen", "claude", "gemini", "deepseek", "deep seek", "openai", "kimi"),
+    *("open ai", "anthropic", "mistral", "mixtral", "model", "assistant", "program", "algorithm"),
+    *("artificial", "comput", "software", "robot", "bot", "train", "code", "machine", "smollm"),
+    *("neural", "meta", "google", "microsoft", "developer", "alibaba", "hugging", "users", "glm"),
+    *(
+        "模型",
+        "智能",
+        "机器",
+        "程序",
+        "算法",
+        "代码",
+        "训练",
+        "助手",
+        "开发",
+        "研发",
+        "通义",
+        "千问",
+    ),
+    *("千问", "文心", "智谱", "豆包", "混元", "讯飞", "深度求索", "公司", "电脑"),
 )
 PRODUCT = re.compile(PRODUCT_ZH)
 PLACEHOLDER = re.compile(
@@ -67,7 +87,7 @@ class Leftovers:
         """Look at a row."""
         replies = [reply for _, reply in row.pairs]
         texts = [message.content for message in row.conversation.messages]
-        boilerplate = _first(BOILERPLATE, replies)
+        boilerplate = next(filter(None, map(boilerplate_in, replies)), "")
         for kind, found in (
             ("boilerplate", boilerplate),
             ("model", "" if boilerplate else next(filter(None, map(model_in, replies)), "")),
@@ -85,9 +105,18 @@ class Leftovers:
             yield Finding.of(kind, hits), hits
 
 
+def boilerplate_in(reply: str) -> str:
+    """A phrase of an assistant in a reply, or an empty text."""
+    folded = reply.lower()
+    if not any(phrase in folded for phrase in PHRASES):
+        return ""
+    return _first(BOILERPLATE, [reply.replace("’", "'")])
+
+
 def model_in(reply: str) -> str:
     """A language model that a reply names, or "itself" where its speaker says to be one."""
-    if not HINT.search(reply):
+    folded = reply.lower()
+    if not any(word in folded for word in MODELS) and not AI.search(folded):
         return ""
     if named := PRODUCT.search(reply):
         return named[0]
