@@ -24,15 +24,15 @@ from pathlib import Path
 
 
 def write_rows(file: Path, count: int) -> None:
-    """Rows of 26 random words each, some of them with a fault."""
+    """Rows of 22 random words each, some of them with a fault."""
     draw = random.Random(0)
     text = (files("offbook") / "samples" / "general-en.jsonl").read_text(encoding="utf-8")
     words = re.findall(r"\b[a-z]+\b", text)  # as often as in English
     pairs: list[tuple[str, str]] = []  # some earlier rows
     with file.open("w") as out:
         for k in range(count):
-            said = f"{' '.join(draw.choices(words, k=8))}?"
-            answer = f"{' '.join(draw.choices(words, k=18))}."
+            said = f"{' '.join(draw.choices(words, k=6))}?"
+            answer = f"{' '.join(draw.choices(words, k=16))}."
             if k % 100 == 1:
                 said, answer = draw.choice(pairs)
             elif k % 100 == 2:

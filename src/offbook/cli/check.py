@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.text import Text
@@ -21,12 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from offbook.config import Config
+    from offbook.data.conversations import ConversationReader
     from offbook.doctor.doctor import Doctor
     from offbook.doctor.findings import Finding
     from offbook.doctor.fixes import Fixed
     from offbook.doctor.inspection import Lengths, Span
     from offbook.tokens.examples import Examples
     from offbook.tokens.template import ChatTemplate
+    from offbook.training.practice import Amount
 
 TRAINED = "bold black on bright_green"
 STYLES = {"fix": "bold red", "look": "bold yellow", "note": "bold"}
@@ -74,19 +75,66 @@ def check(
     offbook check myrole/config.yaml --strict fix --json
     """
     from offbook.config import Config
-    from offbook.data.conversations import read_conversations
-    from offbook.doctor.doctor import Doctor
     from offbook.doctor.findings import at_least
     from offbook.doctor.fixes import write_fixed
-    from offbook.doctor.inspection import measure, token_findings
-    from offbook.models.base import context_length, resolve_base, vocabulary_size
-    from offbook.tokens.examples import beyond_context, setting_that_keeps, tokenize
-    from offbook.tokens.vocabulary import check_vocabulary
+    from offbook.doctor.inspection import measure
 
     from_file = data.endswith((".yaml", ".yml"))
     config = Config.load(Path(data) if from_file else None, settings or [])
     if not from_file:
         config = config.with_value("data.train", data)
+    looked = _look_at(config, model)
+    doctor, examples, findings = looked.doctor, looked.examples, looked.findings
+    fixed = write_fixed(looked.reader, doctor.hits, config.doctor.fix, fix) if fix else None
+    lengths, (amount, held_out) = measure(examples), _amount(examples, config)
+    if as_json:
+        counts = {"format": looked.reader.row_format, **asdict(lengths), **doctor.counts(findings)}
+        counts |= {"examples": len(examples), "replies_trained": examples.replies}
+        counts |= {"updates": amount.updates if amount else 0, "held_out": held_out}
+        counts |= {"cut": len(examples.truncated), "dropped": len(examples.dropped)}
+        print(json.dumps({**counts, "findings": [finding.as_dict() for finding in findings]}))
+    else:
+        _print_counts(doctor, findings, lengths, examples.replies)
+        _print_enough(amount, held_out, len(examples))
+        for notice in looked.notices:
+            put(notice)
+        _print_findings(findings)
+        _print_tokens(examples, looked.tokenizer, show)
+    if fixed:
+        _say_fixed(fixed)
+    if strict and at_least(strict.value, findings):
+        raise typer.Exit(DataError.exit_code)
+
+
+class Looked(NamedTuple):
+    """A data set that was looked at.
+
+    Attributes:
+        reader: of its rows.
+        doctor: that has seen them.
+        examples: made of them.
+        tokenizer: that made them.
+        findings: what is wrong or odd, the gravest first.
+        notices: how it was read, and what the settings mean for it.
+    """
+
+    reader: ConversationReader
+    doctor: Doctor
+    examples: Examples
+    tokenizer: PreTrainedTokenizerBase
+    findings: list[Finding]
+    notices: list[str]
+
+
+def _look_at(config: Config, model: str | None) -> Looked:
+    """Read the rows, and look at them and at their tokens."""
+    from offbook.data.conversations import read_conversations
+    from offbook.doctor.doctor import Doctor
+    from offbook.doctor.inspection import token_findings
+    from offbook.models.base import context_length, resolve_base, vocabulary_size
+    from offbook.tokens.examples import beyond_context, setting_that_keeps, tokenize
+    from offbook.tokens.vocabulary import check_vocabulary
+
     reader = read_conversations(config.data.train, config.data)
     say(reader.describe())
     base = resolve_base(model or config.model.base, config.model.revision, say, weights=False)
@@ -97,30 +145,17 @@ def check(
     with ProgressMonitor() as monitor:
         monitor.busy("reading the rows")
         examples = tokenize(doctor.watch(reader), template, limit, monitor.reading)
+        check_vocabulary(examples, template.tokenizer, vocabulary_size(base), str(base))
+        notices = reader.notices()
         monitor.busy("comparing the rows")
         keep = setting_that_keeps(setting)
         in_tokens = token_findings(examples, template.tokenizer, limit, keep)
         findings = doctor.findings(reader, in_tokens)
-    check_vocabulary(examples, template.tokenizer, vocabulary_size(base), str(base))
-    fixed = write_fixed(reader, doctor.hits, config.doctor.fix, fix) if fix else None
-    lengths = measure(examples)
-    if as_json:
-        counts = {"format": reader.row_format, **asdict(lengths), **doctor.counts()}
-        counts |= {"examples": len(examples), "replies_trained": examples.replies}
-        counts |= {"cut": len(examples.truncated), "dropped": len(examples.dropped)}
-        print(json.dumps({**counts, "findings": [finding.as_dict() for finding in findings]}))
-    else:
-        _print_counts(doctor, lengths, examples.replies)
-        _print_enough(examples, config)
-        beyond = beyond_context(setting, context, examples.lengths)
-        for notice in (*reader.notices(), *([beyond] if beyond else [])):
-            put(notice)
-        _print_findings(findings)
-        _print_tokens(examples, template.tokenizer, show)
-    if fixed:
-        _say_fixed(fixed)
-    if strict and at_least(strict.value, findings):
-        raise typer.Exit(DataError.exit_code)
+    beyond = beyond_context(setting, context, examples.lengths)
+    return Looked(
+        *(reader, doctor, examples, template.tokenizer, findings),
+        notices=[*notices, *([beyond] if beyond else [])],
+    )
 
 
 def _template(base: Path) -> ChatTemplate:
@@ -140,8 +175,8 @@ def _template(base: Path) -> ChatTemplate:
     return template
 
 
-def _print_counts(doctor: Doctor, lengths: Lengths, replies: int) -> None:
-    counts = doctor.counts()
+def _print_counts(doctor: Doctor, findings: list[Finding], lengths: Lengths, replies: int) -> None:
+    counts = doctor.counts(findings)
     names = _count(counts["rows"], "row"), _count(counts["duplicates"], "duplicate")
     out.print(", ".join(names), style="bold")
     if doctor.replies > doctor.rows:
@@ -156,23 +191,34 @@ def _print_counts(doctor: Doctor, lengths: Lengths, replies: int) -> None:
     _line("longest", f"{lengths.longest} tokens ({lengths.longest_source})")
 
 
-def _print_enough(examples: Examples, config: Config) -> None:
+def _print_enough(amount: Amount | None, held_out: int, examples: int) -> None:
     """Whether the rows are enough, beside published trainings."""
-    from offbook.training.data import fitting_share, too_few_held_out
-    from offbook.training.practice import PUBLISHED, Amount
+    from offbook.training.data import too_few_held_out
+    from offbook.training.practice import PUBLISHED
+
+    if amount:
+        _line("updates", amount.describe())
+        for practice in PUBLISHED:
+            _line("  published", str(practice))
+    if notice := too_few_held_out(held_out, examples):
+        _line("held out", notice)
+
+
+def _amount(examples: Examples, config: Config) -> tuple[Amount | None, int]:
+    """What would be trained, and how many examples would be held out of it."""
+    from offbook.training.data import HELD_OUT, fitting_share
+    from offbook.training.practice import Amount
 
     share = config.data.validation
-    held_out = 0
-    with suppress(DataError):  # all rows have the same prompt, which training refuses
-        part = fitting_share(len(examples)) if share == "auto" else share
-        part = part if isinstance(part, float) else 0.0
-        training, validation = examples.split(part, config.train.seed)
-        held_out = len(validation)
-        _line("updates", Amount.of(training, config.train).describe())
-    for one in PUBLISHED:
-        _line("", f"{one.name}: {one.examples:,} rows, {one.epochs} epochs ({one.source})")
-    if notice := too_few_held_out(held_out, len(examples)):
-        _line("held out", notice)
+    if share == "auto":
+        share = fitting_share(len(examples))
+    elif isinstance(share, str):  # another file
+        return Amount.of(examples, config.train), HELD_OUT
+    try:
+        training, validation = examples.split(share, config.train.seed)
+    except DataError:  # all rows have the same prompt, which training refuses
+        return None, 0
+    return Amount.of(training, config.train), len(validation)
 
 
 def _print_findings(findings: list[Finding]) -> None:

@@ -33,10 +33,9 @@ class Doctor:
         self._most = most
         self.hits: dict[str, list[Hit]] = {}
         self._settings = settings
-        self._repeats = Repeats()
         self._similar = Similar(settings.near_duplicate)
         self._checks: list[Check] = [
-            self._repeats,
+            Repeats(),
             Leftovers(),
             Speakers(),
             self._similar,
@@ -54,13 +53,14 @@ class Doctor:
                     check.see(row)
             yield conversation
 
-    def counts(self) -> dict[str, int]:
-        """The numbers by name."""
+    def counts(self, findings: Iterable[Finding]) -> dict[str, int]:
+        """The numbers by name, with those of two kinds of findings."""
+        found = {finding.kind: finding.count for finding in findings}
         return {
             "rows": self.rows,
             "replies": self.replies,
-            "duplicates": len(self._repeats.duplicates),
-            "open_prompts": self._repeats.open_prompts,
+            "duplicates": found.get("duplicate", 0),
+            "open_prompts": found.get("conflict", 0),
         }
 
     def findings(
@@ -72,15 +72,10 @@ class Doctor:
             again: the same conversations, from the first; read only where some may be nearly equal.
             others: findings that were made elsewhere, such as `token_findings`.
         """
-        if wanted := self._similar.wanted({hit.row for hit in self._repeats.duplicates}):
-            last = max(wanted)
-            for number, conversation in enumerate(again):
-                if number in wanted:
-                    self._similar.see_again(Row.of(number, conversation))
-                if number == last:
-                    break
         found = list(others)
         for check in self._checks:
+            if check is self._similar:
+                self._see_again(again)
             for finding, hits in check.findings():
                 if finding.count:
                     found.append(finding)
@@ -88,3 +83,11 @@ class Doctor:
         for kind in self._settings.ignore:
             self.hits.pop(kind, None)
         return in_order(f for f in found if f.kind not in self._settings.ignore)
+
+    def _see_again(self, conversations: Iterable[Conversation]) -> None:
+        """Look once more at rows that may be nearly equal, and are not known to be equal."""
+        wanted = self._similar.wanted({hit.row for hit in self.hits.get("duplicate", ())})
+        last = max(wanted, default=-1)
+        for number, conversation in zip(range(last + 1), conversations, strict=False):
+            if number in wanted:
+                self._similar.see_again(Row.of(number, conversation))

@@ -36,8 +36,8 @@ AI = re.compile(r"(?<![a-z])a\.?i(?![a-z])")
 MODELS = (
     *("gpt", "llm", "llama", "qwen", "claude", "gemini", "deepseek", "deep seek", "openai", "kimi"),
     *("open ai", "anthropic", "mistral", "mixtral", "model", "assistant", "program", "algorithm"),
-    *("artificial", "comput", "software", "robot", "bot", "train", "code", "machine", "smollm"),
-    *("neural", "meta", "google", "microsoft", "developer", "alibaba", "hugging", "users", "glm"),
+    *("artificial", "comput", "software", "robot", " bot", " train", " code", "machine", "smollm"),
+    *("neural", " meta", "google", "microsoft", "developer", "alibaba", "hugging", "users", "glm"),
     *(
         "模型",
         "智能",
@@ -115,7 +115,7 @@ def boilerplate_in(reply: str) -> str:
 
 def model_in(reply: str) -> str:
     """A language model that a reply names, or "itself" where its speaker says to be one."""
-    folded = reply.lower()
+    folded = f" {reply.lower()}"
     if not any(word in folded for word in MODELS) and not AI.search(folded):
         return ""
     if named := PRODUCT.search(reply):

@@ -3,52 +3,55 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
 
 from offbook.doctor.findings import Finding, Hit
 from offbook.doctor.row import Row
 
 
 class Repeats:
-    """Finds duplicates and conflicting replies by 8-byte hashes of the texts."""
+    """Finds duplicates and conflicting replies by two hashes of 8 bytes for each row."""
 
     def __init__(self) -> None:
-        self.duplicates: list[Hit] = []
-        self._first: dict[int, int] = {}  # hash of a row: the number of the first that has it
         self._sources: list[str] = []
-        # Hash of what comes before the first reply: the first row with it. A prompt that has a
-        # second reply is in `_open` with all rows that have another reply than the first.
-        self._prompts: dict[int, int] = {}
-        self._open: dict[int, list[Hit]] = {}
+        self._texts, self._prompts = array("Q"), array("Q")
 
     def see(self, row: Row) -> None:
         """Look at a row."""
         self._sources.append(row.conversation.source)
-        key = int.from_bytes(row.conversation.key, "little")
-        first = self._first.setdefault(key, row.number)
-        if first != row.number:
-            self.duplicates.append(row.hit(like=self._sources[first]))
-            return
-        prompt = _asked(row)
-        asked_first = self._prompts.setdefault(prompt, row.number)
-        if asked_first != row.number:
-            self._open.setdefault(prompt, []).append(row.hit(like=self._sources[asked_first]))
-
-    @property
-    def open_prompts(self) -> int:
-        """How many prompts have more than one reply."""
-        return len(self._open)
+        self._texts.frombytes(row.conversation.key)
+        self._prompts.frombytes(_asked(row))
 
     def findings(self) -> Iterator[tuple[Finding, list[Hit]]]:
         """Duplicates, and prompts with several replies."""
-        yield Finding.of("duplicate", self.duplicates), self.duplicates
-        firsts = [hits[0] for hits in self._open.values()]
-        rows = [hit for hits in self._open.values() for hit in hits]
-        yield Finding.of("conflict", firsts), rows
+        rows, firsts = _repeated(np.frombuffer(self._texts, np.uint64))
+        duplicates = self._hits(rows, firsts)
+        yield Finding.of("duplicate", duplicates), duplicates
+        alone = np.delete(np.arange(len(self._texts)), rows)
+        others, asked_first = _repeated(np.frombuffer(self._prompts, np.uint64)[alone])
+        conflicts = self._hits(alone[others], alone[asked_first])
+        by_prompt = list({hit.like: hit for hit in reversed(conflicts)}.values())[::-1]
+        yield Finding.of("conflict", by_prompt), conflicts
+
+    def _hits(self, rows: NDArray[np.int64], like: NDArray[np.int64]) -> list[Hit]:
+        pairs = zip(rows.tolist(), like.tolist(), strict=True)
+        return [Hit(row, self._sources[row], like=self._sources[first]) for row, first in pairs]
 
 
-def _asked(row: Row) -> int:
+def _asked(row: Row) -> bytes:
     """A hash of all that comes before the first reply; white space and case make no difference."""
     before = row.conversation.messages[: row.conversation.replies[0]]
     text = "\0".join(" ".join(m.content.split()).casefold() for m in before)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _repeated(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The positions of keys that were there before, in order; and that of the first of each."""
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    firsts = first[number]
+    again = np.flatnonzero(firsts != np.arange(len(keys)))
+    return again, firsts[again]

@@ -28,6 +28,8 @@ LATIN_WEIGHT = 0.3  # of a letter, since a Chinese character says as much as thr
 # A reply that ends with one of these is not complete; nor with a letter, where the others have a
 # mark there.
 OPEN_END = (",", "，", "、", ":", "：", ";", "；")
+MOST_CHARACTERS = 300  # of a text, from which its script is told
+ENDS = 60  # characters of a text that have the three words which it begins or ends with
 CLOSING = 0.9  # of the replies end with a mark, where the role writes marks
 FEWEST_ROWS = 20  # to say what is usual
 LONG = 200  # characters: no shorter reply is far longer than the others
@@ -100,6 +102,7 @@ class Shape:
 
 def script_of(text: str) -> int:
     """The number in `NAMES` of the script that most of a text is in, or `NO_SCRIPT`."""
+    text = text[:MOST_CHARACTERS]
     if text.isascii():
         return LATIN if len(LETTERS.findall(text)) >= FEWEST_LETTERS else NO_SCRIPT
     letters = len(LETTERS.findall(text))
@@ -116,7 +119,7 @@ def script_of(text: str) -> int:
 
 def opening(text: str) -> str:
     """What a text begins with: three words, or four characters of Chinese or Japanese."""
-    words = WORDS.findall(text[:200].casefold())
+    words = WORDS.findall(text[:ENDS].casefold())
     if words and UNSPACED.match(words[0]):
         return "".join(words)[:4]
     return " ".join(words[:3])
@@ -124,7 +127,7 @@ def opening(text: str) -> str:
 
 def ending(text: str) -> str:
     """What a text ends with: three words, or four characters of Chinese or Japanese."""
-    words = WORDS.findall(text[-200:].casefold())
+    words = WORDS.findall(text[-ENDS:].casefold())
     if words and UNSPACED.match(words[-1]):
         return "".join(words)[-4:]
     return " ".join(words[-3:])

@@ -87,13 +87,14 @@ def _look_at(config: Config, template: ChatTemplate) -> TrainingRows:
     notices = reader.notices()
     keep = setting_that_keeps(config.data.max_length)
     in_tokens = token_findings(examples, template.tokenizer, limit, keep)
+    findings = doctor.findings(reader, in_tokens)
     example = examples[0]
     return TrainingRows(
         described=reader.describe(),
-        counts=doctor.counts(),
+        counts=doctor.counts(findings),
         lengths=measure(examples),
         notices=notices,
-        findings=doctor.findings(reader, in_tokens),
+        findings=findings,
         source=example.source,
         spans=_beginning(token_view(example, template.tokenizer)),
         limited=doctor.rows == MOST_ROWS,

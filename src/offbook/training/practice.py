@@ -32,6 +32,9 @@ class Practice:
         """Optimizer steps, to the nearest ten."""
         return 10 * round(self.examples * self.epochs / self.batch_size / 10)
 
+    def __str__(self) -> str:
+        return f"{self.updates:,} for {self.examples:,} rows: {self.name} ({self.source})"
+
 
 PUBLISHED = (
     Practice("the tutorial's role", 3729, 3, 16, "README, DeepSeek-7B-chat"),
@@ -61,9 +64,8 @@ class Amount:
         return cls(updates, round(a_pass * updates / schedule.steps_per_epoch))
 
     def describe(self) -> str:
-        """The amount beside published ones, in one line."""
-        published = ", ".join(f"{one.updates:,} ({one.name})" for one in PUBLISHED)
+        """The amount in a line."""
         return (
             f"{self.updates:,}, over {self.supervised:,} supervised tokens; a voice takes the "
-            f"included model {STEPS_FOR_A_VOICE}; published trainings took {published}"
+            f"included model {STEPS_FOR_A_VOICE}"
         )
