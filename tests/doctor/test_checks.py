@@ -263,6 +263,6 @@ def test_the_brief_form_is_one_line() -> None:
     _, found = examine(rows)
     assert brief(found.values(), "my rows.json") == (
         "rows equal to an earlier one: 1; prompts with several replies: 1; "
-        "`offbook check 'my rows.json'` says more"
+        "more with `offbook check 'my rows.json'`"
     )
     assert brief([], "rows.json") is None

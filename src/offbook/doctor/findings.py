@@ -244,7 +244,7 @@ def brief(findings: Iterable[Finding], data: str) -> str | None:
     grave = [f"{f.what}: {f.count:,}" for f in at_least("look", in_order(findings)) if f.count]
     if not grave:
         return None
-    return f"{first_few(grave, 3, '; ')}; `offbook check {quoted(data)}` says more"
+    return f"{first_few(grave, 3, '; ')}; more with `offbook check {quoted(data)}`"
 
 
 def at_least(severity: Severity, findings: Iterable[Finding]) -> list[Finding]:
