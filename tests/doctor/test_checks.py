@@ -212,6 +212,15 @@ def test_what_is_ignored_is_not_said() -> None:
     assert {*found} == {*doctor.hits} == {"conflict"}
 
 
+def test_rows_that_are_repeated_on_purpose_are_looked_at_once() -> None:
+    rows = [row for row in lighthouse()[:20] for _ in range(3)]
+    near = talk("What is your name??", rows[0].messages[-1].content)
+    doctor, found = examine([*rows, near, near])
+    assert doctor.rows == 21
+    assert "duplicate" not in found
+    assert rows_with(doctor, "near_duplicate") == [20]
+
+
 def test_conflicts_are_about_the_whole_of_what_came_before() -> None:
     rows = [talk("Hello.", "Hi.", "And?", "Yes."), talk("Hello.", "Hi.", "And?", "No.")]
     _, found = examine(rows)

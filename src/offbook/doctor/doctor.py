@@ -43,9 +43,15 @@ class Doctor:
         ]
 
     def watch(self, conversations: Iterable[Conversation]) -> Iterator[Conversation]:
-        """Look at the conversations while yielding them unchanged."""
+        """Look at the conversations while yielding them unchanged.
+
+        One that is yielded several times in a row, as where rows are repeated, is looked at once.
+        """
+        previous = None
         for conversation in conversations:
-            if self._most is None or self.rows < self._most:
+            more = self._most is None or self.rows < self._most
+            if more and conversation is not previous:
+                previous = conversation
                 row = Row.of(self.rows, conversation)
                 self.rows += 1
                 self.replies += len(row.pairs)
@@ -88,6 +94,15 @@ class Doctor:
         """Look once more at rows that may be nearly equal, and are not known to be equal."""
         wanted = self._similar.wanted({hit.row for hit in self.hits.get("duplicate", ())})
         last = max(wanted, default=-1)
-        for number, conversation in zip(range(last + 1), conversations, strict=False):
+        for number, conversation in zip(range(last + 1), once(conversations), strict=False):
             if number in wanted:
                 self._similar.see_again(Row.of(number, conversation))
+
+
+def once(conversations: Iterable[Conversation]) -> Iterator[Conversation]:
+    """Conversations, without those that are yielded again right away."""
+    previous = None
+    for conversation in conversations:
+        if conversation is not previous:
+            yield conversation
+        previous = conversation

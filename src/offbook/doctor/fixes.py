@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from offbook.data.conversations import Conversation, ConversationReader
 from offbook.data.formats import read_rows
 from offbook.data.personal import Replacer
+from offbook.doctor.doctor import once
 from offbook.doctor.findings import KINDS, Hit, Severity
 from offbook.doctor.leftovers import CONTROL
 from offbook.doctor.row import Row
@@ -84,7 +85,7 @@ def write_fixed(
 def _new_file(file: Path, written: list[Path]) -> Iterator[TextIO]:
     """A file that did not exist before, to write into."""
     try:
-        with file.open("x", encoding="utf-8") as stream:
+        with file.open("x", encoding="utf-8", errors="surrogateescape") as stream:
             written.append(file)
             yield stream
             stream.flush()
@@ -114,7 +115,7 @@ def _fixed_rows(
     """The line of each row in the copy, which may be empty, and its entries in the log."""
     replacer = Replacer()
     raw = ((value, where) for path in reader.paths for value, where in read_rows(path))
-    for number, (conversation, (value, where)) in enumerate(zip(reader, raw, strict=True)):
+    for number, (conversation, (value, where)) in enumerate(zip(once(reader), raw, strict=True)):
         found = dict(todo.get(number, ()))
         out = next((kind for kind in found if kind in LEFT_OUT), None)
         new = _changed(value, conversation, found, replacer) if found and not out else value

@@ -100,5 +100,5 @@ def too_few_held_out(held_out: int, examples: int) -> str | None:
         return None
     few = f"{held_out:,} examples; {HELD_OUT} or more are needed to judge by"
     if examples < 2 * HELD_OUT:
-        return f"{few}: that is half of {2 * HELD_OUT} rows, and here are {examples:,}"
+        return f"{few}: add {2 * HELD_OUT - examples} rows, and set data.validation=0.5"
     return f"{few}: set data.validation={math.ceil(100 * HELD_OUT / examples) / 100:g}"
