@@ -158,7 +158,7 @@ class DoctorSettings(Section):
     `look` are also those that a person should look at first: their rows are left out of the copy,
     too, and of several replies to one prompt, all but the first."""
 
-    near_duplicate: float = Field(default=0.8, ge=0.5, le=1)
+    near_duplicate: float = Field(default=0.8, ge=0.7, le=1)
     """The overlap from which rows are nearly equal. It is the number of 3-grams of characters that
     two texts have in common, divided by that of those that either has; the prompts must reach it,
     and the replies. It is estimated by MinHash (Broder, 1997) and then computed."""

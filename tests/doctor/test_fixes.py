@@ -95,3 +95,15 @@ def test_what_cannot_be_changed_is_left_out(tmp_path: Path) -> None:
     fixed, clean = fix(tmp_path / "rows.jsonl")
     assert clean == [{"instruction": "Who is it?", "output": "It is me."}]
     assert fixed.left_out.total() == 2
+
+
+def test_the_better_of_two_similar_rows_stays(tmp_path: Path) -> None:
+    reply = "I have kept this lamp for eleven winters, and the gulls know me by name, little boat"
+    rows = [
+        {"instruction": "Who are you?", "output": f"{reply} <name>."},
+        {"instruction": "Who are you?", "output": f"{reply}."},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    fixed, clean = fix(tmp_path / "rows.jsonl")
+    assert clean == rows[1:]
+    assert dict(fixed.left_out) == {"placeholder": 1}

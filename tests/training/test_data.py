@@ -47,7 +47,8 @@ def test_the_graver_findings_are_said_in_a_line(tmp_path: Path, template: ChatTe
         (
             3,
             30,
-            "3 examples; 20 or more are needed to judge by: add 10 rows, and set data.validation=0.5",
+            "3 examples; 20 or more are needed to judge by: "
+            "add 10 rows, and set data.validation=0.5",
         ),
     ],
 )

@@ -27,6 +27,8 @@ LEFT_OUT = (
     *("duplicate", "near_duplicate", "boilerplate", "placeholder"),
     *("conflict", "model", "empty_prompt", "unfinished", "length", "language"),
 )
+# A row that is like another stays where that one is left out for a fault of its own.
+ONE_STAYS = ("near_duplicate", "conflict")
 
 
 @dataclass
@@ -101,10 +103,13 @@ def _by_row(
     hits: Mapping[str, Sequence[Hit]], severity: Severity
 ) -> dict[int, list[tuple[str, str]]]:
     """The kinds, with details, that are acted on in each row."""
+    kinds = [kind for kind in (*LEFT_OUT, *CHANGED) if KINDS[kind].severity in ("fix", severity)]
+    alone = [kind for kind in kinds if kind in LEFT_OUT and kind not in ONE_STAYS]
+    gone = {hit.source for kind in alone for hit in hits.get(kind, ())}
     todo: dict[int, list[tuple[str, str]]] = {}
-    for kind in (*LEFT_OUT, *CHANGED):
-        if KINDS[kind].severity in ("fix", severity):
-            for hit in hits.get(kind, ()):
+    for kind in kinds:
+        for hit in hits.get(kind, ()):
+            if not (kind in ONE_STAYS and hit.like in gone):
                 todo.setdefault(hit.row, []).append((kind, hit.why))
     return todo
 

@@ -108,7 +108,7 @@ class Leftovers:
 def boilerplate_in(reply: str) -> str:
     """A phrase of an assistant in a reply, or an empty text."""
     folded = reply.lower()
-    if not any(phrase in folded for phrase in PHRASES):
+    if not any(map(folded.__contains__, PHRASES)):
         return ""
     return _first(BOILERPLATE, [reply.replace("’", "'")])
 
@@ -116,7 +116,7 @@ def boilerplate_in(reply: str) -> str:
 def model_in(reply: str) -> str:
     """A language model that a reply names, or "itself" where its speaker says to be one."""
     folded = f" {reply.lower()}"
-    if not any(word in folded for word in MODELS) and not AI.search(folded):
+    if not any(map(folded.__contains__, MODELS)) and not AI.search(folded):
         return ""
     if named := PRODUCT.search(reply):
         return named[0]

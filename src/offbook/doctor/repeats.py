@@ -34,7 +34,7 @@ class Repeats:
         alone = np.delete(np.arange(len(self._texts)), rows)
         others, asked_first = _repeated(np.frombuffer(self._prompts, np.uint64)[alone])
         conflicts = self._hits(alone[others], alone[asked_first])
-        by_prompt = list({hit.like: hit for hit in reversed(conflicts)}.values())[::-1]
+        by_prompt = sorted({hit.like: hit for hit in reversed(conflicts)}.values())
         yield Finding.of("conflict", by_prompt), conflicts
 
     def _hits(self, rows: NDArray[np.int64], like: NDArray[np.int64]) -> list[Hit]:

@@ -102,9 +102,9 @@ class Shape:
 
 def script_of(text: str) -> int:
     """The number in `NAMES` of the script that most of a text is in, or `NO_SCRIPT`."""
-    text = text[:MOST_CHARACTERS]
     if text.isascii():
-        return LATIN if len(LETTERS.findall(text)) >= FEWEST_LETTERS else NO_SCRIPT
+        return LATIN if len(LETTERS.findall(text[:ENDS])) >= FEWEST_LETTERS else NO_SCRIPT
+    text = text[:MOST_CHARACTERS]
     letters = len(LETTERS.findall(text))
     if letters < FEWEST_LETTERS // 2:
         return NO_SCRIPT
