@@ -107,3 +107,16 @@ def test_the_better_of_two_similar_rows_stays(tmp_path: Path) -> None:
     fixed, clean = fix(tmp_path / "rows.jsonl")
     assert clean == rows[1:]
     assert dict(fixed.left_out) == {"placeholder": 1}
+
+
+def test_rows_on_one_line_are_told_apart(tmp_path: Path) -> None:
+    said = [("a?", "1."), ("a?", "2."), ("b?", "3."), ("b?", "4."), ("a?", "1."), ("c?", "{{x}}")]
+    rows = [{"instruction": prompt, "output": reply} for prompt, reply in said]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    reader = read_conversations(str(tmp_path / "rows.json"))
+    doctor = Doctor(DoctorSettings())
+    assert sum(1 for _ in doctor.watch(reader)) == 6
+    found = {finding.kind: finding.count for finding in doctor.findings(reader)}
+    assert found == {"duplicate": 1, "placeholder": 1, "conflict": 2}
+    _, clean = fix(tmp_path / "rows.json")
+    assert clean == rows[:4]

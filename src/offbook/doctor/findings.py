@@ -22,12 +22,14 @@ class Hit(NamedTuple):
         source: its `file:line`.
         detail: what was found in it.
         like: the `file:line` of the row that it is like.
+        like_row: the number of that row.
     """
 
     row: int
     source: str
     detail: str = ""
     like: str = ""
+    like_row: int = -1
 
     @property
     def why(self) -> str:

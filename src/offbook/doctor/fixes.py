@@ -105,11 +105,11 @@ def _by_row(
     """The kinds, with details, that are acted on in each row."""
     kinds = [kind for kind in (*LEFT_OUT, *CHANGED) if KINDS[kind].severity in ("fix", severity)]
     alone = [kind for kind in kinds if kind in LEFT_OUT and kind not in ONE_STAYS]
-    gone = {hit.source for kind in alone for hit in hits.get(kind, ())}
+    gone = {hit.row for kind in alone for hit in hits.get(kind, ())}
     todo: dict[int, list[tuple[str, str]]] = {}
     for kind in kinds:
         for hit in hits.get(kind, ()):
-            if not (kind in ONE_STAYS and hit.like in gone):
+            if not (kind in ONE_STAYS and hit.like_row in gone):
                 todo.setdefault(hit.row, []).append((kind, hit.why))
     return todo
 

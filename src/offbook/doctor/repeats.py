@@ -34,12 +34,15 @@ class Repeats:
         alone = np.delete(np.arange(len(self._texts)), rows)
         others, asked_first = _repeated(np.frombuffer(self._prompts, np.uint64)[alone])
         conflicts = self._hits(alone[others], alone[asked_first])
-        by_prompt = sorted({hit.like: hit for hit in reversed(conflicts)}.values())
+        by_prompt = sorted({hit.like_row: hit for hit in reversed(conflicts)}.values())
         yield Finding.of("conflict", by_prompt), conflicts
 
     def _hits(self, rows: NDArray[np.int64], like: NDArray[np.int64]) -> list[Hit]:
         pairs = zip(rows.tolist(), like.tolist(), strict=True)
-        return [Hit(row, self._sources[row], like=self._sources[first]) for row, first in pairs]
+        return [
+            Hit(row, self._sources[row], like=self._sources[first], like_row=first)
+            for row, first in pairs
+        ]
 
 
 def _asked(row: Row) -> bytes:

@@ -37,9 +37,9 @@ class Row:
         pairs = tuple((texts[k - 1].content, texts[k].content) for k in conversation.replies)
         return cls(number, conversation, pairs)
 
-    def hit(self, detail: str = "", like: str = "") -> Hit:
-        """This row, with something found in it, or like another one."""
-        return Hit(self.number, self.conversation.source, detail, like)
+    def hit(self, detail: str = "") -> Hit:
+        """This row, with something found in it."""
+        return Hit(self.number, self.conversation.source, detail)
 
 
 class Check(Protocol):

@@ -99,7 +99,10 @@ class Similar:
             kept = like.get(earlier, earlier)
             if later not in like and self._overlap(kept, later):
                 like[later] = kept
-        hits = [Hit(row, self._sources[row], like=self._sources[like[row]]) for row in sorted(like)]
+        hits = [
+            Hit(row, self._sources[row], like=self._sources[first], like_row=first)
+            for row, first in sorted(like.items())
+        ]
         yield Finding.of("near_duplicate", hits), hits
 
     def _overlap(self, one: int, other: int) -> bool:
