@@ -429,6 +429,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "evaluate the run or the adapter that it was made of",
     ),
     # Rows.
+    "tests/cli/test_check.py::test_a_copy_is_written_as_the_error_says": (
+        "end its name in .jsonl",
+        "name another file: nothing that exists is replaced",
+    ),
     f"{HERE}a_file_that_is_changed_as_advised_is_read": tuple(FILES),
     f"{CHECK}rows_of_another_format_go_into_a_file_of_their_own": (
         "put rows of another format into a file of their own",

@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from sacrebleu.metrics.chrf import CHRF
 
+from offbook.doctor.shape import opening
+
 LENGTHS = (1, 2, 3, 4)  # of n-grams, in characters
 FEATURES = 2**14
 SEEN = 240  # characters of a text: replies of the base are longer than lines
@@ -93,14 +95,6 @@ def cross_validate(
 def likeness(text: str, reference: str) -> float:
     """ChrF of a reply and its reference, 0 to 100 (Popović, 2015)."""
     return float(CHRF().sentence_score(text, [reference]).score)
-
-
-def opening(text: str) -> str:
-    """What a reply begins with: three words, or four characters of Chinese or Japanese."""
-    words = re.findall(r"[^\W\d_]+", text.casefold())
-    if words and ord(words[0][0]) >= 0x2E80:
-        return "".join(words)[:4]
-    return " ".join(words[:3])
 
 
 def own_openings(texts: Sequence[str]) -> list[bool]:

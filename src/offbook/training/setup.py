@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 
 from offbook.config import Config
+from offbook.doctor.inspection import language_finding
 from offbook.engine.engine import Engine
 from offbook.engine.machine import limit_threads
 from offbook.engine.memory import prepare_allocator, prepare_deterministic
@@ -52,7 +53,6 @@ from offbook.runs.receipt import (
     installed_versions,
 )
 from offbook.tokens.examples import Examples, beyond_context, setting_that_keeps
-from offbook.tokens.language import unknown_language
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from offbook.tokens.vocabulary import check_vocabulary
@@ -174,8 +174,8 @@ def gather(
     shape = ModelShape.of(base, config.lora)
     for examples in (data.training, data.validation):
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
-    if notice := unknown_language(data.training, template.tokenizer):
-        monitor.announce(notice)
+    if finding := language_finding(data.training, template.tokenizer):
+        monitor.announce(f"{finding.what}; {finding.todo}")
     if config.train.learning_rate == "auto":
         width = shape.config.hidden_size
         rate = fitting_rate(width, shape.config.model_type, config.lora)
