@@ -183,7 +183,7 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     tokens = sequences * length
     places = torch.arange(tokens, device=device)
     ids = places % 8192
-    step = Step(ids[:0], [MicroBatch(ids, ids, places, places, (length,) * sequences, 0)])
+    step = Step(ids[:0], [MicroBatch(ids, ids, places, places, (length,) * sequences, 0)], tokens)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
