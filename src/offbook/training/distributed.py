@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from offbook import errors
-from offbook.errors import OffbookError, PeerLostError, first_line
+from offbook.errors import OffbookError, PeerLostError
 from offbook.training.interrupt import Stopped
 
 T = TypeVar("T")
@@ -206,9 +206,9 @@ def _exchange(collective: Callable[..., Any], *arguments: Any) -> None:
         collective(*arguments)
     except RuntimeError as error:  # with gloo at once; with NCCL when its watchdog gives up
         raise PeerLostError(
-            f"another process has gone ({first_line(error)[:100]})",
+            "another process of the training has gone",
             fix="see what it wrote last, and continue with --resume",
-        ) from None
+        ) from error
 
 
 def _to_tensor(text: bytes) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """How the processes of a training find each other, and the one folder that they write to.
 
-`torchrun`, `offbook train --nproc` and others start the processes, and tell each its place in the
+`torchrun`, `--nproc` and others start the processes, and tell each its place in the
 environment, as PyTorch documents it: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR
 and MASTER_PORT.
 """
@@ -18,6 +18,8 @@ from pathlib import Path
 import psutil
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from offbook.errors import ConfigError, first_line
 from offbook.files import storage
@@ -114,7 +116,12 @@ def _begin() -> None:
         torch.cuda.set_device(place)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        # Processes that are started again may get the store of those before, with addresses that
+        # nobody listens at any more.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"offbook-{attempt}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"the processes do not find each other: {first_line(error)}",
