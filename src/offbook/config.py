@@ -8,6 +8,7 @@ key. The docstring under a field is its reference documentation: `offbook settin
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +51,10 @@ class ModelSettings(Section):
     revision: str = "main"
     """Branch, tag or commit of a model on the hub."""
 
+    device: str = "auto"
+    """What computes. `auto` takes the first GPU of NVIDIA or AMD, or the processor where there is
+    none. `cuda:1` is the second of them, `xpu` is a GPU of Intel, `mps` that of an Apple chip."""
+
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format of the frozen base. `auto` measures whether this machine multiplies bfloat16
     (arXiv:1905.12322) faster than float32, and takes bfloat16 where float32 does not fit in memory.
@@ -59,6 +64,13 @@ class ModelSettings(Section):
     """Whether the base is held in 4 bits. `nf4` does so with its linear layers (arXiv:2305.14314),
     for machines in whose memory it does not fit otherwise; slower, and needs
     `pip install 'offbook[nf4]'`."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+            raise ValueError("give auto, cpu, cuda, cuda:1, xpu or mps")
+        return value
 
 
 class DataSettings(Section):

@@ -19,8 +19,7 @@ from offbook.engine.engine import Engine
 from offbook.engine.ops import torch as torch_ops
 from offbook.engine.ops import torch_attention
 from offbook.engine.prefix import KeysAndValues, Prefix
-from offbook.libraries import quiet_transformers
-from offbook.models.load import load_base
+from offbook.models.load import checkpoint_layers, load_base
 from offbook.tokens.examples import Example
 from support.engines import (
     DEVICE,
@@ -164,8 +163,7 @@ def test_checkpointing_changes_nothing(
     fast = fast_engine(make_model(FAMILIES["llama-gqa"], torch.float64, lora))
     examples = some_examples(prefix)
     expected = gradients(fast, examples, budget)
-    with quiet_transformers():
-        fast.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(fast.model)
     fast.model.get_base_model().eval()  # as it is loaded; layers are checkpointed in training alone
     calls: list[int] = []
     monkeypatch.setattr(
@@ -184,8 +182,7 @@ def test_a_prefix_is_forgotten_after_its_step(
 ) -> None:
     engine = fast_engine(make_model(FAMILIES["llama-gqa"], torch.float64))
     if checkpointing:
-        with quiet_transformers():
-            engine.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(engine.model)
     seen: list[weakref.ref[torch.Tensor]] = []
     make = engine_module.Prefix
 

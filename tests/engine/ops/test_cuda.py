@@ -18,7 +18,7 @@ from offbook.engine.dropout import Masks
 from offbook.engine.engine import Engine
 from offbook.engine.ops import cuda, cuda_attention
 from offbook.engine.ops.cuda import Cuda
-from offbook.libraries import quiet_transformers
+from offbook.models.load import checkpoint_layers
 from support.engines import CPU, FAMILIES, SIZES, make_model, some_examples
 from support.flash import Flash
 
@@ -68,8 +68,7 @@ def test_a_checkpointed_layer_draws_the_same_masks_again() -> None:
     model = make_model(FAMILIES["llama-gqa"], torch.float32, LoraSettings(r=4, lora_dropout=0.3))
     engine = Engine(model, min_shared_tokens=1)
     expected = gradients(engine, ANY, 5)
-    with quiet_transformers():
-        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model)
     torch.testing.assert_close(gradients(engine, ANY, 5), expected)
 
 
