@@ -32,8 +32,11 @@ SECONDS_TO_APPEAR = 10.0  # for a file on a network's file system
 
 
 @contextmanager
-def join() -> Iterator[Processes]:
+def join(device: str) -> Iterator[Processes]:
     """The processes that this one was started with; it alone where it was started alone.
+
+    Args:
+        device: the setting `model.device`.
 
     Raises:
         ConfigError: when the environment does not say its place, or there are too few GPUs.
@@ -44,7 +47,7 @@ def join() -> Iterator[Processes]:
         return
     began = not dist.is_initialized()
     if began:
-        _begin()
+        _begin(device)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), restarted)
     finally:
@@ -96,7 +99,7 @@ def _identity(file: Path) -> list[int] | None:
     return [found.st_ino, found.st_mtime_ns]
 
 
-def _begin() -> None:
+def _begin(device: str) -> None:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
@@ -104,14 +107,20 @@ def _begin() -> None:
             where="the environment",
             fix="start it with torchrun or --nproc, or unset WORLD_SIZE",
         )
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(
+            "several processes are for processors, and for NVIDIA GPUs, one each",
+            where=f"model.device={device}",
+            fix="leave it at auto, or train with one process",
+        )
     backend = "gloo"
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         place, cards = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if place >= cards:
             raise ConfigError(
                 f"{place + 1} processes or more on a machine with {cards} GPUs",
                 where="--nproc",
-                fix=f"start {cards}, or use the processor with CUDA_VISIBLE_DEVICES=",
+                fix=f"start {cards}, or set model.device=cpu",
             )
         torch.cuda.set_device(place)
         backend = "cpu:gloo,cuda:nccl"

@@ -183,7 +183,7 @@ def train(
     # Unlike pathlib's, this leaves an unknown ~user as it is.
     run = RunDirectory(Path(os.path.expanduser(config.output_dir)))  # noqa: PTH111
     refuse_forked_child()
-    with join() as processes, ExitStack() as claims:
+    with join(config.model.device) as processes, ExitStack() as claims:
         # The first process alone reports, and touches the run directory.
         monitor = monitor if monitor and processes.leads else Monitor()
         if processes.size > 1 and shared:

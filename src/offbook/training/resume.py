@@ -58,7 +58,12 @@ def begin(
 
     def plan() -> dict[str, Any]:
         nonlocal inputs
-        inputs = _plan(run, config, monitor, resume=resume, within=within, shared=shared)
+        inputs = _plan(
+            *(run, config, monitor, processes),
+            resume=resume,
+            within=within,
+            shared=shared,
+        )
         return _told(inputs)
 
     told = processes.first(plan)
@@ -135,6 +140,7 @@ def _plan(
     run: RunDirectory,
     config: Config,
     monitor: Monitor,
+    processes: Processes,
     *,
     resume: bool,
     within: float | None,
@@ -157,7 +163,7 @@ def _plan(
     if within is not None and resume:
         monitor.announce("a run that is resumed keeps its number of steps")
     elif within is not None:
-        inputs = fit_to_time(inputs, within, monitor)
+        inputs = fit_to_time(inputs, within, monitor, processes.size)
     return inputs
 
 
