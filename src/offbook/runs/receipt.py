@@ -55,11 +55,13 @@ class Device:
         threads: of PyTorch.
         fused_kernels: whether our C++ kernels were compiled; None where an older version did not
             write it.
+        processes: that trained together.
     """
 
     name: str
     threads: int
     fused_kernels: bool | None = None
+    processes: int = 1
 
 
 @dataclass(frozen=True)

@@ -243,8 +243,8 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
     return LoadedRun(inputs, model, engine)
 
 
-def make_receipt(inputs: RunInputs, run: Path) -> Receipt:
-    """What goes into the run in a directory."""
+def make_receipt(inputs: RunInputs, run: Path, processes: int = 1) -> Receipt:
+    """What goes into the run in a directory, that so many processes train."""
     device = inputs.device
     gpu = device.type if device.type != "cpu" else None
     if device.type in ("cuda", "xpu"):
@@ -264,6 +264,7 @@ def make_receipt(inputs: RunInputs, run: Path) -> Receipt:
             name=gpu or platform.machine(),
             threads=torch.get_num_threads(),
             fused_kernels=library().code is not None,
+            processes=processes,
         ),
         micro_batch_tokens=inputs.plan.micro_batch_tokens,
         date=inputs.template.date,
