@@ -748,6 +748,29 @@ TESTS: dict[str, tuple[str, ...]] = {
         "it was {name}, which is not here; say where it is: {chat} --base PATH`",
         "name it: {chat} --base {quoted(name)}`",
     ),
+    # Scripts.
+    "tests/data/scripts/test_readers.py::test_refused_files_are_read_as_advised": (
+        "give the file that the chat program's export has written",
+        "give Telegram's result.json, DiscordChatExporter's, Slack's or a WeChat tool's JSON",
+        "name who speaks, as in `ANNA: Come in.`, or put speech in quotation marks",
+        "write */ where it ends",
+        "check that this is a script; break the line where others speak",
+        "it needs a column {', '.join(TEXTS[:3])} and one of {', '.join(NAMES[:5])}",
+        "convert it: {NOT_TEXT[suffix].format(quoted(path), stem)}",
+    ),
+    "tests/data/scripts/test_readers.py::test_missing_scripts_are_found_as_advised": (
+        "give a script, subtitles, a novel or a chat",
+        "name a file, or put files ending in {', '.join(SUFFIXES)} into it",
+    ),
+    "tests/cli/test_lines.py::test_what_is_refused_is_done_as_advised": (
+        "choose one of the names above",
+        "make it first",
+        "name it .jsonl",
+        "write the name before what is said, as in `ANNA: Come in.`",
+    ),
+    "tests/cli/test_lines.py::test_a_role_that_only_begins_scenes_has_no_rows": (
+        "check in the script who speaks, and where scenes are cut",
+    ),
     # Exports.
     "tests/cli/test_export.py::test_what_is_printed": (
         "remove it, or name another folder",

@@ -6,6 +6,7 @@ Each problem is reported with its `file:line`, and all problems of a file are re
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +59,7 @@ ROLES: Mapping[str, Role] = {
     "model": "assistant",
 }
 TURN_KEYS = (("from", "value"), ("role", "content"))
+PLACE = re.compile(r".+:\d+", re.DOTALL)  # `offbook lines` writes where in a script a row begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Message:
 class Conversation:
     """A row as messages: system text, if any, then alternating user and assistant turns.
 
-    It ends with a reply that is trained on. `source` is the `file:line` of the row.
+    It ends with a reply that is trained on. `source` is the `file:line` of the row, or that of the
+    script which the row says it was made from.
     """
 
     messages: tuple[Message, ...]
@@ -194,6 +197,9 @@ class ConversationReader:
         if error := self._foreign(row, where):
             raise error
         known = FORMAT_KEYS[self.row_format]
+        source = row.get("source")
+        if self.row_format == "messages" and isinstance(source, str) and PLACE.fullmatch(source):
+            known, where = (*known, "source"), source
         unknown = self._unknown.check(row, known, where)
         for key in {"alpaca": ("instruction", "output")}.get(self.row_format, known[:1]):
             if key not in row:

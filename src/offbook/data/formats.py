@@ -84,8 +84,8 @@ def read_rows(path: Path, remarks: Remarks | None = None) -> Iterator[Row]:
     """
     readers = {
         ".json": _read_json,
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
+        ".csv": read_csv,
+        ".tsv": read_csv,
         ".parquet": _read_parquet,
     }
     suffix = path.suffix.lower()
@@ -184,9 +184,16 @@ def _extraction(path: Path, key: str) -> str:
     )
 
 
-def _read_csv(path: Path, remarks: Remarks) -> Iterator[Row]:
+def read_csv(path: Path, remarks: Remarks, encoding: str | None = None) -> Iterator[Row]:
+    """Yield the rows of a CSV file, with a DataError in place of each bad one.
+
+    Args:
+        path: the file.
+        remarks: gets what is read in another way than the file's name says.
+        encoding: of the file, where it is not UTF-8.
+    """
     csv.field_size_limit(MAX_ROW_CHARS)  # a setting of the module; 131,072 unless it is set
-    with open_text(path) as file:
+    with path.open(encoding=encoding, newline="") if encoding else open_text(path) as file:
         delimiter, skipped = _delimiter(file, path, remarks)
         reader = csv.reader(file, strict=True, delimiter=delimiter)
         header: list[str] | None = None
