@@ -42,12 +42,13 @@ def check(
     offbook check myrole/config.yaml --json
     """
     from offbook.config import Config
-    from offbook.data.conversations import read_conversations
+    from offbook.data.sources import read_training
     from offbook.doctor.inspection import Census, measure, token_view
     from offbook.files.cache import cache_folders
     from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
     from offbook.tokens.examples import beyond_context, setting_that_keeps, tokenize
     from offbook.tokens.language import unknown_language
+    from offbook.tokens.own_template import with_template_text
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
     from offbook.tokens.vocabulary import check_vocabulary
@@ -57,10 +58,11 @@ def check(
     config = Config.load(Path(data) if from_file else None, settings or [])
     if not from_file:
         config = config.with_value("data.train", data)
-    reader = read_conversations(config.data.train, config.data)
+    reader = read_training(config.data)
     say(reader.describe())
     base = resolve_base(model or config.model.base, config.model.revision, say, weights=False)
-    template = ChatTemplate(load_tokenizer(base))
+    config = with_template_text(config)
+    template = ChatTemplate(load_tokenizer(base, config.model.template))
     if has_weights(base) and not set(cache_folders()) & set(base.parents):
         from offbook.models.weights import check_weights  # imports PyTorch
 
@@ -85,7 +87,7 @@ def check(
     share = config.data.validation if isinstance(config.data.validation, float) else 0.0
     with suppress(DataError):  # all rows have the same prompt, which training refuses
         training, _ = examples.split(share, config.train.seed)
-        _line("updates", Amount.of(training, config.train).describe())
+        _line("updates", Amount.of(training, config).describe())
     beyond = beyond_context(setting, context, examples.lengths)
     language = unknown_language(examples, template.tokenizer)
     for notice in (

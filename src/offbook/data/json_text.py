@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from offbook.data.packed import Packed
 from offbook.data.remarks import Remarks
 from offbook.errors import DataError, first_line, shorten
 
@@ -37,7 +38,7 @@ class _FaultError(Exception):
 class JsonText:
     """The values of a JSON text, of which a part is held in memory."""
 
-    def __init__(self, file: TextIO, path: Path, remarks: Remarks) -> None:
+    def __init__(self, file: TextIO, path: Path | Packed, remarks: Remarks) -> None:
         self.path, self.remarks = path, remarks
         self._file = file
         self._text, self._position, self._ended = "", 0, False

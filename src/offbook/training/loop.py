@@ -21,11 +21,12 @@ from offbook.runs import checkpoint
 from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress, lowest
 from offbook.runs.directory import COMMITTED, RunDirectory
+from offbook.tokens.own_template import with_template_text
 from offbook.training.ending import describe_early_end, finished_steps, out_of_patience
 from offbook.training.interrupt import Interrupt
 from offbook.training.log import open_log
 from offbook.training.resume import begin
-from offbook.training.schedule import Schedule, learning_rate_at
+from offbook.training.schedule import learning_rate_at
 from offbook.training.setup import LoadedRun
 from offbook.training.shared import SharedBase
 from offbook.training.step import Stepper, StepResult, Stopped
@@ -46,15 +47,15 @@ def training_steps(
         OffbookError: when the run cannot continue.
     """
     progress, settings, inputs = stepper.progress, stepper.settings, stepper.loaded.inputs
-    training, validation = inputs.training, inputs.validation
-    schedule = Schedule.of(training, settings)
+    validation = inputs.validation
+    schedule = inputs.schedule
     total = schedule.total_steps(settings)
     last = schedule.steps_of_share(settings, share)
     eval_steps = settings.eval_steps or schedule.steps_per_epoch
     losses = checkpoint.validations(run)
     if progress.step < last:
         monitor.busy("comparing gradients with those of transformers and PEFT")
-        examples = [training[row] for row in schedule.rows(progress.step)]
+        examples = inputs.examples(progress.step)
         # Fast and plain path must give the same gradients on these rows, on this device.
         check_or_fall_back(stepper.loaded.engine, examples, inputs.device, stepper.announce)
     monitor.begin(progress.step, last)
@@ -78,7 +79,7 @@ def training_steps(
 
         started = time.perf_counter()
         rows = schedule.rows(step)
-        examples = [training[row] for row in rows]
+        examples = inputs.examples(step)
         learning_rate = learning_rate_at(step, total, settings)
         loss, tokens, by_token = stepper.forward_backward(examples)
         grad_norm = stepper.clip_gradients()
@@ -180,6 +181,7 @@ def train(
     monitor = monitor or Monitor()
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other", fix="give one of them")
+    config = with_template_text(config)
     # Unlike pathlib's, this leaves an unknown ~user as it is.
     run = RunDirectory(Path(os.path.expanduser(config.output_dir)))  # noqa: PTH111
     with run.claim():
@@ -242,7 +244,7 @@ def _train(
             if progress.step > 0:
                 stepper.save(run, checkpoint.validations(run))
             return seconds, examples, False
-    total = Schedule.of(loaded.inputs.training, stepper.settings).total_steps(stepper.settings)
+    total = loaded.inputs.schedule.total_steps(stepper.settings)
     return seconds, examples, share == 1 or progress.step == total
 
 

@@ -174,7 +174,8 @@ class Stepper:
             rows: the index of each example among those that are trained on.
             losses: of their tokens.
         """
-        found = row_losses(losses)
+        # Behind them are general examples that are mixed in.
+        found = {k: loss for k, loss in row_losses(losses).items() if k < len(rows)}
         numbers, rounded = [int(rows[k]) for k in found], [round(x, 4) for x in found.values()]
         self.log(RowLosses(self.progress.step, numbers, rounded))
 
