@@ -143,9 +143,7 @@ def steps(job: Job, *, fast: bool) -> Iterator[tuple[float, float]]:
     ]
     for k in range(len(examples) // STEP):
         start = now()
-        step = engine.make_step(
-            examples[k * STEP : (k + 1) * STEP], MOST_TOKENS[DEVICE.type], DEVICE
-        )
+        step = engine.make_step(examples[k * STEP : (k + 1) * STEP], MOST_TOKENS.on(DEVICE), DEVICE)
         loss = engine.accumulate(step, [0, k])
         assert loss is not None
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -76,7 +76,7 @@ def main() -> None:
         Example(np.array(row["input_ids"], np.int32), np.array(row["labels"], np.int32))
         for row in rows
     ]
-    step = engine.make_step(examples, MOST_TOKENS[DEVICE.type], DEVICE)
+    step = engine.make_step(examples, MOST_TOKENS.on(DEVICE), DEVICE)
     taken = []
     kernels.multiply = labelled(kernels.multiply)
     for _ in range(options.tries + 2):  # the first two warm up

@@ -64,7 +64,7 @@ def rows_of(length: int, prefix: int, count: int) -> list[Example]:
 def seconds(engine: Engine, rows: list[Example]) -> float:
     """One step's time; the first of a kind warms up."""
     start = time.perf_counter()
-    engine.accumulate(engine.make_step(rows, MOST_TOKENS[DEVICE.type], DEVICE), [0])
+    engine.accumulate(engine.make_step(rows, MOST_TOKENS.on(DEVICE), DEVICE), [0])
     engine.model.zero_grad()
     return time.perf_counter() - start
 

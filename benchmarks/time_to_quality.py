@@ -131,10 +131,10 @@ def offbook(race: Race) -> Outcome:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0.0, fused=True)
     rows, seconds, loss = examples(job.rows), 0.0, float("inf")
-    held_out = engine.make_step(examples(race.held_out), MOST_TOKENS[DEVICE.type], DEVICE)
+    held_out = engine.make_step(examples(race.held_out), MOST_TOKENS.on(DEVICE), DEVICE)
     for k in range(total):
         start = now()
-        step = engine.make_step(rows[k * STEP : (k + 1) * STEP], MOST_TOKENS[DEVICE.type], DEVICE)
+        step = engine.make_step(rows[k * STEP : (k + 1) * STEP], MOST_TOKENS.on(DEVICE), DEVICE)
         engine.accumulate(step, [race.seed, k])
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for group in optimizer.param_groups:

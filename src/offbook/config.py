@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,6 +60,10 @@ class ModelSettings(Section):
     Jinja template, or the name of one that comes with offbook: `chatml`, `deepseek-llm` or
     `vicuna`. It is verified as any other, and the run keeps its text."""
 
+    device: str = "auto"
+    """What computes. `auto` takes the first GPU of NVIDIA or AMD, or the processor where there is
+    none. `cuda:1` is the second of them, `xpu` is a GPU of Intel, `mps` that of an Apple chip."""
+
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format of the frozen base. `auto` measures whether this machine multiplies bfloat16
     (arXiv:1905.12322) faster than float32, and takes bfloat16 where float32 does not fit in memory.
@@ -68,6 +73,13 @@ class ModelSettings(Section):
     """Whether the base is held in 4 bits. `nf4` does so with its linear layers (arXiv:2305.14314),
     for machines in whose memory it does not fit otherwise; slower, and needs
     `pip install 'offbook[nf4]'`."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+            raise ValueError("give auto, cpu, cuda, cuda:1, xpu or mps")
+        return value
 
 
 class DataSource(Section):

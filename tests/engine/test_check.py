@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from offbook.config import Config
+from offbook.config import Config, LoraSettings
 from offbook.engine import attention, ops
 from offbook.engine.check import check_gradients, check_or_fall_back
+from offbook.engine.dropout import Masks
 from offbook.engine.engine import Engine
 from offbook.engine.ops.torch import Torch
 from offbook.errors import EngineError
@@ -19,7 +20,8 @@ from support.engines import CPU, FAMILIES, make_model, some_examples
 
 
 def test_the_check_passes_and_leaves_everything_as_it_was() -> None:
-    model = make_model(FAMILIES["llama-gqa"], torch.float32)
+    lora = LoraSettings(r=4, lora_dropout=0.3)
+    model = make_model(FAMILIES["llama-gqa"], torch.float32, lora)
     for name, p in model.named_parameters():
         if "lora_B" in name:
             p.data.zero_()
@@ -38,9 +40,17 @@ def break_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_the_check_stops_a_fast_path_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    break_attention(monkeypatch)
-    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32))
+def break_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Masks, "some", lambda masks, tokens: masks.of(tokens))  # of other tokens
+
+
+@pytest.mark.parametrize("fault", [break_attention, break_dropout])
+def test_the_check_stops_a_fast_path_that_is_wrong(
+    fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(monkeypatch)
+    lora = LoraSettings(r=4, lora_dropout=0.3)
+    engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32, lora))
     with pytest.raises(EngineError, match=r"differ from those .* train with train.engine=plain"):
         check_gradients(engine, some_examples(), CPU)
 

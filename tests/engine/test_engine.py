@@ -19,8 +19,7 @@ from offbook.engine.engine import Engine
 from offbook.engine.ops import torch as torch_ops
 from offbook.engine.ops import torch_attention
 from offbook.engine.prefix import KeysAndValues, Prefix
-from offbook.libraries import quiet_transformers
-from offbook.models.load import load_base
+from offbook.models.load import checkpoint_layers, load_base
 from offbook.tokens.examples import Example
 from support.engines import (
     DEVICE,
@@ -88,6 +87,37 @@ def test_gradients_are_those_of_the_plain_path(family: str, prefix: int) -> None
         assert difference(gradients(fast, examples, budget), expected) < 1e-10
 
 
+@pytest.mark.parametrize(("family", "prefix"), [("llama-gqa", 0), ("qwen3", 40)])
+def test_dropout_does_not_depend_on_how_a_step_is_divided(family: str, prefix: int) -> None:
+    """Nor on the path: both draw the same masks."""
+    lora = LoraSettings(r=4, lora_dropout=0.1)
+    model = make_model(FAMILIES[family], torch.float64, lora)
+    plain = Engine(with_exact_norms(model), fast=False, min_shared_tokens=1)
+    fast, examples = fast_engine(model), some_examples(prefix)
+    expected = gradients(plain, examples)
+    for engine, budget in ((plain, FEW), (plain, 1), (fast, ANY), (fast, FEW), (fast, 1)):
+        assert difference(gradients(engine, examples, budget), expected) < 1e-10
+    without = fast_engine(make_model(FAMILIES[family], torch.float64))
+    assert difference(gradients(without, examples), expected) > 0.1
+
+
+def test_dropout_of_layers_that_are_left_to_peft() -> None:
+    """DoRA, and layers that are not recognized."""
+    sizes = {name: value for name, value in SIZES.items() if value is not None}
+    for config, changes in (
+        (FAMILIES["llama-gqa"], {"use_dora": True}),
+        (GPTNeoXConfig(**sizes), {"target_modules": "all-linear"}),
+    ):
+        lora = LoraSettings(r=4, lora_dropout=0.1, **changes)
+        engine = fast_engine(make_model(config, torch.float64, lora))
+        assert not engine.packed
+        examples = some_examples(5)
+        expected = gradients(engine, examples)
+        for budget in (FEW, 1):
+            assert difference(gradients(engine, examples, budget), expected) < 1e-10
+        assert all(dropout.masks is None for dropout in engine.dropouts)
+
+
 @pytest.mark.parametrize("saved", [0, 10**9])
 @pytest.mark.parametrize("family", ["llama-gqa", "mistral-window"])
 def test_long_rows_in_blocks_of_queries(
@@ -133,8 +163,7 @@ def test_checkpointing_changes_nothing(
     fast = fast_engine(make_model(FAMILIES["llama-gqa"], torch.float64, lora))
     examples = some_examples(prefix)
     expected = gradients(fast, examples, budget)
-    with quiet_transformers():
-        fast.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(fast.model)
     fast.model.get_base_model().eval()  # as it is loaded; layers are checkpointed in training alone
     calls: list[int] = []
     monkeypatch.setattr(
@@ -153,8 +182,7 @@ def test_a_prefix_is_forgotten_after_its_step(
 ) -> None:
     engine = fast_engine(make_model(FAMILIES["llama-gqa"], torch.float64))
     if checkpointing:
-        with quiet_transformers():
-            engine.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(engine.model)
     seen: list[weakref.ref[torch.Tensor]] = []
     make = engine_module.Prefix
 

@@ -1,4 +1,4 @@
-"""Linear layers with LoRA, against autograd on the formula."""
+"""Linear layers with LoRA, against PEFT's and autograd."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear
 from torch import nn
 
-from offbook.engine.dropout import drop_probability, keep_mask
+from offbook.engine.dropout import Masks
 from offbook.engine.lora import backend_for, project
+from offbook.engine.projection import number_dropouts
+from support.engines import CPU
 
 WIDTHS = (5, 7, 3)
 
@@ -24,32 +26,24 @@ def layer(width: int, dropout: float, bias: bool) -> Linear:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_outputs_and_gradients_are_those_of_the_formula(dropout: float) -> None:
+def test_outputs_and_gradients_are_those_of_peft(dropout: float) -> None:
     torch.manual_seed(0)
     layers: list[nn.Module] = [layer(n, dropout, bias=n == 7) for n in WIDTHS]
+    dropouts = list(number_dropouts(nn.ModuleList(layers)))
+    masks = Masks.draw([1], 3, CPU).of(torch.arange(18) * 7)
     layers[1:1] = [nn.Linear(6, 4, dtype=torch.float64).requires_grad_(False)]
     x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
     weights = [torch.randn(2, 9, n, dtype=torch.float64) for n in (5, 4, 7, 3)]
     trained = [p for module in layers for p in module.parameters() if p.requires_grad]
 
-    torch.manual_seed(1)
     ops = backend_for(x.device, x.dtype, *layers)
-    outputs = project(ops, x, *layers)
+    outputs = project(ops, x, *layers, masks=masks)
     got = torch.autograd.grad(
         sum((y * w).sum() for y, w in zip(outputs, weights, strict=True)), [x, *trained]
     )
-    torch.manual_seed(1)
-    expected = []
-    for module in layers:
-        if type(module) is nn.Linear:
-            expected.append(module(x))
-            continue
-        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-        seen = x
-        if dropout:
-            kept = keep_mask(x.detach().reshape(-1, 6), dropout).view(x.shape) != 0
-            seen = torch.where(kept, x, 0) / (1 - drop_probability(dropout))
-        expected.append(module.base_layer(x) + 1.5 * seen @ a.t() @ b.t())
+    for module in dropouts:
+        module.masks = masks
+    expected = [module(x) for module in layers]
     for y, y_expected in zip(outputs, expected, strict=True):
         torch.testing.assert_close(y, y_expected, rtol=1e-12, atol=1e-12)
     wanted = torch.autograd.grad(

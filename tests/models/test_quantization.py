@@ -65,6 +65,24 @@ def test_a_4_bit_run_is_trained_and_loaded_again(tiny_config: MakeConfig) -> Non
     assert weight.dtype == torch.uint8
 
 
+def test_a_base_stored_in_4_bits_computes_in_the_format_of_the_run(
+    tiny_base: Path, tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    """As the hub has them: the state of the weights, and the other weights, are in float16."""
+    stored = tmp_path / "stored"
+    load_base(tiny_base, torch.float16, CPU, "nf4").save_pretrained(stored)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (stored / name).write_bytes((tiny_base / name).read_bytes())
+    config = tiny_config(f"model.base={stored}", "lora.lora_dropout=0")
+    run = prepare(config, Monitor())
+    rest = {p.dtype for p in run.model.parameters() if p.is_floating_point()}
+    assert rest == {torch.float32}
+    assert run.engine.plain_layers == ()
+    assert 0 < check_gradients(run.engine, list(run.inputs.training), CPU) < 1e-4
+    dense = prepare(config.override(f"model.base={tiny_base}"), Monitor())
+    assert run.inputs.plan.weights < dense.inputs.plan.weights
+
+
 def test_without_bitsandbytes_the_error_says_what_to_install(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

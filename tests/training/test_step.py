@@ -225,7 +225,7 @@ def run_out(monkeypatch: pytest.MonkeyPatch, rows: int, error: BaseException) ->
 def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_step(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    settings = ("lora.lora_dropout=0", "data.validation=0", "train.batch_size=7")
+    settings = ("lora.lora_dropout=0.1", "data.validation=0", "train.batch_size=7")
     log: Log = []
     whole, cut = make_stepper(tiny_config(*settings)), make_stepper(tiny_config(*settings), log)
     expected = next(steps_of(whole))

@@ -49,12 +49,11 @@ def plan(
     from rich.table import Table
 
     from offbook.config import Config
-    from offbook.models.load import choose_device
     from offbook.training.forecast import forecast
     from offbook.training.practice import Amount
 
     config, settings = file_and_settings(config, settings)
-    planned = torch.device(device.value) if device else choose_device()
+    planned = torch.device(device.value) if device else None
     available = parse_size(memory) if memory else None
     try:
         with ProgressMonitor() as monitor:
@@ -96,7 +95,7 @@ def plan(
     out.print(table)
     put(f"updates: {Amount(prediction.steps, prediction.supervised).describe()}")
     if seconds is None:
-        say(f"no time is predicted: it would be measured, and there is no {planned.type} here")
+        say("no time is predicted: it would be measured, and there is no such device here")
         return
     say("the time does not include validation, saving, and the unpacking of 4-bit weights")
 

@@ -28,6 +28,8 @@ class MicroBatch:
         targets: int64 [T]; the id that follows each token in its sequence if that is supervised,
             else -100.
         wanted: int64 [N]; the tokens with a target.
+        numbers: int64 [T]; the number of each token in the step: of those of the prefix first, then
+            of the examples in their order. It does not depend on the micro-batches.
         lengths: tokens of each sequence.
         offset: position of each sequence's first token: the length of the shared prefix.
         rows: the number of each sequence's example among those of the step.
@@ -36,6 +38,7 @@ class MicroBatch:
     input_ids: torch.Tensor
     targets: torch.Tensor
     wanted: torch.Tensor
+    numbers: torch.Tensor
     lengths: tuple[int, ...]
     offset: int
     rows: tuple[int, ...] = ()
@@ -108,10 +111,14 @@ def make_step(
             this many tokens.
     """
     rows = [k for k, e in enumerate(examples) if (e.labels[1:] != IGNORED).any()]
+    before = np.cumsum([0, *map(len, examples)])  # tokens of the examples before each
     examples = [_needed(examples[k]) for k in rows]
-    start = shared_prefix(examples) if packed and examples else 0
+    start = shared_prefix(examples) if examples else 0
     if start * (len(examples) - 1) < min_shared_tokens:
         start = 0
+    # Those of the prefix are the same in all examples, whether it is computed once or not.
+    numbers = [_numbers(len(e), start, before[row]) for row, e in zip(rows, examples, strict=True)]
+    start = start if packed else 0
     budget = max_tokens - start  # the prefix stays in memory through all micro-batches
     groups: list[list[int]] = []  # indices of examples
     sizes: list[int] = []
@@ -134,7 +141,13 @@ def make_step(
     return Step(
         on_device(prefix.astype(np.int64), device),
         [
-            _pack([examples[k] for k in group], [rows[k] for k in group], start, held, device)
+            _pack(
+                [examples[k] for k in group],
+                [numbers[k] for k in group],
+                [rows[k] for k in group],
+                *(start, held),
+                device=device,
+            )
             for group in groups
         ],
     )
@@ -163,8 +176,20 @@ def _needed(example: Example) -> Example:
     return replace(example, input_ids=example.input_ids[:stop], labels=example.labels[:stop])
 
 
+def _numbers(length: int, prefix: int, before: int) -> NDArray[np.int64]:
+    """The number of each token of an example, with so many tokens of others before it."""
+    place = np.arange(length)
+    return np.where(place < prefix, place, place + before)
+
+
 def _pack(
-    examples: Sequence[Example], rows: Sequence[int], start: int, held: int, device: torch.device
+    examples: Sequence[Example],
+    numbers: Sequence[NDArray[np.int64]],
+    rows: Sequence[int],
+    start: int,
+    held: int,
+    *,
+    device: torch.device,
 ) -> MicroBatch:
     """Examples as a micro-batch; the last token of each is only a target.
 
@@ -173,11 +198,13 @@ def _pack(
     """
     prefix = examples[0].input_ids[:held]
     input_ids = np.concatenate([prefix, *(e.input_ids[start:-1] for e in examples)])
+    packed_numbers = np.concatenate([np.arange(held), *(n[start:-1] for n in numbers)])
     targets = np.concatenate([[IGNORED] * held, *(e.labels[start + 1 :] for e in examples)])
     return MicroBatch(
         on_device(input_ids.astype(np.int64), device),
         on_device(targets.astype(np.int64), device),
         on_device(np.flatnonzero(targets != IGNORED), device),
+        on_device(packed_numbers, device),
         tuple(len(e) - 1 - start for e in examples),
         start,
         tuple(rows),

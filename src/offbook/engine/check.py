@@ -25,9 +25,10 @@ gradient's norm, and by up to 0.22 in a single matrix. The limits below are a fe
 matrix whose gradient is close to zero rounding weighs more, so a single matrix may differ by four
 times the limit for all of them.
 
+**Dropout is on.** Both paths draw the same masks, so a wrong mask is found, too.
+
 **What it cannot see.** Errors smaller than rounding: in bfloat16 that hides a scale that is wrong
-by a few percent, which the tests in float64 would find. Dropout, which is off: two different random
-masks cannot be compared, so tests check its distribution instead. Effects of length, such as a
+by a few percent, which the tests in float64 would find. Effects of length, such as a
 sliding window that is longer than the sequences. Mistakes that the plain path shares, such as a
 wrong label.
 """
@@ -78,12 +79,14 @@ def check_gradients(engine: Engine, examples: Sequence[Example], device: torch.d
     if engine.is_plain:
         return 0.0
     few = _few(examples)
-    # In evaluation mode there is no dropout, and no checkpointing.
+    # In evaluation mode there is no checkpointing.
     with evaluating(engine.model), _nonzero_adapter(engine.model) as trained:
+        for dropout in engine.dropouts:
+            dropout.train()
         step = make_step(few, CHECKED_TOKENS, device, packed=engine.packed, min_shared_tokens=1)
         loss, fast = _gradients(engine, step, trained)
         with engine.plain():
-            plain = Engine(engine.model, fast=False)
+            plain = Engine(engine.model, fast=False, min_shared_tokens=1)
             step = plain.make_step(few, CHECKED_TOKENS, device)
             expected_loss, expected = _gradients(plain, step, trained)
     if not math.isfinite(expected_loss):
@@ -138,9 +141,9 @@ def check_or_fall_back(
 def _gradients(
     engine: Engine, step: Step, trained: dict[str, nn.Parameter]
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """The mean loss of a step and its gradients, in the mode that the model is in."""
+    """The mean loss of a step and its gradients, in the modes that the modules are in."""
     engine.model.zero_grad(set_to_none=True)
-    loss = engine.forward_backward(step)
+    loss = engine.forward_backward(step, [0])
     gradients = {
         name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained.items()
     }

@@ -1,8 +1,8 @@
 """Losses and gradients of a model with an adapter: the fast path and the plain one.
 
 The fast path computes what transformers and PEFT compute, on packed sequences, with the layers of
-`layers.py`; `check.py` compares the two. If a model's attention is not recognized, sequences are
-padded and transformers computes attention; other recognized layers are still replaced.
+`layers.py`; `check.py` compares the two. If a model's attention or MLPs are not recognized,
+sequences are padded and transformers and PEFT compute them; norms are still replaced.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from offbook.engine.batching import MIN_SHARED_TOKENS, MicroBatch, Step, make_step
-from offbook.engine.layers import Attention, LastLayer, is_replaceable, replacement
+from offbook.engine.dropout import Masks
+from offbook.engine.layers import (
+    Attention,
+    DecoderLayer,
+    LastLayer,
+    RMSNorm,
+    is_replaceable,
+    replacement,
+)
 from offbook.engine.layout import Layout
 from offbook.engine.loss import cross_entropy
 from offbook.engine.ops import Backend, choose, threads_for
 from offbook.engine.prefix import Prefix, Recorder
+from offbook.engine.projection import number_dropouts
 from offbook.models.load import backbone, head
 from offbook.tokens.examples import IGNORED, Example
 
@@ -37,8 +46,10 @@ class Engine:
 
     Attributes:
         model: a causal language model, with an adapter or without.
+        dropouts: of the layers with an adapter.
         packed: whether sequences are computed without padding.
-        plain_layers: classes of layers that it does not recognize, and leaves as they are.
+        plain_layers: classes of layers that it leaves as they are, though others of their kind
+            are replaced.
     """
 
     def __init__(
@@ -53,6 +64,7 @@ class Engine:
         """
         self.model = model
         self._min_shared_tokens = min_shared_tokens
+        self.dropouts = list(number_dropouts(backbone(model)))
         self._swaps: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
         unrecognized: dict[str, None] = {}
         weight = next(head(model).parameters())  # [V, D]
@@ -64,17 +76,21 @@ class Engine:
                         self._swaps.append((parent, name, plain, replaced))
                     elif is_replaceable(plain):
                         unrecognized[type(plain).__name__] = None
-        self.plain_layers = tuple(unrecognized)
         self.packed = any(
             isinstance(replaced, Attention) for *_, replaced in self._swaps
-        ) and not any(name.endswith("Attention") for name in unrecognized)
+        ) and not any(name.endswith(("Attention", "MLP")) for name in unrecognized)
         if not self.packed:
-            self._swaps = [swap for swap in self._swaps if not isinstance(swap[3], Attention)]
+            for _, _, plain, replaced in self._swaps:
+                if not isinstance(replaced, RMSNorm):
+                    unrecognized[type(plain).__name__] = None
+            self._swaps = [swap for swap in self._swaps if isinstance(swap[3], RMSNorm)]
+        self.plain_layers = tuple(unrecognized)
         self._install()
         if self.packed:
             layers: Any = backbone(model).layers
-            last = str(len(layers) - 1)
-            self._swaps.append((layers, last, layers[-1], LastLayer(layers[-1])))
+            for k, layer in enumerate(layers):
+                kind = LastLayer if k == len(layers) - 1 else DecoderLayer
+                self._swaps.append((layers, str(k), layer, kind(layer)))
             self._install()
             self._head_ops = choose(weight.device, weight.dtype, weight.shape)
 
@@ -103,7 +119,7 @@ class Engine:
         """Add up the gradients of one optimizer step over its micro-batches, in training mode.
 
         The gradient is that of the mean over the supervised tokens of the whole step, whatever the
-        micro-batches are. Dropout depends on `seed` and on the micro-batches.
+        micro-batches are, also with dropout.
 
         Args:
             step: the micro-batches.
@@ -114,28 +130,30 @@ class Engine:
         Returns:
             The mean loss in nats per token; None, and no gradients, if `should_stop` was true.
         """
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         if not (self.model.training and backbone(self.model).training):
             self.model.train()  # it goes through all modules
-        return self.forward_backward(step, should_stop, losses)
+        return self.forward_backward(step, seed, should_stop, losses)
 
     def forward_backward(
         self,
         step: Step,
+        seed: Sequence[int],
         should_stop: Callable[[], bool] = lambda: False,
         losses: Losses | None = None,
     ) -> float | None:
-        """As `accumulate`, in the mode that the model is in."""
+        """As `accumulate`, in the modes that the modules are in."""
         means = []  # not read before the end, so that a GPU has work all the time
+        masks = Masks.draw(seed, len(self.dropouts), step.prefix.device)
         with self._threads():
-            prefix = self._prefix(step)
+            prefix = self._prefix(step, masks)
             for batch in step.micro_batches:
                 if should_stop():
                     self.model.zero_grad(set_to_none=True)
                     return None
-                loss_N = self.loss(batch, prefix)
-                mean = loss_N.sum() / step.supervised
-                mean.backward()
+                with self._masks_in_peft(batch, masks):
+                    loss_N = self.loss(batch, prefix, masks)
+                    mean = loss_N.sum() / step.supervised
+                    mean.backward()
                 means.append(mean.detach())
                 if losses is not None:
                     losses.append((batch, loss_N.detach()))
@@ -159,7 +177,9 @@ class Engine:
                 losses.append(self.loss(batch, prefix).sum())
         return sum(loss.item() for loss in losses) / step.supervised
 
-    def loss(self, batch: MicroBatch, prefix: Prefix | None = None) -> torch.Tensor:
+    def loss(
+        self, batch: MicroBatch, prefix: Prefix | None = None, masks: Masks | None = None
+    ) -> torch.Tensor:
         """The cross-entropy [N] of a micro-batch's supervised tokens, in nats.
 
         The caller divides their sum by the supervised tokens of the whole step, so that the result
@@ -167,7 +187,7 @@ class Engine:
         """
         if not self.packed:
             return padded_loss(self.model, batch)
-        hidden_ND = self._wanted_states(batch, prefix)
+        hidden_ND = self._wanted_states(batch, prefix, masks)
         return cross_entropy(
             self._head_ops, hidden_ND, head(self.model), batch.targets[batch.wanted]
         )
@@ -185,11 +205,15 @@ class Engine:
                 else:
                     yield batch, padded_states(self.model, batch)
 
-    def _wanted_states(self, batch: MicroBatch, prefix: Prefix | None) -> torch.Tensor:
+    def _wanted_states(
+        self, batch: MicroBatch, prefix: Prefix | None, masks: Masks | None = None
+    ) -> torch.Tensor:
         padding = -len(batch.input_ids) % TOKEN_MULTIPLE
         lengths = (*batch.lengths, padding) if padding else batch.lengths
         layout = Layout(lengths, batch.offset, batch.wanted, holds_prefix=batch.holds_prefix)
-        return self._hidden(F.pad(batch.input_ids, (0, padding)), layout, prefix)
+        if masks is not None:
+            masks = masks.of(F.pad(batch.numbers, (0, padding)))
+        return self._hidden(F.pad(batch.input_ids, (0, padding)), layout, prefix, masks=masks)
 
     def compute_with(self, ops: Backend) -> None:
         """Let a backend that supports all layers compute them."""
@@ -217,12 +241,31 @@ class Engine:
         weight = next(head(self.model).parameters())
         return threads_for([*backends, self._head_ops], weight.dtype)
 
-    def _prefix(self, step: Step) -> Prefix | None:
+    @contextmanager
+    def _masks_in_peft(self, batch: MicroBatch, masks: Masks) -> Iterator[None]:
+        """PEFT's layers draw the masks of a micro-batch, in both passes, while the context lasts.
+
+        Nothing can be handed to them through the layers of transformers.
+        """
+        if not self.packed:
+            masks = masks.of(batch.padded(batch.numbers, 0).flatten())
+            for dropout in self.dropouts:
+                dropout.masks = masks
+        try:
+            yield
+        finally:
+            for dropout in self.dropouts:
+                dropout.masks = None
+
+    def _prefix(self, step: Step, masks: Masks | None = None) -> Prefix | None:
         if not len(step.prefix):
             return None
         nothing = torch.empty(0, dtype=torch.int64, device=step.prefix.device)
-        recorder = Recorder()
-        self._hidden(step.prefix, Layout([len(step.prefix)], 0, nothing), recorder=recorder)
+        recorder, tokens = Recorder(), len(step.prefix)
+        if masks is not None:
+            masks = masks.of(torch.arange(tokens, device=step.prefix.device))
+        layout = Layout([tokens], 0, nothing)
+        self._hidden(step.prefix, layout, recorder=recorder, masks=masks)
         return Prefix(recorder.take())
 
     def _hidden(
@@ -231,6 +274,7 @@ class Engine:
         layout: Layout,
         prefix: Prefix | None = None,
         recorder: Recorder | None = None,
+        masks: Masks | None = None,
     ) -> torch.Tensor:
         """Last hidden states [N, D] of the wanted tokens."""
         output = backbone(self.model)(
@@ -243,6 +287,7 @@ class Engine:
             layout=layout,
             prefix=prefix.leaves if prefix else None,
             recorder=recorder,
+            masks=masks,
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden

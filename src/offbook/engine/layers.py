@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offbook.engine.attention import attend
+from offbook.engine.dropout import Masks
 from offbook.engine.layout import Layout
 from offbook.engine.lora import backend_for, project
 from offbook.engine.ops import Backend, choose
@@ -49,17 +51,14 @@ class MLP(nn.Module):
         self.ops_in = backend_for(device, dtype, self.gate_proj, self.up_proj)
         self.ops_out = backend_for(device, dtype, self.down_proj)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, masks: Masks | None = None) -> torch.Tensor:
         """[..., D] -> [..., D]."""
-        gate, up = project(self.ops_in, x, self.gate_proj, self.up_proj)
-        return project(self.ops_out, up, self.down_proj, gate=gate)[0]
+        gate, up = project(self.ops_in, x, self.gate_proj, self.up_proj, masks=masks)
+        return project(self.ops_out, up, self.down_proj, gate=gate, masks=masks)[0]
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary positions (Su et al., 2021, arXiv:2104.09864) of packed sequences.
-
-    transformers' `forward` hands it `layout`, `prefix` and `recorder` as keyword arguments.
-    """
+    """Self-attention with rotary positions (Su et al., 2021, arXiv:2104.09864), packed."""
 
     def __init__(self, plain: Any, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -81,19 +80,10 @@ class Attention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        **packed: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """[1, T, D] -> [1, T, D], as transformers calls it."""
-        o = self.attend(hidden_states, position_embeddings, **packed)
-        return self.project_out(o), None
-
-    def attend(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
         layout: Layout,
         prefix: KeysAndValues | None = None,
         recorder: Recorder | None = None,
+        masks: Masks | None = None,
         **unused: object,
     ) -> torch.Tensor:
         """The outputs of all heads: [1, T, H * C].
@@ -104,11 +94,14 @@ class Attention(nn.Module):
             layout: where the sequences lie.
             prefix: keys and values of a prefix that was computed before, for every layer.
             recorder: gets the layer's own keys and values.
+            masks: of dropout.
             unused: other arguments from transformers, ignored.
         """
         q_THC, k_TKC, v_TKC = (
             y.view(y.shape[1], -1, self.channels)
-            for y in project(self.ops_in, hidden_states, self.q_proj, self.k_proj, self.v_proj)
+            for y in project(
+                *(self.ops_in, hidden_states, self.q_proj, self.k_proj, self.v_proj), masks=masks
+            )
         )
         cos_TC, sin_TC = (x[0] for x in position_embeddings)
         q_THC = self.ops.rotate(self.q_norm(q_THC), cos_TC, sin_TC)
@@ -119,33 +112,57 @@ class Attention(nn.Module):
         o_THC = attend(self.ops, q_THC, k_TKC, v_TKC, past, layout, self.scaling, self.window)
         return o_THC.flatten(1)[None]
 
-    def project_out(self, o: torch.Tensor) -> torch.Tensor:
+    def project_out(self, o: torch.Tensor, masks: Masks | None) -> torch.Tensor:
         """[1, T, H * C] -> [1, T, D]."""
-        return project(self.ops_out, o, self.o_proj)[0]
+        return project(self.ops_out, o, self.o_proj, masks=masks)[0]
 
 
-class LastLayer(nn.Module):
-    """The last decoder layer: after attention, it computes only the wanted tokens."""
+class _Block(nn.Module):
+    """The parts of a decoder layer."""
 
     def __init__(self, plain: Any) -> None:
         super().__init__()
         self.input_layernorm, self.self_attn = plain.input_layernorm, plain.self_attn
         self.post_attention_layernorm, self.mlp = plain.post_attention_layernorm, plain.mlp
 
+    def after_attention(
+        self, o: torch.Tensor, residual: torch.Tensor, masks: Masks | None
+    ) -> torch.Tensor:
+        """Everything after attention: outputs of all heads [1, T, H * C] -> [1, T, D]."""
+        x = residual + self.self_attn.project_out(o, masks)
+        after: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x), masks)
+        return after
+
+
+class DecoderLayer(_Block, GradientCheckpointingLayer):
+    """A decoder layer of packed sequences, which tells its MLP, too, which tokens these are.
+
+    transformers' model hands it `layout`, `prefix`, `recorder` and `masks` as keyword arguments.
+    """
+
+    def __init__(self, plain: Any) -> None:
+        super().__init__(plain)
+        if plain.gradient_checkpointing:
+            self.gradient_checkpointing = True
+            self._gradient_checkpointing_func = plain._gradient_checkpointing_func
+
+    def forward(self, hidden_states: torch.Tensor, **packed: Any) -> torch.Tensor:
+        """[1, T, D] -> [1, T, D]."""
+        o = self.self_attn(self.input_layernorm(hidden_states), **packed)
+        return self.after_attention(o, hidden_states, packed["masks"])
+
+
+class LastLayer(_Block):
+    """The last decoder layer: after attention, it computes only the wanted tokens."""
+
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        layout: Layout,
-        **packed: Any,
+        self, hidden_states: torch.Tensor, layout: Layout, masks: Masks | None, **packed: Any
     ) -> torch.Tensor:
         """[1, T, D] -> [1, N, D]; see `Layout.wanted`."""
         normed = self.input_layernorm(hidden_states)
-        o = self.self_attn.attend(normed, position_embeddings, layout, **packed)
+        o = self.self_attn(normed, layout=layout, masks=masks, **packed)
         o, residual = (x.index_select(1, layout.wanted) for x in (o, hidden_states))
-        x = residual + self.self_attn.project_out(o)
-        after: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return after
+        return self.after_attention(o, residual, masks and masks.some(layout.wanted))
 
 
 def replacement(plain: Any, device: torch.device, dtype: torch.dtype) -> nn.Module | None:

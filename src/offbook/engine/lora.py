@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from offbook.engine.dropout import Masks
 from offbook.engine.ops import Backend, choose
 from offbook.engine.projection import Projection
 
@@ -25,7 +26,11 @@ def backend_for(device: torch.device, dtype: torch.dtype, *layers: nn.Module) ->
 
 
 def project(
-    ops: Backend, x: torch.Tensor, *layers: nn.Module, gate: torch.Tensor | None = None
+    ops: Backend,
+    x: torch.Tensor,
+    *layers: nn.Module,
+    gate: torch.Tensor | None = None,
+    masks: Masks | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Apply linear layers, with their adapters, to one input.
 
@@ -36,6 +41,7 @@ def project(
         x: [..., I].
         layers: linear, of the same input width; see `Projection.of`.
         gate: of the shape of `x`; if there is one, the input is `silu(gate) x`.
+        masks: of dropout; needed in training mode.
 
     Returns:
         A tensor [..., O] for each layer.
@@ -44,5 +50,5 @@ def project(
     gate_TI = None if gate is None else gate.reshape(x_TI.shape)
     projections = [p for p in map(Projection.of, layers) if p is not None]
     assert len(projections) == len(layers)
-    outputs = ops.project(x_TI, gate_TI, projections)
+    outputs = ops.project(x_TI, gate_TI, projections, masks)
     return tuple(y_TO.view(*x.shape[:-1], y_TO.shape[-1]) for y_TO in outputs)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from offbook.engine.memory import ByDevice
 from offbook.engine.ops import Backend
 
 # Memory for the logits of a chunk of tokens and what is computed from them: enough tokens for an
 # efficient product. A GPU reads the whole head for each chunk.
-CHUNK_BYTES = {"cpu": 48_000_000, "cuda": 256_000_000}
+CHUNK_BYTES = ByDevice(cpu=48_000_000, gpu=256_000_000)
 FEWEST_TOKENS = 16  # of a chunk
 
 
@@ -21,7 +22,8 @@ def workspace_bytes(
 ) -> int:
     """Bytes of workspace that the loss of so many tokens needs."""
     all_logits = tokens * vocabulary * ops.bytes_per_logit(dtype)
-    return min(CHUNK_BYTES[device.type], all_logits) + ops.linear_workspace_bytes(vocabulary, dtype)
+    chunk = min(int(CHUNK_BYTES.on(device)), all_logits)
+    return chunk + ops.linear_workspace_bytes(vocabulary, dtype)
 
 
 def cross_entropy(
@@ -58,7 +60,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         losses, gradients = [], []
         per_token = len(weight_VD) * ops.bytes_per_logit(weight_VD.dtype)
-        tokens = max(CHUNK_BYTES[hidden_ND.device.type] // per_token, FEWEST_TOKENS)
+        tokens = max(int(CHUNK_BYTES.on(hidden_ND.device)) // per_token, FEWEST_TOKENS)
         chunks = max(math.ceil(len(targets_N) / tokens), 1)
         for h_ND, y_N in zip(*(x.chunk(chunks) for x in (hidden_ND, targets_N)), strict=True):
             loss_N, gradient_NV = ops.cross_entropy(ops.linear(h_ND, weight_VD, bias_V), y_N)

@@ -1,4 +1,4 @@
-"""How the C library allocates memory, and which errors say that there is not enough."""
+"""The memory of a device: how it is allocated, how much is free, what says there is too little."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -26,6 +27,16 @@ NO_MEMORY = (
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 # The settings of PyTorch's GPU allocator; the name since 2.9 comes last.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+class ByDevice(NamedTuple):
+    """A number that is another one on a GPU, of whatever maker, than on a processor."""
+
+    cpu: float
+    gpu: float
+
+    def on(self, device: torch.device) -> float:
+        return self.cpu if device.type == "cpu" else self.gpu
 
 
 def prepare_allocator(device: torch.device) -> None:
@@ -66,10 +77,23 @@ def prepare_deterministic(device: torch.device) -> None:
     os.environ[name] = value
 
 
+def free_on_gpu(device: torch.device) -> int:
+    """Bytes of memory that a GPU, which is here, has for this process."""
+    if device.type == "mps":  # the processor's memory, of which the system recommends a share
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return int(torch.get_device_module(device).mem_get_info(device)[0])
+
+
+def release_cached(device: torch.device) -> None:
+    """Have PyTorch's allocator give back what it keeps for later tensors on a GPU."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes of memory that this process has used at the most, on a GPU or of the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type in ("cuda", "xpu"):
+        return int(torch.get_device_module(device).max_memory_allocated(device))
     # Linux carries `ru_maxrss` over from the process that started this one.
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from peft.tuners import lora as peft_lora
 from torch import nn
 
-from offbook.engine.dropout import drop_probability
+from offbook.engine.dropout import TokenDropout, drop_probability
 
 QUANTIZED = "Linear4bit"  # bitsandbytes' layer, and PEFT's layer for it
 ADAPTED = ("Linear", QUANTIZED)
@@ -23,6 +24,7 @@ class Projection:
         lora_A, lora_B: the adapter's matrices [R, I] and [O, R]; None without an adapter.
         scaling: PEFT's, of the adapter's part.
         dropout: the current probability: 0 in evaluation mode.
+        place: among the model's projections with an adapter; dropout's seeds are in this order.
     """
 
     base: nn.Module
@@ -30,6 +32,7 @@ class Projection:
     lora_B: nn.Parameter | None = None  # noqa: N815
     scaling: float = 1.0
     dropout: float = 0.0
+    place: int = 0
 
     @classmethod
     def of(cls, layer: nn.Module) -> Projection | None:
@@ -47,9 +50,11 @@ class Projection:
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         assert isinstance(a, nn.Parameter)
         assert isinstance(b, nn.Parameter)
-        dropout = layer.lora_dropout["default"]
-        rate = dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
-        return cls(layer.base_layer, a, b, layer.scaling["default"], rate)
+        dropout, scaling = layer.lora_dropout["default"], layer.scaling["default"]
+        if not isinstance(dropout, TokenDropout):
+            return cls(layer.base_layer, a, b, scaling)
+        rate = dropout.p if dropout.training else 0.0
+        return cls(layer.base_layer, a, b, scaling, rate, dropout.projection)
 
     @property
     def scale(self) -> float:
@@ -78,6 +83,17 @@ class Projection:
         bias = self.base.bias
         assert bias is None or isinstance(bias, torch.Tensor)
         return bias
+
+
+def number_dropouts(model: nn.Module) -> Iterator[TokenDropout]:
+    """Replace the dropouts of PEFT that are not replaced yet; yields all of the replacements."""
+    adapted = (m for m in model.modules() if isinstance(m, peft_lora.LoraLayer))
+    for place, layer in enumerate(adapted):
+        for name, dropout in layer.lora_dropout.items():
+            if type(dropout) is nn.Dropout:
+                layer.lora_dropout[name] = TokenDropout(dropout.p, place).train(dropout.training)
+            if isinstance(dropout := layer.lora_dropout[name], TokenDropout):
+                yield dropout
 
 
 def _is_linear(layer: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from offbook.engine.memory import free_on_gpu
 from offbook.errors import ConfigError, ModelError, quoted
 from offbook.export.adapter import adapter_card, write_adapter
 from offbook.export.certificate import LIMITS, Certificate, Check, Limits, certify
@@ -232,11 +233,8 @@ def _reference(run: TrainedRun, base: BaseWeights) -> tuple[torch.dtype, Limits]
     if run.config.model.quantization != "none":
         return run.dtype, LIMITS[run.config.model.quantization]
     numbers = sum(tensor.elements for _, tensor in base.tensors.values())
-    free = (
-        torch.cuda.mem_get_info(run.device)[0]
-        if run.device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
+    on_cpu = run.device.type == "cpu"
+    free = psutil.virtual_memory().available if on_cpu else free_on_gpu(run.device)
     if 4.5 * numbers < free:
         return torch.float32, LIMITS["f32"]
     return run.dtype, LIMITS["bf16"]

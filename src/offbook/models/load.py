@@ -24,9 +24,25 @@ from offbook.models.base import read_config, require_weights
 from offbook.models.weights import check_report, check_weights
 
 
-def choose_device() -> torch.device:
-    """The first GPU, or the processor where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(setting: str = "auto") -> torch.device:
+    """The device of `model.device`; for `auto`, the first GPU that offbook was tested on.
+
+    Raises:
+        ConfigError: when PyTorch has no such device here.
+    """
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(setting)
+    if device.type != "cpu":
+        found = torch.get_device_module(device)
+        count = found.device_count() if found.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"PyTorch has {count or 'no'} {device.type} device{'s' * (count != 1)} here",
+                where=f"model.device={setting}",
+                fix="leave it at auto, or set cpu",
+            )
+    return device
 
 
 def choose_precision(setting: str, device: torch.device) -> torch.dtype:
@@ -59,6 +75,8 @@ def load_base(
     require_weights(folder)
     config = read_config(folder)
     check_weights(folder, config)
+    stored_quantized = getattr(config, "quantization_config", None) is not None
+    require_quantization("nf4" if stored_quantized else quantization)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -78,6 +96,8 @@ def load_base(
     model: PreTrainedModel
     model, report = loaded
     check_report(report, config, folder)
+    if stored_quantized:
+        _compute_in(dtype, model)
     nn.Module.to(model, device)
     model.requires_grad_(False)
     model.eval()
@@ -114,6 +134,12 @@ def head(model: nn.Module) -> nn.Module:
     """The linear layer from hidden states [..., D] to logits [..., V]."""
     output: nn.Module = base_of(model).get_output_embeddings()
     return output
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Have each decoder layer keep its input alone in training; the rest is computed again."""
+    with quiet_transformers():  # 5.23 renames it; the old name works in all releases so far
+        base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def require_finite_weights(model: nn.Module, name: str) -> None:
@@ -173,8 +199,19 @@ def require_quantization(kind: str) -> None:
         )
 
 
+def _compute_in(dtype: torch.dtype, model: PreTrainedModel) -> None:
+    """Set the format of computation, which weights stored in 4 bits bring along otherwise."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            state.dtype = dtype
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            setattr(module, "compute_dtype", dtype)  # noqa: B010
+
+
 def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    require_quantization(kind)
     if kind == "none":
         return None
     return BitsAndBytesConfig(
@@ -186,10 +223,10 @@ def _quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
 
 
 def _bfloat16_is_faster(device: torch.device) -> bool:
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            return True  # planned for a card that is not here; all of the last years can
+    if device.type == "cuda" and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return True  # all of the last years can, also where it is planned for one that is not here
     # Processors without bfloat16 instructions emulate them, which is slower than float32, so this
     # is measured. The shape is that of a small model's projection of a few hundred tokens.
     x, w = torch.ones(256, 512), torch.ones(512, 512)

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from offbook.config import Config
-from offbook.errors import CheckpointError
+from offbook.errors import CheckpointError, ConfigError
 from offbook.files import storage
 from offbook.models.adapter import load_adapter
 from offbook.models.load import choose_device, choose_precision, load_base
@@ -59,6 +59,16 @@ class TrainedRun:
         return load_adapter(base, self.adapter)
 
 
+def _device_of(config: Config, announce: Callable[[str], None]) -> torch.device:
+    """The run's device, or the best one here where it was trained on another machine."""
+    try:
+        return choose_device(config.model.device)
+    except ConfigError:
+        device = choose_device()
+        announce(f"there is no {config.model.device} here, on which it was trained; using {device}")
+        return device
+
+
 def open_run(
     path: str | Path,
     announce: Callable[[str], None] = lambda text: None,
@@ -96,7 +106,7 @@ def open_run(
         announce(f"the run is not finished; this is {adapter.name}")
     elif checkpoint is None and (problem := storage.verify(adapter)):
         announce(f"the adapter is not as training left it: {problem}")
-    device = choose_device()
+    device = _device_of(config, announce)
     command, named = chat_with(run), config
     if base is not None:
         named = config.with_value("model.base", str(base)).with_absolute_paths()

@@ -97,7 +97,7 @@ def predict(run: RunInputs, monitor: Monitor) -> Forecast:
     tokens = sum(step.tokens for step in steps) / len(steps)
     if run.plan.checkpointing:
         flops += tokens * 2 * shape.linear  # the forward pass once more
-    here = run.device.type == choose_device().type
+    here = run.device.type == choose_device(run.config.model.device).type
     monitor.busy("measuring the speed of a step")
     speed = measure_speed(run.config, shape, run.dtype) if here else None
     return Forecast(
@@ -159,7 +159,7 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     It is measured on a model with one layer of the same widths, which is quick and needs no
     weights.
     """
-    device = choose_device()
+    device = choose_device(config.model.device)
     prepare_allocator(device)
     small = type(shape.config).from_dict(
         shape.config.to_dict()
@@ -183,7 +183,7 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     tokens = sequences * length
     places = torch.arange(tokens, device=device)
     ids = places % 8192
-    step = Step(ids[:0], [MicroBatch(ids, ids, places, (length,) * sequences, 0)])
+    step = Step(ids[:0], [MicroBatch(ids, ids, places, places, (length,) * sequences, 0)])
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

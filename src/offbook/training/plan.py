@@ -16,6 +16,7 @@ from offbook.config import Config, LoraSettings
 from offbook.engine import layers, loss
 from offbook.engine.engine import Engine
 from offbook.engine.machine import usable_memory
+from offbook.engine.memory import ByDevice, free_on_gpu
 from offbook.engine.ops import Backend, choose
 from offbook.engine.ops.torch import Torch
 from offbook.errors import ConfigError, MemoryPlanError
@@ -28,12 +29,12 @@ from offbook.training.advice import Case, describe
 
 # Most tokens of a micro-batch: up to a point, more tokens make matrix products more efficient. The
 # result of a step does not depend on it. On a processor, this holds a step of 16 short examples.
-MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
+MOST_TOKENS = ByDevice(cpu=2048, gpu=8192)
 FEWEST_TOKENS = 256
 # Measured, beyond the arithmetic: bytes of PyTorch's buffers where it computes the layers, and what
 # the allocator cannot use again, as a share of the activations.
-BUFFERS = {"cpu": 200_000_000, "cuda": 40_000_000}
-FRAGMENTS = {"cpu": 0.15, "cuda": 0.05}
+BUFFERS = ByDevice(cpu=200_000_000, gpu=40_000_000)
+FRAGMENTS = ByDevice(cpu=0.15, gpu=0.05)
 # Share of the free memory that is not used.
 RESERVE = 0.05
 GB = 1e9
@@ -69,8 +70,8 @@ class Memory(NamedTuple):
             raise ConfigError(
                 "there is no such card here", where="--device cuda", fix="add --memory, as in 24GB"
             )
-        if device.type == "cuda":
-            return cls(torch.cuda.mem_get_info(device)[0], 0)
+        if device.type != "cpu":
+            return cls(free_on_gpu(device), 0)
         own = psutil.Process().memory_info().rss
         return cls(usable_memory(own), own)
 
@@ -209,7 +210,7 @@ def _plans(case: Case, preferred: int | None = None) -> list[Plan]:
     setting = case.config.train.gradient_checkpointing
     choices = (False, True) if setting == "auto" else (setting,)
     whole_step = case.longest * case.config.train.batch_size
-    sizes = _sizes(min(MOST_TOKENS[case.device.type], whole_step), case.longest)
+    sizes = _sizes(min(int(MOST_TOKENS.on(case.device)), whole_step), case.longest)
     return [
         plan_for(case, tokens, checkpointing=checkpointing)
         for tokens, checkpointing in (
@@ -269,15 +270,16 @@ def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
         checkpointing=checkpointing,
         weights=_weight_bytes(config, shape, dtype),
         adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
-        activations=int(per_token * tokens * (1 + FRAGMENTS[case.device.type])),
+        activations=int(per_token * tokens * (1 + FRAGMENTS.on(case.device))),
         loss=loss_bytes,
-        process=case.memory.used + (BUFFERS[case.device.type] if isinstance(ops, Torch) else 0),
+        process=case.memory.used + int(BUFFERS.on(case.device) * isinstance(ops, Torch)),
         available=case.memory.available,
     )
 
 
 def _weight_bytes(config: Config, shape: ModelShape, dtype: torch.dtype) -> int:
-    if config.model.quantization == "none":
+    stored = getattr(shape.config, "quantization_config", None) or {}
+    if config.model.quantization == "none" and not stored.get("load_in_4bit"):
         return shape.parameters * dtype.itemsize
     rest = shape.parameters - shape.linear
     # 4 bits per weight and, with double quantization, 0.127 for the scales (arXiv:2305.14314). One

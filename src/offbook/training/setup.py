@@ -16,7 +16,6 @@ from offbook.engine.engine import Engine
 from offbook.engine.machine import limit_threads
 from offbook.engine.memory import prepare_allocator, prepare_deterministic
 from offbook.engine.ops.library import library
-from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter, restore_adapter
 from offbook.models.adapter_config import notes_for_readers
 from offbook.models.base import (
@@ -27,7 +26,7 @@ from offbook.models.base import (
     vocabulary_size,
 )
 from offbook.models.load import (
-    base_of,
+    checkpoint_layers,
     choose_device,
     choose_precision,
     load_base,
@@ -176,7 +175,7 @@ def gather(
     monitor.busy("reading the base")
     limit_threads()
     start = start or Receipt()
-    device = device or choose_device()
+    device = device or choose_device(config.model.device)
     if config.train.deterministic:
         prepare_deterministic(device)
     require_quantization(config.model.quantization)
@@ -262,9 +261,10 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
         monitor.announce(f"left to transformers and PEFT: {', '.join(engine.plain_layers)}")
     if engine.packed and device.type == "cpu" and (problem := library().problem):
         monitor.announce(problem)
+    if device.type not in ("cpu", "cuda") or torch.version.hip:
+        monitor.announce("offbook was never tried on a device of this kind, so check its replies")
     if inputs.plan.checkpointing:
-        with quiet_transformers():  # 5.23 renames it; the old name works in all releases so far
-            base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
     monitor.announce(
         f"{config.model.base} in {config.model.precision} on {device}, "
         f"{inputs.shape.adapter:,} parameters to train; "
@@ -277,7 +277,9 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
 def make_receipt(inputs: RunInputs, run: Path) -> Receipt:
     """What goes into the run in a directory."""
     device = inputs.device
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    gpu = device.type if device.type != "cpu" else None
+    if device.type in ("cuda", "xpu"):
+        gpu = torch.get_device_module(device).get_device_name(device)
     return Receipt(
         base=hash_base(inputs.base),
         chat_template=hash_text(str(inputs.template.tokenizer.chat_template)),

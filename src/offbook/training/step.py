@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from offbook.config import TrainSettings
 from offbook.engine.batching import Step
 from offbook.engine.engine import Losses, row_losses
-from offbook.engine.memory import is_out_of_memory
+from offbook.engine.memory import is_out_of_memory, release_cached
 from offbook.errors import MemoryPlanError, NonFiniteError
 from offbook.models.load import require_finite_weights
 from offbook.monitor import RowLosses, SkippedStep, SmallerMicroBatches
@@ -259,8 +259,7 @@ class Stepper:
                     raise
             # Outside the except block, where the error still holds the tensors of what failed.
             self.optimizer.zero_grad(set_to_none=True)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            release_cached(device)
             self._halve_micro_batches(step)
 
     def _halve_micro_batches(self, failed: Step) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from offbook.engine.dropout import Masks
 from offbook.engine.layout import Layout
 from offbook.engine.loss import cross_entropy
 from offbook.engine.ops import BACKENDS, Backend, cuda_attention
@@ -115,6 +116,7 @@ def linear_layer(outputs: int, inputs: int, bias: bool, dtype: torch.dtype) -> n
 @pytest.mark.parametrize("rank", [4, 24])
 @pytest.mark.parametrize("tokens", [1, 50])
 @pytest.mark.parametrize("scales", [(1.5, 1.5), (1.5, 0.5)])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_projection(
     ops: Backend,
     dtype: torch.dtype,
@@ -122,6 +124,7 @@ def test_projection(
     rank: int,
     tokens: int,
     scales: tuple[float, float],
+    dropout: float,
 ) -> None:
     """Two layers with LoRA on one input, and one without."""
     outputs = (96, 32, 160)
@@ -134,12 +137,13 @@ def test_projection(
 
     parameters = [nn.Parameter(t) for t in adapters]
     projections = [
-        Projection(bases[0], *parameters[:2], scaling=scales[0]),
-        Projection(bases[1], *parameters[2:], scaling=scales[1]),
+        Projection(bases[0], *parameters[:2], scaling=scales[0], dropout=dropout, place=3),
+        Projection(bases[1], *parameters[2:], scaling=scales[1], dropout=dropout, place=4),
         Projection(bases[2]),
     ]
+    masks = Masks.draw([0], 5, DEVICE).of(torch.randperm(10**4, device=DEVICE)[:tokens])
     x_TI = [t.clone().requires_grad_() for t in inputs]
-    y = torch.cat(ops.project(x_TI[0], x_TI[1] if gated else None, projections), -1)
+    y = torch.cat(ops.project(x_TI[0], x_TI[1] if gated else None, projections, masks), -1)
     wide = [t.detach().double().requires_grad_() for t in (*inputs, *adapters)]
     x = F.silu(wide[1]) * wide[0] if gated else wide[0]
     parts = []
@@ -147,7 +151,8 @@ def test_projection(
         part = F.linear(x, base.weight.double(), None if base.bias is None else base.bias.double())
         if k < 2:
             a, b = wide[1 + gated + 2 * k : 3 + gated + 2 * k]
-            part = part + scales[k] * x @ a.t() @ b.t()
+            seen = torch.where(masks.keep(3 + k, 64, dropout), x, 0)
+            part = part + projections[k].scale * seen @ a.t() @ b.t()
         parts.append(part)
     expected = torch.cat(parts, -1)
     dy = random(*y.shape, dtype=dtype, seed=99)

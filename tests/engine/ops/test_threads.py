@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -102,6 +104,27 @@ def test_a_forked_process_has_threads_of_its_own(with_threads: Callable[[int], N
             os._exit(0 if equal(compute(), expected) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert equal(compute(), expected)
+
+
+KEPT = """
+import os, torch
+from offbook.engine.ops import kernels
+from offbook.engine.ops.threads import own_threads
+cores = os.sched_getaffinity(0)
+torch.set_num_threads(len(cores) + {more})
+with own_threads():
+    kernels.rms_norm(torch.ones(5000, 512), torch.ones(512), 1e-5)
+    kept = [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
+print(sorted(core for some in kept if len(some) == 1 for core in some) == sorted(cores))
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("more", [0, 1])
+def test_threads_have_a_core_each_where_there_are_as_many(more: int) -> None:
+    command = [sys.executable, "-c", KEPT.format(more=more)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == str(not more)
 
 
 def test_an_engine_of_kernels_computes_its_steps_on_them(monkeypatch: pytest.MonkeyPatch) -> None:

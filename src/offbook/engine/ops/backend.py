@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from offbook.engine.dropout import Masks
 from offbook.engine.layout import Layout
 from offbook.engine.projection import Projection
 
@@ -40,8 +41,12 @@ class Backend(ABC):
         x_TI: torch.Tensor,
         gate_TI: torch.Tensor | None,
         projections: Sequence[Projection],
+        masks: Masks | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Linear layers with LoRA, [T, O] each, on one input: `x`, or `silu(gate) x`."""
+        """Linear layers with LoRA, [T, O] each, on one input: `x`, or `silu(gate) x`.
+
+        Where a projection has dropout, its masks are those of `Masks.keep`.
+        """
 
     @abstractmethod
     def attend(

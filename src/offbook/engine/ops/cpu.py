@@ -1,7 +1,7 @@
 """The operations as fused C++ kernels, for bfloat16 and float32 on a CPU.
 
 A fused operation goes over memory once, and saves less for backward: a gated input is computed
-again there, and dropout masks are made from their seeds wherever they are applied.
+again there, and dropout masks are computed wherever they are applied.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from offbook.engine.dropout import Masks
 from offbook.engine.layout import Layout
 from offbook.engine.ops import kernels
 from offbook.engine.ops.backend import Backend
@@ -58,6 +59,7 @@ class _Project(torch.autograd.Function):
         x_TI: torch.Tensor,
         gate_TI: torch.Tensor | None,
         projections: Sequence[Projection],
+        masks: Masks | None,
         *adapters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         outputs: list[torch.Tensor] = []
@@ -70,7 +72,7 @@ class _Project(torch.autograd.Function):
             dropout = kernels.NONE
             if p.lora_A is not None:
                 a_RI, b_RO = _adapter(p)
-                dropout = kernels.Dropout.draw(p.dropout)
+                dropout = kernels.Dropout.of(p, masks)
                 h_TR = kernels.lora_a(x_TI, a_RI, dropout)
             product = kernels.Product(x_TI, p.weight().contiguous(), h_TR, b_RO)
             outputs.append(kernels.multiply([product], p.bias))
@@ -103,7 +105,7 @@ class _Project(torch.autograd.Function):
         dx_TI = kernels.multiply(products) if any(ctx.needs_input_grad[:2]) else None
         if dx_TI is not None and gate_TI is not None:
             dgate_TI, dx_TI = kernels.swiglu_backward(dx_TI, gate_TI, up_TI)
-        return dx_TI, dgate_TI, None, *adapters
+        return dx_TI, dgate_TI, None, None, *adapters
 
 
 def _adapter(p: Projection) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,10 +169,16 @@ class Cpu(Backend):
         return y_THC
 
     def project(
-        self, x_TI: torch.Tensor, gate_TI: torch.Tensor | None, projections: Sequence[Projection]
+        self,
+        x_TI: torch.Tensor,
+        gate_TI: torch.Tensor | None,
+        projections: Sequence[Projection],
+        masks: Masks | None = None,
     ) -> tuple[torch.Tensor, ...]:
         adapters = [t for p in projections for t in (p.lora_A, p.lora_B)]
-        outputs: tuple[torch.Tensor, ...] = _Project.apply(x_TI, gate_TI, projections, *adapters)
+        outputs: tuple[torch.Tensor, ...] = _Project.apply(
+            x_TI, gate_TI, projections, masks, *adapters
+        )
         return outputs
 
     def attend(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from offbook.engine.dropout import LEVELS
+from offbook.engine.dropout import LEVELS, Masks
 from offbook.engine.layout import Layout
 from offbook.engine.ops.cuda_attention import WIDEST_HEAD, AttendPacked, can_attend
 from offbook.engine.ops.torch import Torch
@@ -57,7 +57,11 @@ class _Gate(torch.autograd.Function):
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TI: torch.Tensor, projections: Sequence[Projection], *adapters: torch.Tensor
+        ctx: Any,
+        x_TI: torch.Tensor,
+        projections: Sequence[Projection],
+        masks: Masks | None,
+        *adapters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         outputs = [F.linear(x_TI, p.weight(), p.bias) for p in projections]
         adapted = [n for n, p in enumerate(projections) if p.lora_A is not None]
@@ -66,10 +70,9 @@ class _Project(torch.autograd.Function):
             ctx.save_for_backward(x_TI)
             return tuple(outputs)
         first = projections[adapted[0]]
-        dropped = round(first.dropout * LEVELS)
-        # Drawn from the processor's generator: a checkpointed layer draws the same one again.
-        seed = int(torch.randint(2**32, 2**62, ())) if dropped else 2**32
-        ctx.dropout = kernels.Dropout(first.scale, seed, dropped)
+        ctx.dropout = kernels.Dropout(
+            first.scale, round(first.dropout * LEVELS), first.place, masks
+        )
         a_NRI = torch.stack([adapters[2 * n] for n in adapted])
         b = [adapters[2 * n + 1] for n in adapted]
         sizes = [len(b_OR) for b_OR in b]
@@ -102,7 +105,7 @@ class _Project(torch.autograd.Function):
                 adapters[2 * n] = da_RI
             if dx_TI is not None:
                 kernels.add_gradient_of_x(dx_TI, dh_NTR, a_NRI, ctx.dropout)
-        return dx_TI, None, *adapters
+        return dx_TI, None, None, *adapters
 
 
 def _wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -133,17 +136,25 @@ class Cuda(Torch):
         return y_THC
 
     def project(
-        self, x_TI: torch.Tensor, gate_TI: torch.Tensor | None, projections: Sequence[Projection]
+        self,
+        x_TI: torch.Tensor,
+        gate_TI: torch.Tensor | None,
+        projections: Sequence[Projection],
+        masks: Masks | None = None,
     ) -> tuple[torch.Tensor, ...]:
         if gate_TI is not None:
             x_TI = _Gate.apply(x_TI.contiguous(), gate_TI.contiguous())
         adapted = [p for p in projections if p.lora_A is not None]
-        kinds = {(p.scale, p.dropout, len(p.lora_A)) for p in adapted if p.lora_A is not None}
+        kinds = {
+            (p.scale, p.dropout, p.place - n, len(p.lora_A))
+            for n, p in enumerate(adapted)
+            if p.lora_A is not None
+        }
         if len(kinds) > 1 or any(rank > WIDEST_RANK for *_, rank in kinds):
-            return super().project(x_TI, None, projections)
+            return super().project(x_TI, None, projections, masks)
         adapters = [t for p in projections for t in (p.lora_A, p.lora_B)]
         outputs: tuple[torch.Tensor, ...] = _Project.apply(
-            x_TI.contiguous(), projections, *adapters
+            x_TI.contiguous(), projections, masks, *adapters
         )
         return outputs
 

@@ -2,7 +2,7 @@
 
 Each reads its tensors once and keeps what is between in registers: on a GPU, small operations cost
 their memory traffic and their launch, not their arithmetic. Dropout's masks are never stored: a
-mask is a function of a seed and of the element's place, and is computed again in the backward pass.
+mask is computed again in the backward pass, as `offbook/engine/dropout.py` says.
 
 With `TRITON_INTERPRET=1` in the environment they run on a processor, for tests.
 """
@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from offbook.engine.dropout import Masks
+
 # Elements that a program computes at a time: the fastest of some sizes, measured on an H200.
 ROWS, COLUMNS = 32, 128
 A_ROWS, A_COLUMNS = 64, 32  # of the gradient of A
@@ -23,36 +25,35 @@ LOGITS = 4096
 
 
 @triton.jit
-def _kept(seed, row, column, dropped):
-    """Whether elements are kept, with `dropped` of 32,768 chances that they are not.
-
-    The two finalizers are Ellis's `lowbias32` (https://github.com/skeeto/hash-prospector), once for
-    a row and once for an element.
-    """
-    x = row.to(tl.uint32) * 0x9E3779B9 + seed.to(tl.uint32)
+def _kept(seed, number, column, width: tl.constexpr, dropped: tl.constexpr):
+    """Whether elements are kept, with `dropped` of 32,768 chances that they are not."""
+    first = number.to(tl.uint32) * ((width + 31) // 32 * 16)
+    x = (first + (column // 32 * 16 + column % 16).to(tl.uint32)) ^ seed.to(tl.uint32)
     x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    x = (x ^ (x >> 16)) + column.to(tl.uint32) * 0x85EBCA6B + (seed >> 32).to(tl.uint32)
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return (x >> 17).to(tl.int32) >= dropped
+    x = (x ^ (x >> 15) ^ (seed >> 32).to(tl.uint32)) * 0x846CA68B
+    x = x ^ (x >> 16)
+    return ((x >> (column & 16).to(tl.uint32)) & 0xFFFF).to(tl.int32) >= 2 * dropped
 
 
-@triton.jit(do_not_specialize=["seed", "rows"])
+@triton.jit(do_not_specialize=["first", "rows"])
 def _down(
-    x_TI, a_NRI, h_NTR, scale, seed, rows, dropped: tl.constexpr, width: tl.constexpr,
-    rank: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x_TI, a_NRI, h_NTR, scale, seeds, numbers, first, rows, dropped: tl.constexpr,
+    width: tl.constexpr, rank: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(1)
     t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     r = tl.arange(0, PADDED)
     h = tl.zeros((ROWS, PADDED), tl.float32)
+    if dropped:
+        seed = tl.load(seeds + first + n)
+        number = tl.load(numbers + t, t < rows, 0)
     for start in range(0, width, COLUMNS):
         c = start + tl.arange(0, COLUMNS)
         inside = (t[:, None] < rows) & (c[None, :] < width)
         x = tl.load(x_TI + t[:, None].to(tl.int64) * width + c[None, :], inside, 0.0)
         if dropped:
-            x = tl.where(_kept(seed + n, t[:, None], c[None, :], dropped), x, 0.0)
+            x = tl.where(_kept(seed, number[:, None], c[None, :], width, dropped), x, 0.0)
         at = (n * rank + r[None, :]) * width + c[:, None]
         a = tl.load(a_NRI + at, (r[None, :] < rank) & (c[:, None] < width), 0.0)
         h = tl.dot(x, a.to(x.dtype), h)
@@ -61,21 +62,25 @@ def _down(
     tl.store(h_NTR + place, (h * scale).to(h_NTR.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=["seed", "rows"])
+@triton.jit(do_not_specialize=["first", "rows"])
 def _gradient_of_a(
-    x_TI, dh_NTR, da_NRI, scale, seed, rows, dropped: tl.constexpr, width: tl.constexpr,
-    rank: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x_TI, dh_NTR, da_NRI, scale, seeds, numbers, first, rows, dropped: tl.constexpr,
+    width: tl.constexpr, rank: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(1)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     r = tl.arange(0, PADDED)
     da = tl.zeros((PADDED, COLUMNS), tl.float32)
+    if dropped:
+        seed = tl.load(seeds + first + n)
     for start in range(0, rows, ROWS):
         t = start + tl.arange(0, ROWS)
         inside = (t[:, None] < rows) & (c[None, :] < width)
         x = tl.load(x_TI + t[:, None].to(tl.int64) * width + c[None, :], inside, 0.0)
         if dropped:
-            x = tl.where(_kept(seed + n, t[:, None], c[None, :], dropped), x, 0.0)
+            number = tl.load(numbers + t, t < rows, 0)
+            x = tl.where(_kept(seed, number[:, None], c[None, :], width, dropped), x, 0.0)
         place = (n * rows + t[None, :]).to(tl.int64) * rank + r[:, None]
         dh = tl.load(dh_NTR + place, (t[None, :] < rows) & (r[:, None] < rank), 0.0)
         da = tl.dot(dh, x, da)
@@ -83,11 +88,11 @@ def _gradient_of_a(
     tl.store(da_NRI + at, da * scale, (r[:, None] < rank) & (c[None, :] < width))
 
 
-@triton.jit(do_not_specialize=["seed", "rows"])
+@triton.jit(do_not_specialize=["first", "rows"])
 def _add_gradient_of_x(
-    dx_TI, dh_NTR, a_NRI, scale, seed, rows, dropped: tl.constexpr, width: tl.constexpr,
-    rank: tl.constexpr, N: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    dx_TI, dh_NTR, a_NRI, scale, seeds, numbers, first, rows, dropped: tl.constexpr,
+    width: tl.constexpr, rank: tl.constexpr, N: tl.constexpr, PADDED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -95,6 +100,8 @@ def _add_gradient_of_x(
     inside = (t[:, None] < rows) & (c[None, :] < width)
     at = t[:, None].to(tl.int64) * width + c[None, :]
     dx = tl.load(dx_TI + at, inside, 0.0).to(tl.float32)
+    if dropped:
+        number = tl.load(numbers + t, t < rows, 0)
     for n in tl.static_range(N):
         place = (n * rows + t[:, None]).to(tl.int64) * rank + r[None, :]
         dh = tl.load(dh_NTR + place, (t[:, None] < rows) & (r[None, :] < rank), 0.0)
@@ -102,7 +109,8 @@ def _add_gradient_of_x(
         a = tl.load(a_NRI + of_a, (r[:, None] < rank) & (c[None, :] < width), 0.0)
         part = tl.dot(dh, a.to(dh.dtype))
         if dropped:
-            part = tl.where(_kept(seed + n, t[:, None], c[None, :], dropped), part, 0.0)
+            seed = tl.load(seeds + first + n)
+            part = tl.where(_kept(seed, number[:, None], c[None, :], width, dropped), part, 0.0)
         dx += part * scale
     tl.store(dx_TI + at, dx.to(dx_TI.dtype.element_ty), inside)
 
@@ -176,13 +184,29 @@ class Dropout:
 
     Attributes:
         scale: of their outputs.
-        seed: of the masks, from 2**32 up.
         dropped: chances of 32,768 that an element of the input is zeroed.
+        first: the place of the first of them among the projections with an adapter.
+        masks: where something is dropped.
     """
 
     scale: float
-    seed: int
-    dropped: int
+    dropped: int = 0
+    first: int = 0
+    masks: Masks | None = None
+
+    def arguments(self, rows: int) -> tuple[float, torch.Tensor | None, torch.Tensor | None, int]:
+        """What a kernel gets, for so many tokens.
+
+        Raises:
+            ValueError: when there is not a number for each: the kernel would read beyond them.
+        """
+        if not self.dropped:
+            return self.scale, None, None, self.first
+        assert self.masks is not None
+        numbers = self.masks.numbers.contiguous()
+        if len(numbers) != rows:
+            raise ValueError(f"{len(numbers)} numbers for {rows} tokens")
+        return self.scale, self.masks.seeds_on_device, numbers, self.first
 
 
 def down(x_TI: torch.Tensor, a_NRI: torch.Tensor, dropout: Dropout) -> torch.Tensor:
@@ -191,7 +215,7 @@ def down(x_TI: torch.Tensor, a_NRI: torch.Tensor, dropout: Dropout) -> torch.Ten
     h_NTR = x_TI.new_empty(n, rows, rank)
     grid = triton.cdiv(rows, ROWS), n
     _down[grid](
-        x_TI, a_NRI, h_NTR, dropout.scale, dropout.seed, rows, dropout.dropped, width, rank,
+        x_TI, a_NRI, h_NTR, *dropout.arguments(rows), rows, dropout.dropped, width, rank,
         PADDED=_padded(rank), ROWS=ROWS, COLUMNS=COLUMNS,
     )  # fmt: skip
     return h_NTR
@@ -203,7 +227,7 @@ def gradient_of_a(x_TI: torch.Tensor, dh_NTR: torch.Tensor, dropout: Dropout) ->
     da_NRI = torch.empty(n, rank, width, dtype=torch.float32, device=x_TI.device)
     grid = triton.cdiv(width, A_COLUMNS), n
     _gradient_of_a[grid](
-        x_TI, dh_NTR, da_NRI, dropout.scale, dropout.seed, rows, dropout.dropped, width, rank,
+        x_TI, dh_NTR, da_NRI, *dropout.arguments(rows), rows, dropout.dropped, width, rank,
         PADDED=_padded(rank), ROWS=A_ROWS, COLUMNS=A_COLUMNS,
     )  # fmt: skip
     return da_NRI
@@ -216,7 +240,7 @@ def add_gradient_of_x(
     (rows, width), (n, rank, _) = dx_TI.shape, a_NRI.shape
     grid = triton.cdiv(rows, ROWS), triton.cdiv(width, COLUMNS)
     _add_gradient_of_x[grid](
-        dx_TI, dh_NTR, a_NRI, dropout.scale, dropout.seed, rows, dropout.dropped, width, rank, n,
+        dx_TI, dh_NTR, a_NRI, *dropout.arguments(rows), rows, dropout.dropped, width, rank, n,
         PADDED=_padded(rank), ROWS=ROWS, COLUMNS=COLUMNS,
     )  # fmt: skip
 

@@ -14,32 +14,47 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from offbook.engine.dropout import drop_probability
+from offbook.engine.dropout import Masks, drop_probability
 from offbook.engine.ops.library import Attention, Heads, Linear, LoraBackward, Term, library
 from offbook.engine.ops.threads import threads
+from offbook.engine.projection import Projection
 
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """Which elements of a matrix are dropped: a function of the seed and of their indices.
+    """Which elements of a matrix are dropped: a function of the seed, the token and the column.
 
     Attributes:
         seed: 64 bits.
         threshold: the probability times 65,536.
+        numbers: int64 [T]; the number of the token in each row. None where rows are numbered
+            themselves.
     """
 
     seed: int = 0
     threshold: int = 0
+    numbers: torch.Tensor | None = None
 
     @classmethod
-    def draw(cls, p: float) -> Dropout:
-        """A new one with `drop_probability(p)`; `torch.manual_seed` fixes the seeds drawn."""
-        if not p:
+    def of(cls, p: Projection, masks: Masks | None) -> Dropout:
+        """The masks of a projection's input."""
+        if not p.dropout:
             return NONE
-        seed = int(torch.randint(-(2**63), 2**63 - 1, ()))
-        return cls(seed % 2**64, round(drop_probability(p) * 2**16))
+        assert masks is not None
+        seed, threshold = masks.seeds[p.place], round(drop_probability(p.dropout) * 2**16)
+        return cls(seed % 2**64, threshold, masks.numbers.contiguous())
+
+    def arguments(self, rows: int) -> tuple[int, int, int | None]:
+        """What a kernel gets, for a matrix of so many rows.
+
+        Raises:
+            ValueError: when there is not a number for each row: the kernel would read beyond them.
+        """
+        if self.numbers is not None and len(self.numbers) != rows:
+            raise ValueError(f"{len(self.numbers)} numbers for {rows} tokens")
+        return self.seed, self.threshold, _address(self.numbers)
 
 
 NONE = Dropout()
@@ -64,8 +79,7 @@ def _workspace(size: int) -> torch.Tensor:
 def lora_a(x_TI: torch.Tensor, a_RI: torch.Tensor, dropout: Dropout = NONE) -> torch.Tensor:
     """`drop(x) A'`, in float32 [T, R]; `A` is float32."""
     h_TR = x_TI.new_empty(len(x_TI), len(a_RI), dtype=torch.float32)
-    sizes = (*x_TI.shape, len(a_RI))
-    drop = dropout.seed, dropout.threshold
+    sizes, drop = (*x_TI.shape, len(a_RI)), dropout.arguments(len(x_TI))
     _call("lora_a", x_TI.dtype, x_TI, a_RI, h_TR, *sizes, *drop, threads())
     return h_TR
 
@@ -74,8 +88,7 @@ def lora_b_(
     y_TO: torch.Tensor, h_TR: torch.Tensor, b_RO: torch.Tensor, dropout: Dropout = NONE
 ) -> None:
     """`y += drop(h B)`, in place; `h` and `B` are float32."""
-    sizes = (*y_TO.shape, len(b_RO))
-    drop = dropout.seed, dropout.threshold
+    sizes, drop = (*y_TO.shape, len(b_RO)), dropout.arguments(len(y_TO))
     _call("lora_b", y_TO.dtype, y_TO, h_TR, b_RO, *sizes, *drop, threads())
 
 
@@ -93,7 +106,7 @@ def lora_backward(
     tensors = (x_TI, dy_TO, b_RO, h_TR, dh_TR, da_RI, db_RO)
     call = LoraBackward(
         *(*map(_address, tensors), rows, inputs, outputs, rank),
-        *(dropout.seed, dropout.threshold, None, threads()),
+        *(*dropout.arguments(rows), None, threads()),
     )
     workspace = _workspace(_call("lora_workspace_bytes", x_TI.dtype, call))
     call.workspace = _address(workspace)
@@ -139,7 +152,7 @@ def multiply(products: Sequence[Product], bias_O: torch.Tensor | None = None) ->
         term.transposed = weight.is_contiguous()
         if h is not None and b is not None:
             term.h, term.b, term.rank = h.data_ptr(), b.data_ptr(), len(b)
-            term.seed, term.threshold = dropout.seed, dropout.threshold
+            term.seed, term.threshold, term.numbers = dropout.arguments(len(first))
         inputs += x.shape[1]
     y_TO = first.new_empty(len(first), len(products[0].weight))
     workspace = _workspace(_linear_workspace(inputs, first.dtype))

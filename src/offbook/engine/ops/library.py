@@ -31,7 +31,7 @@ TARGET: str | None = "native"
 LINK = ("-shared", "-nodefaultlibs")
 
 _TENSOR, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_DROPOUT = (("seed", ctypes.c_uint64), ("threshold", ctypes.c_uint32))
+_DROPOUT = (("seed", ctypes.c_uint64), ("threshold", ctypes.c_uint32), ("numbers", _TENSOR))
 
 
 class Facts(ctypes.Structure):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from offbook.engine.dropout import drop, drop_, keep_mask
+from offbook.engine.dropout import Masks
 from offbook.engine.layout import Layout
 from offbook.engine.ops.backend import Backend
 from offbook.engine.ops.torch_attention import SAVED_SCORES, AttendInBlocks, attend_by_group
@@ -75,20 +75,26 @@ class _Gate(torch.autograd.Function):
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TI: torch.Tensor, projections: Sequence[Projection], *adapters: torch.Tensor
+        ctx: Any,
+        x_TI: torch.Tensor,
+        projections: Sequence[Projection],
+        masks: Masks | None,
+        *adapters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         outputs: list[torch.Tensor] = []
         saved: list[torch.Tensor | None] = [x_TI]
         for p in projections:
             y_TO = F.linear(x_TI, p.weight(), p.bias)
-            h_TR = mask_TI = None
+            h_TR = kept_TI = None
             if p.lora_A is not None and p.lora_B is not None:
                 a_RI, b_OR = p.lora_A.to(x_TI.dtype), p.lora_B.to(x_TI.dtype)
-                mask_TI = keep_mask(x_TI, p.dropout) if p.dropout else None
-                h_TR = (x_TI if mask_TI is None else drop(x_TI, mask_TI)) @ a_RI.t()
+                if p.dropout:
+                    assert masks is not None
+                    kept_TI = masks.keep(p.place, x_TI.shape[1], p.dropout)
+                h_TR = _drop(x_TI, kept_TI) @ a_RI.t()
                 y_TO.addmm_(h_TR, b_OR.t(), alpha=p.scale)
             outputs.append(y_TO)
-            saved += h_TR, mask_TI
+            saved += h_TR, kept_TI
         ctx.projections = projections
         ctx.save_for_backward(*saved)
         return tuple(outputs)
@@ -98,7 +104,7 @@ class _Project(torch.autograd.Function):
         x_TI, *saved = ctx.saved_tensors
         dx_TI: torch.Tensor | None = None
         adapters: list[torch.Tensor | None] = []
-        for p, dy_TO, h_TR, mask_TI in zip(
+        for p, dy_TO, h_TR, kept_TI in zip(
             ctx.projections, grads, saved[::2], saved[1::2], strict=True
         ):
             if ctx.needs_input_grad[0]:
@@ -108,15 +114,18 @@ class _Project(torch.autograd.Function):
                 continue
             a_RI, b_OR, scale = p.lora_A.to(x_TI.dtype), p.lora_B.to(x_TI.dtype), p.scale
             dh_TR = (dy_TO @ b_OR).mul_(scale)
-            seen_TI = x_TI if mask_TI is None else drop(x_TI, mask_TI)
-            adapters.append((dh_TR.t() @ seen_TI).to(p.lora_A.dtype))
+            adapters.append((dh_TR.t() @ _drop(x_TI, kept_TI)).to(p.lora_A.dtype))
             adapters.append((h_TR.t() @ dy_TO).t().to(p.lora_B.dtype).mul_(scale))
             if dx_TI is not None:
-                if mask_TI is None:
+                if kept_TI is None:
                     dx_TI.addmm_(dh_TR, a_RI)
                 else:
-                    dx_TI.add_(drop_(dh_TR @ a_RI, mask_TI))
-        return dx_TI, None, *adapters
+                    dx_TI.add_(_drop(dh_TR @ a_RI, kept_TI))
+        return dx_TI, None, None, *adapters
+
+
+def _drop(x_TI: torch.Tensor, kept_TI: torch.Tensor | None) -> torch.Tensor:
+    return x_TI if kept_TI is None else torch.where(kept_TI, x_TI, 0)
 
 
 class Torch(Backend):
@@ -137,11 +146,15 @@ class Torch(Backend):
         return y_THC
 
     def project(
-        self, x_TI: torch.Tensor, gate_TI: torch.Tensor | None, projections: Sequence[Projection]
+        self,
+        x_TI: torch.Tensor,
+        gate_TI: torch.Tensor | None,
+        projections: Sequence[Projection],
+        masks: Masks | None = None,
     ) -> tuple[torch.Tensor, ...]:
         adapters = [t for p in projections for t in (p.lora_A, p.lora_B)]
         gated_TI = x_TI if gate_TI is None else _Gate.apply(x_TI, gate_TI)
-        outputs: tuple[torch.Tensor, ...] = _Project.apply(gated_TI, projections, *adapters)
+        outputs: tuple[torch.Tensor, ...] = _Project.apply(gated_TI, projections, masks, *adapters)
         return outputs
 
     def attend(
@@ -177,7 +190,7 @@ class Torch(Backend):
     def saved_by_projection(
         self, width: int, projections: int, *, gated: bool, dropout: bool
     ) -> int:
-        """As in `Backend`: the input, what it is gated from, and a mask for each projection."""
+        """As in `Backend`: the input, what it is gated from, and at most as much for masks."""
         return width * (1 + 2 * gated + projections * dropout)
 
     def saved_by_attention(self, heads: int, key_heads: int, channels: int, longest: int) -> int:

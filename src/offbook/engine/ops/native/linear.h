@@ -84,12 +84,12 @@ void multiply(const Term<E>* terms, int64_t count, const typename Layout<E>::Wor
 template <int M, class E>
 inline void finish(const Term<E>* terms, int64_t count, const E* bias, const float* c, E* y,
                    int64_t width, int64_t row, int64_t first, int64_t columns) {
-  for (int64_t n = 0; n < columns; n += 2 * LANES) {
+  for (int64_t n = 0; n < columns; n = next_pair(n)) {
     int64_t column = first + n;
     Floats low[M], high[M];
     for (int m = 0; m < M; m++) {
       low[m] = load(c + m * columns + n) + (bias ? load(bias + column) : Floats{});
-      high[m] = load(c + m * columns + n + LANES) + (bias ? load(bias + column + LANES) : Floats{});
+      high[m] = load(c + m * columns + n + HALF) + (bias ? load(bias + column + HALF) : Floats{});
     }
     for (int64_t i = 0; i < count; i++)
       if (terms[i].rank)
@@ -97,7 +97,7 @@ inline void finish(const Term<E>* terms, int64_t count, const E* bias, const flo
                       terms[i].drop);
     for (int m = 0; m < M; m++) {
       store(y + (row + m) * width + column, low[m]);
-      store(y + (row + m) * width + column + LANES, high[m]);
+      store(y + (row + m) * width + column + HALF, high[m]);
     }
   }
 }

@@ -10,18 +10,24 @@ namespace {
 constexpr int64_t RANK_MULTIPLE = 8;  // ranks whose sums are kept in registers at a time,
 constexpr int64_t ROWS_AT_A_TIME = COLUMNS / 2;  // for this many rows
 
-// Which elements of a matrix are dropped: a function of the seed and the element's index alone, so
-// that no mask is stored. Each 32-bit counter is hashed as in Wellons's lowbias32 (2018) and gives
-// two random 16-bit numbers. The two halves of the seed are mixed in before the two
-// multiplications.
+// Which elements of a matrix are dropped, so that no mask is stored; engine/dropout.py says how.
+// The same on every processor: a word decides on two columns that are HALF apart, however many
+// lanes a vector has.
 struct Dropout {
   uint64_t seed;
-  uint32_t threshold;  // the probability times 65536
+  uint32_t threshold;      // the probability times 65536
+  const int64_t* numbers;  // of the token of each row, or null: rows are numbered themselves
 
-  // Applies to two neighbouring vectors; `at` is the index of their first element.
-  inline void operator()(Floats& low, Floats& high, int64_t at) const {
+  // The first word of a row.
+  inline uint32_t first(int64_t row, int64_t width) const {
+    return threshold ? (uint32_t)((numbers ? numbers[row] : row) * (width / 2)) : 0;
+  }
+
+  // Applies to the vectors of columns i and i + HALF of a row.
+  inline void operator()(Floats& low, Floats& high, uint32_t first, int64_t i) const {
     if (!threshold) return;
-    Words w = ((Words)places() + (uint32_t)(at / 2)) ^ (uint32_t)seed;
+    uint32_t at = first + (uint32_t)(i / (2 * HALF) * HALF + i % HALF);
+    Words w = ((Words)places() + at) ^ (uint32_t)seed;
     w ^= w >> 16;
     w *= 0x7feb352du;
     w ^= (w >> 15) ^ (uint32_t)(seed >> 32);
@@ -36,18 +42,20 @@ struct Dropout {
 template <int M, class E>
 inline void lora_a_rows(const E* x, const float* a, float* h, int64_t width, int64_t rank,
                         int64_t row, Dropout drop) {
+  uint32_t words[M];
+  for (int m = 0; m < M; m++) words[m] = drop.first(row + m, width);
   for (int64_t first = 0; first < rank; first += RANK_MULTIPLE) {
     Floats total[M][RANK_MULTIPLE] = {};
-    for (int64_t i = 0; i < width; i += 2 * LANES) {
+    for (int64_t i = 0; i < width; i = next_pair(i)) {
       Floats low[M], high[M];
       for (int m = 0; m < M; m++) {
         low[m] = load(x + (row + m) * width + i);
-        high[m] = load(x + (row + m) * width + i + LANES);
-        drop(low[m], high[m], (row + m) * width + i);
+        high[m] = load(x + (row + m) * width + i + HALF);
+        drop(low[m], high[m], words[m], i);
       }
       for (int r = 0; r < RANK_MULTIPLE; r++) {
         const float* of_rank = a + (first + r) * width + i;
-        Floats a_low = load(of_rank), a_high = load(of_rank + LANES);
+        Floats a_low = load(of_rank), a_high = load(of_rank + HALF);
         for (int m = 0; m < M; m++) total[m][r] += low[m] * a_low + high[m] * a_high;
       }
     }
@@ -70,20 +78,20 @@ void lora_a(const E* x, const float* a, float* h, int64_t rows, int64_t width, i
   });
 }
 
-// Adds drop(h b) to two vectors of M rows, at columns i and i + LANES.
+// Adds drop(h b) to two vectors of M rows, at columns i and i + HALF.
 template <int M>
 inline void add_lora_b(Floats* low, Floats* high, const float* h, const float* b, int64_t width,
                        int64_t rank, int64_t row, int64_t i, Dropout drop) {
   Floats more_low[M] = {}, more_high[M] = {};
   for (int64_t r = 0; r < rank; r++) {
-    Floats b_low = load(b + r * width + i), b_high = load(b + r * width + i + LANES);
+    Floats b_low = load(b + r * width + i), b_high = load(b + r * width + i + HALF);
     for (int m = 0; m < M; m++) {
       more_low[m] += h[(row + m) * rank + r] * b_low;
       more_high[m] += h[(row + m) * rank + r] * b_high;
     }
   }
   for (int m = 0; m < M; m++) {
-    drop(more_low[m], more_high[m], (row + m) * width + i);
+    drop(more_low[m], more_high[m], drop.first(row + m, width), i);
     low[m] += more_low[m];
     high[m] += more_high[m];
   }
@@ -94,12 +102,12 @@ template <class E>
 void lora_b(E* y, const float* h, const float* b, int64_t rows, int64_t width, int64_t rank,
             Dropout drop, int64_t threads) {
   in_parallel(rows, rows_of_task(width), threads, [=](int64_t row) {
-    for (int64_t i = 0; i < width; i += 2 * LANES) {
+    for (int64_t i = 0; i < width; i = next_pair(i)) {
       E* at = y + row * width + i;
-      Floats low = load(at), high = load(at + LANES);
+      Floats low = load(at), high = load(at + HALF);
       add_lora_b<1>(&low, &high, h, b, width, rank, row, i, drop);
       store(at, low);
-      store(at + LANES, high);
+      store(at + HALF, high);
     }
   });
 }
@@ -108,22 +116,24 @@ void lora_b(E* y, const float* h, const float* b, int64_t rows, int64_t width, i
 template <int M, class E>
 inline void outer_rows(const E* x, const float* h, float* d, int64_t width, int64_t rank,
                        int64_t row, Dropout drop) {
-  for (int64_t i = 0; i < width; i += 2 * LANES) {
+  uint32_t words[M];
+  for (int m = 0; m < M; m++) words[m] = drop.first(row + m, width);
+  for (int64_t i = 0; i < width; i = next_pair(i)) {
     Floats low[M], high[M];
     for (int m = 0; m < M; m++) {
       low[m] = load(x + (row + m) * width + i);
-      high[m] = load(x + (row + m) * width + i + LANES);
-      drop(low[m], high[m], (row + m) * width + i);
+      high[m] = load(x + (row + m) * width + i + HALF);
+      drop(low[m], high[m], words[m], i);
     }
     for (int64_t r = 0; r < rank; r++) {
       float* of_rank = d + r * width + i;
-      Floats d_low = load(of_rank), d_high = load(of_rank + LANES);
+      Floats d_low = load(of_rank), d_high = load(of_rank + HALF);
       for (int m = 0; m < M; m++) {
         d_low += h[(row + m) * rank + r] * low[m];
         d_high += h[(row + m) * rank + r] * high[m];
       }
       store(of_rank, d_low);
-      store(of_rank + LANES, d_high);
+      store(of_rank + HALF, d_high);
     }
   }
 }

@@ -11,6 +11,7 @@
 #include <linux/futex.h>
 #include <omp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -113,7 +114,7 @@ struct Pool {
   int own;                                                // whether jobs are for these threads
   pid_t process;                                          // that has them: a child of it does not
   pthread_mutex_t caller;
-  int64_t started;
+  int64_t started, size;   // how many threads there are, and are to be
   Signal jobs, for_first;  // how many jobs there were; and how many for the thread of number 0, too
   Signal state;            // OPEN while threads may join, plus how many did
   void (*run)(const void* job, int64_t thread);
@@ -125,6 +126,7 @@ struct Pool {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the program's own threads
+    size = count;
     for (; started < count; started++) {
       pthread_t thread;
       if (pthread_create(&thread, nullptr, serve, (void*)started)) break;
@@ -148,8 +150,23 @@ void Pool::work(int64_t thread) {
     __atomic_store_n(&shared_until, pace.until, __ATOMIC_RELAXED);
 }
 
+// Keeps this thread on a core of its own, where there are as many threads as cores. Beside another
+// program, Linux put both threads on one of two cores, since they sleep now and then.
+inline void keep_to_core(int64_t thread, int64_t threads) {
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) || CPU_COUNT(&cores) != threads) return;
+  for (int64_t core = 0; core < CPU_SETSIZE; core++)
+    if (CPU_ISSET(core, &cores) && !thread--) {
+      CPU_ZERO(&cores);
+      CPU_SET(core, &cores);
+      sched_setaffinity(0, sizeof cores, &cores);
+      return;
+    }
+}
+
 void* Pool::serve(void* number) {
   int64_t thread = (int64_t)number;
+  keep_to_core(thread, pool.size);
   prctl(PR_SET_TIMERSLACK, 1000);  // or a rest would take 50 microseconds more
   Signal& jobs = thread ? pool.jobs : pool.for_first;
   for (uint32_t seen = 0;;) {
@@ -183,10 +200,11 @@ void on_threads(int64_t threads, int64_t tasks, const Run& run) {
     pool.own = 1;
     pool.process = getpid();
   }
+  int64_t all = threads;
   threads = smaller(threads, tasks);
   // A second caller does its job alone.
   if (threads <= 1 || pthread_mutex_trylock(&pool.caller)) return run(0);
-  if (pool.started < threads) pool.start(threads);
+  if (pool.started < all) pool.start(all);
   bool shared = nanoseconds() < pool.shared_until && pool.started;
   pool.run = [](const void* job, int64_t thread) { (*(const Run*)job)(thread); };
   pool.job = &run;

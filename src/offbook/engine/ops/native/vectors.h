@@ -31,7 +31,14 @@ constexpr int64_t LANES = BYTES / 4;
 
 // Every width (features, channels of a head, vocabulary) must be a multiple of this.
 constexpr int64_t WIDTH_MULTIPLE = 32;
-static_assert(WIDTH_MULTIPLE % (2 * LANES) == 0, "loops take two vectors at a time");
+constexpr int64_t HALF = WIDTH_MULTIPLE / 2;
+static_assert(HALF % LANES == 0, "loops take two vectors at a time, HALF columns apart");
+
+// The first column of the pair of vectors after that of columns i and i + HALF.
+inline int64_t next_pair(int64_t i) {
+  i += LANES;
+  return LANES == HALF || i % HALF == 0 ? i + HALF : i;
+}
 
 typedef float Floats __attribute__((vector_size(BYTES)));
 typedef int32_t Ints __attribute__((vector_size(BYTES)));
