@@ -83,6 +83,10 @@ def check(
     config = Config.load(Path(data) if from_file else None, settings or [])
     if not from_file:
         config = config.with_value("data.train", data)
+    if fix:  # each row once, however often it is trained on
+        sources = config.data.sources.values()
+        once = tuple(one.model_copy(update={"repeat": 1}) for one in sources)
+        config = config.with_value("data.train", once)
     looked = _look_at(config, model)
     doctor, examples, findings = looked.doctor, looked.examples, looked.findings
     fixed = write_fixed(looked.reader, doctor.hits, config.doctor.fix, fix) if fix else None
@@ -128,17 +132,18 @@ class Looked(NamedTuple):
 
 def _look_at(config: Config, model: str | None) -> Looked:
     """Read the rows, and look at them and at their tokens."""
-    from offbook.data.conversations import read_conversations
+    from offbook.data.sources import read_training
     from offbook.doctor.doctor import Doctor
     from offbook.doctor.inspection import token_findings
     from offbook.models.base import context_length, resolve_base, vocabulary_size
     from offbook.tokens.examples import beyond_context, setting_that_keeps, tokenize
+    from offbook.tokens.own_template import with_template_text
     from offbook.tokens.vocabulary import check_vocabulary
 
-    reader = read_conversations(config.data.train, config.data)
+    reader = read_training(config.data)
     say(reader.describe())
     base = resolve_base(model or config.model.base, config.model.revision, say, weights=False)
-    template = _template(base)
+    template = _template(base, with_template_text(config).model.template)
     doctor, setting = Doctor(config.doctor), config.data.max_length
     context = context_length(base)
     limit = context if setting == "auto" else setting
@@ -158,14 +163,14 @@ def _look_at(config: Config, model: str | None) -> Looked:
     )
 
 
-def _template(base: Path) -> ChatTemplate:
+def _template(base: Path, own: str | None) -> ChatTemplate:
     """The chat template of a base, after its weights were looked at where they are here."""
     from offbook.files.cache import cache_folders
     from offbook.models.base import has_weights
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
 
-    template = ChatTemplate(load_tokenizer(base))
+    template = ChatTemplate(load_tokenizer(base, own))
     if has_weights(base) and not set(cache_folders()) & set(base.parents):
         from offbook.models.weights import check_weights  # imports PyTorch
 
@@ -213,12 +218,12 @@ def _amount(examples: Examples, config: Config) -> tuple[Amount | None, int]:
     if share == "auto":
         share = fitting_share(len(examples))
     elif isinstance(share, str):  # another file
-        return Amount.of(examples, config.train), HELD_OUT
+        return Amount.of(examples, config), HELD_OUT
     try:
         training, validation = examples.split(share, config.train.seed)
     except DataError:  # all rows have the same prompt, which training refuses
         return None, 0
-    return Amount.of(training, config.train), len(validation)
+    return Amount.of(training, config), len(validation)
 
 
 def _print_findings(findings: list[Finding]) -> None:

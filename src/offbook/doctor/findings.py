@@ -236,17 +236,18 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), kinds.index(f.kind)))
 
 
-def brief(findings: Iterable[Finding], data: str) -> str | None:
+def brief(findings: Iterable[Finding], sources: Iterable[str]) -> str | None:
     """The graver findings in a line, for the start of a training; None where there are none.
 
     Args:
         findings: about the rows.
-        data: what the rows are called on the command line.
+        sources: what the places of the rows are called on the command line.
     """
     grave = [f"{f.what}: {f.count:,}" for f in at_least("look", in_order(findings)) if f.count]
     if not grave:
         return None
-    return f"{first_few(grave, 3, '; ')}; more with `offbook check {quoted(data)}`"
+    commands = ", ".join(f"`offbook check {quoted(source)}`" for source in sources)
+    return f"{first_few(grave, 3, '; ')}; more with {commands}"
 
 
 def at_least(severity: Severity, findings: Iterable[Finding]) -> list[Finding]:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from offbook.config import EMBEDDED_BASE, SAMPLES, Config, local_path
-from offbook.data.conversations import read_conversations
+from offbook.data.sources import read_training
 from offbook.doctor.doctor import Doctor
 from offbook.doctor.findings import Finding
 from offbook.doctor.inspection import Lengths, Span, measure, token_findings, token_view
@@ -54,14 +54,15 @@ def read_rows(run: RunDirectory) -> TrainingRows | str:
     """Look at the rows of a run; the reason where they cannot be read here."""
     try:
         config = run.config()
-        data, base = config.data.train, config.model.base
-        if data not in SAMPLES and not Path(data).is_absolute():
+        base = config.model.base
+        names = [source.data for source in config.data.sources.values()]
+        if not all(name in SAMPLES or Path(name).is_absolute() for name in names):
             return "they are on the hub"
         folder = _tokenizer_folder(run, config)
         if folder is None:
             return f"the tokenizer is that of {base}, which is on the hub"
         config = find_data(run, config)
-        template = ChatTemplate(load_tokenizer(folder), run.receipt().date)
+        template = ChatTemplate(load_tokenizer(folder, config.model.template), run.receipt().date)
         return _look_at(config, template)
     except OffbookError as error:
         return error.what
@@ -80,7 +81,7 @@ def _tokenizer_folder(run: RunDirectory, config: Config) -> Path | None:
 
 
 def _look_at(config: Config, template: ChatTemplate) -> TrainingRows:
-    reader = read_conversations(config.data.train, config.data)
+    reader = read_training(config.data)
     doctor = Doctor(config.doctor)
     limit = None if config.data.max_length == "auto" else config.data.max_length
     examples = tokenize(doctor.watch(islice(reader, MOST_ROWS)), template, limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offbook.config import TrainSettings
+from offbook.config import Config
 from offbook.tokens.examples import Examples
 from offbook.training.schedule import STEPS_FOR_A_VOICE, Schedule
 
@@ -56,10 +56,10 @@ class Amount:
     supervised: int
 
     @classmethod
-    def of(cls, training: Examples, settings: TrainSettings) -> Amount:
-        """What a run on these examples trains with these settings."""
-        schedule = Schedule.of(training, settings)
-        updates = schedule.total_steps(settings)
+    def of(cls, training: Examples, config: Config) -> Amount:
+        """What a run on these examples trains, without general ones that are mixed in."""
+        schedule = Schedule.of(len(training), config)
+        updates = schedule.total_steps(config.train)
         a_pass = int(training.supervised.sum())
         return cls(updates, round(a_pass * updates / schedule.steps_per_epoch))
 

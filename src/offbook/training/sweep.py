@@ -267,11 +267,11 @@ def _advance(
 
 def _reached(run: RunDirectory, share: float) -> tuple[int, float] | None:
     """The steps of a share, and the validation loss after them, if a run has taken them."""
-    rows, settings = run.receipt().rows, run.config().train
+    rows, config = run.receipt().rows, run.config()
     if rows is None:
         return None
-    schedule = Schedule(rows.training, settings.batch_size, settings.seed)
-    steps = schedule.steps_of_share(settings, share)
+    schedule = Schedule.of(rows.training, config)
+    steps = schedule.steps_of_share(config.train, share)
     newest = checkpoint.newest(run, lambda text: None)
     if newest is None or (step_of(newest) or 0) < steps:
         return None
