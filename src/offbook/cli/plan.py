@@ -97,7 +97,8 @@ def plan(
     for practice in PUBLISHED:
         put(f"  published: {practice}")
     if seconds is None:
-        say("no time is predicted: it would be measured, and there is no such device here")
+        name = device.value if device else "such device"
+        say(f"no time is predicted: it would be measured, and there is no {name} here")
         return
     say("the time does not include validation, saving, and the unpacking of 4-bit weights")
 

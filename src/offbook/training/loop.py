@@ -189,7 +189,7 @@ def train(
         # The first process alone reports, and touches the run directory.
         monitor = monitor if monitor and processes.leads else Monitor()
         if processes.size > 1 and shared:
-            raise ConfigError("a sweep is trained by one process", fix="start it without --nproc")
+            raise ConfigError("a sweep is trained by one process", fix="start it as one process")
         if processes.restarted and processes.leads and not resume:
             resume = has_begun(run) if overwrite else run.begun
             overwrite = overwrite and not resume
