@@ -56,7 +56,7 @@ class Census:
                 self.duplicates.append(conversation.source)
             else:
                 self._seen.add(conversation.key)
-                prompt = conversation.prompt_key
+                prompt = conversation.question_key
                 self._replies_of[prompt] = self._replies_of.get(prompt, 0) + 1
                 self.open_prompts += self._replies_of[prompt] == 2
             yield conversation
