@@ -103,6 +103,15 @@ class Conversation:
         return _digest(" ".join(part.split()).casefold() for part in opening)
 
     @property
+    def question_key(self) -> bytes:
+        """8 bytes, equal for conversations that are the same up to their last reply.
+
+        White space and case make no difference.
+        """
+        before = self.messages[: self.replies[-1]]
+        return _digest(" ".join(m.content.split()).casefold() for m in before)
+
+    @property
     def key(self) -> bytes:
         """8 bytes, equal for conversations whose texts are exactly equal, and trained on alike."""
         return _digest(m.content + "\0context" * (not m.trained) for m in self.messages)
