@@ -166,7 +166,6 @@ def test_a_forecast_counts_the_steps_of_the_run(tiny_config: MakeConfig) -> None
     assert result.step_seconds == pytest.approx(result.step_flops / result.flops_per_second)
 
 
-@pytest.mark.slow
 # OFFBOOK_TEST_FULL=1 measures the others, too.
 MEASURED: list[tuple[str, int, list[str]]] = [
     ("native", 1024, ["lora.lora_dropout=0", "lora.r=64"]),
@@ -183,6 +182,7 @@ OTHERS: list[tuple[str, int, list[str]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernels", "tokens", "settings"),
     MEASURED + (OTHERS if os.environ.get("OFFBOOK_TEST_FULL") else []),
