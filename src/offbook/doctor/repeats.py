@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Iterator
 
@@ -24,7 +23,7 @@ class Repeats:
         """Look at a row."""
         self._sources.append(row.conversation.source)
         self._texts.frombytes(row.conversation.key)
-        self._prompts.frombytes(_asked(row))
+        self._prompts.frombytes(row.conversation.question_key)
 
     def findings(self) -> Iterator[tuple[Finding, list[Hit]]]:
         """Duplicates, and prompts with several replies."""
@@ -43,13 +42,6 @@ class Repeats:
             Hit(row, self._sources[row], like=self._sources[first], like_row=first)
             for row, first in pairs
         ]
-
-
-def _asked(row: Row) -> bytes:
-    """A hash of all that comes before the first reply; white space and case make no difference."""
-    before = row.conversation.messages[: row.conversation.replies[0]]
-    text = "\0".join(" ".join(m.content.split()).casefold() for m in before)
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _repeated(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

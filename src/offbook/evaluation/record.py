@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import BeforeValidator
 
-from offbook.errors import CheckpointError
+from offbook.runs.records import read_record
 
 
 @dataclass(frozen=True)
@@ -307,17 +307,8 @@ class Evaluation:
 
     @classmethod
     def read(cls, file: Path) -> Evaluation:
-        """The evaluation in a file; keys that this version does not know are ignored.
-
-        Raises:
-            CheckpointError: when the file is damaged.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(json.loads(file.read_bytes()))
-        except ValueError:
-            raise CheckpointError(
-                "the file is damaged", where=str(file), fix="remove it, and evaluate the run again"
-            ) from None
+        """The evaluation in a file, as `read_record`."""
+        return read_record(cls, file, fix="remove it, and evaluate the run again")
 
     def to_json(self) -> bytes:
         """The contents of the file."""
