@@ -118,6 +118,8 @@ class Receipt:
         for name in ("date", "commits", "places", "ancestry"):
             if not values[name]:
                 del values[name]
+        if self.device and self.device.processes == 1:
+            del values["device"]["processes"]
         text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
         return f"{text}\n".encode()
 

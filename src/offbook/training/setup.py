@@ -190,7 +190,7 @@ def gather(
     if has_weights(base):
         check_weights(base)
     # A checkpoint has the weights of a run that is resumed.
-    begins = resumed is None or checkpoint.newest(resumed, monitor.announce) is None
+    begins = resumed is None or checkpoint.newest(resumed, lambda text: None) is None
     beginning = find_start(config, base, start) if begins else None
     setting, context = config.data.max_length, context_length(base)
     limit = context if setting == "auto" else setting
