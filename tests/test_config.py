@@ -241,9 +241,10 @@ def test_a_key_similar_to_no_other_is_refused_with_all_keys_of_its_section():
     assert message == (
         "command line: model.attn_implementation=eager: "
         'unknown key "model.attn_implementation"; '
-        "valid keys here: model.base, model.revision, model.precision, model.quantization"
+        "valid keys here: model.base, model.revision, model.template, model.device, "
+        "model.precision, model.quantization"
     )
-    values = ("smollm2-135m", "main", "float32", "nf4")
+    values = ("smollm2-135m", "main", "chatml", "cpu", "float32", "nf4")
     for key, value in zip(message.partition("here: ")[2].split(", "), values, strict=True):
         assert Config.load(None, [f"{key}={value}"]).flat()[key] == value
 

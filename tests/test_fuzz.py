@@ -11,8 +11,6 @@ import csv
 import io
 import json
 import sys
-import time
-from collections.abc import Callable
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -22,53 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offbook.cli import main
 from offbook.config import Config, keys
 from offbook.data.conversations import Conversation, read_conversations
-from offbook.errors import OffbookError
 from offbook.tokens.examples import Examples, tokenize
 from offbook.tokens.template import ChatTemplate
+from support.fuzzing import changed, hold, refusal, tries
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
-SECONDS = 20  # for one small file, on a busy machine
 SUFFIXES = ("json", "jsonl", "csv", "tsv", "parquet")
-
-
-def tries(fast: int, slow: int) -> pytest.MarkDecorator:
-    """Run a test with a few cases, and as a slow test with many."""
-    values = [pytest.param(fast), pytest.param(slow, marks=pytest.mark.slow)]
-    return pytest.mark.parametrize("cases", values)
-
-
-def hold(cases: int, *strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], None]:
-    """Check a property at once, with the same cases each time."""
-
-    def check(holds: Callable[..., None]) -> None:
-        sure = settings(
-            max_examples=cases,
-            derandomize=True,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        sure(given(*strategies)(holds))()
-
-    return check
-
-
-def refusal(act: Callable[[], object]) -> str | None:
-    """The error that `act` is refused with, within SECONDS; any other exception fails the test."""
-    started = time.monotonic()
-    try:
-        act()
-        return None
-    except OffbookError as error:
-        return str(error)
-    finally:
-        assert time.monotonic() - started < SECONDS
 
 
 # Rows.
@@ -185,17 +147,6 @@ PIECES = st.sampled_from(
 SCRAPS = PIECES | PIECES | TEXT.map(str.encode) | st.binary(max_size=4)
 
 
-@st.composite
-def changed(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
-    """Bytes with pieces removed, inserted, doubled or moved, and perhaps truncated."""
-    data = draw(whole)
-    for _ in range(draw(st.integers(1, 4))):
-        start, end = sorted(draw(st.tuples(*[st.integers(0, len(data))] * 2)))
-        piece = draw(SCRAPS | st.sampled_from([b"", data[start:end], data[start:end] * 2]))
-        data = data[:start] + piece + data[draw(st.sampled_from([start, end, len(data)])) :]
-    return data
-
-
 def mostly_utf_8(data: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
     """Mostly valid UTF-8: otherwise half of the changed files would fail for a split character."""
     whole = data.map(lambda data: data.decode(errors="ignore").encode())
@@ -220,7 +171,7 @@ def text_files(suffix: str) -> st.SearchStrategy[bytes]:
     codes = st.sampled_from(["utf-16", "utf-16-le", "utf-32", "gb18030", "utf-8-sig", "utf-7"])
     coded = st.builds(lambda data, code: data.decode().encode(code), valid, codes)
     return mostly_utf_8(
-        st.one_of(nearly, changed(valid), changed(nearly), soup, coded, st.binary())
+        st.one_of(nearly, changed(valid, SCRAPS), changed(nearly, SCRAPS), soup, coded, st.binary())
     )
 
 
@@ -266,7 +217,7 @@ def files(suffix: str) -> st.SearchStrategy[bytes]:
     if suffix != "parquet":
         return text_files(suffix)
     valid = st.builds(stored, st.just(suffix), rows_of(ALPACA) | rows_of(MESSAGES))
-    return st.one_of(tables(), changed(valid), changed(tables()))
+    return st.one_of(tables(), changed(valid, SCRAPS), changed(tables(), SCRAPS))
 
 
 def rows_in(path: Path) -> int:
@@ -385,7 +336,8 @@ def setting_files(draw: st.DrawFn) -> bytes:
         section = draw(st.sampled_from(["model", "data", "lora", "train"]))
         values[section][draw(st.sampled_from(list(values[section])))] = draw(PLAIN)
         return yaml_of(values)
-    return draw(st.one_of(soup, st.builds(yaml_of, PLAIN), changed(st.just(valid)), st.binary()))
+    nearly = changed(st.just(valid), SCRAPS)
+    return draw(st.one_of(soup, st.builds(yaml_of, PLAIN), nearly, st.binary()))
 
 
 def loads_or_refuses(tmp_path: Path, path: Path | None, overrides: list[str]) -> None:

@@ -7,6 +7,7 @@ key. The docstring under a field is its reference documentation: `offbook settin
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,14 +22,42 @@ from offbook.setting_names import FOREIGN_KEYS, suggest_key
 from offbook.settings_file import KeyPath, apply_override, origin_of, read_yaml, write_yaml
 
 EMBEDDED_BASE = "smollm2-135m"
-# Rows that come with offbook, in `samples/`: two roles, and general questions and answers.
+# Rows that come with offbook, in `samples/`: two roles, and general questions and answers. What a
+# model has forgotten is measured on `general-en` and `general-zh`; `general` has none of these.
 SAMPLES = {
     "lighthouse": "lighthouse.jsonl",
     "teahouse-zh": "teahouse-zh.json",
     "general-en": "general-en.jsonl",
     "general-zh": "general-zh.jsonl",
+    "general": "general.jsonl",
 }
-PATH_KEYS = ("model.base", "data.train", "data.validation")
+# What can be found in rows; `offbook.doctor.findings` says more of each.
+FindingKind = Literal[
+    "duplicate",
+    "near_duplicate",
+    "boilerplate",
+    "placeholder",
+    "control_text",
+    "swapped",
+    "personal",
+    "conflict",
+    "model",
+    "empty_prompt",
+    "unfinished",
+    "length",
+    "language",
+    "silent_role",
+    "dropped",
+    "truncated",
+    "unknown_language",
+    "divided",
+    "trimmed",
+    "opening",
+    "ending",
+    "two_languages",
+]
+# The keys of a row, in all formats together.
+ROW_KEYS = ("instruction", "input", "output", "system", "history", "conversations", "messages")
 # A folder with these two files is a run.
 RUN_SETTINGS, RECEIPT = "config.yaml", "receipt.json"
 
@@ -50,6 +79,11 @@ class ModelSettings(Section):
 
     revision: str = "main"
     """Branch, tag or commit of a model on the hub."""
+
+    template: str | None = None
+    """The chat template, where the base has none, or one that cannot be trained on. A file with a
+    Jinja template, or the name of one that comes with offbook: `chatml`, `deepseek-llm` or
+    `vicuna`. It is verified as any other, and the run keeps its text."""
 
     device: str = "auto"
     """What computes. `auto` takes the first GPU of NVIDIA or AMD, or the processor where there is
@@ -73,14 +107,38 @@ class ModelSettings(Section):
         return value
 
 
+class DataSource(Section):
+    """One of several places that rows come from."""
+
+    data: str
+    repeat: float = Field(default=1, gt=0, le=1000)
+
+
+class MixSettings(Section):
+    """General rows that are mixed into each step."""
+
+    data: str = "general"
+    share: float = Field(default=0.2, gt=0, le=0.9)
+
+
 class DataSettings(Section):
     """Which rows are trained on, and how they become conversations."""
 
-    train: str = "lighthouse"
-    """The rows to train on. A JSON, JSONL, CSV, TSV or Parquet file; a hub data set (`owner/name`
-    or `owner/name:file`); or a sample role that comes with offbook (`lighthouse`,
+    train: str | tuple[DataSource, ...] = Field(default="lighthouse", union_mode="left_to_right")
+    """The rows to train on. A JSON, JSONL, CSV, TSV, Parquet or XLSX file, which may be packed
+    (`.gz`, `.zst`, `.zip`); a folder of them, or a pattern (`rows/*.jsonl`); a hub data set
+    (`owner/name` or `owner/name:file`); or a sample role that comes with offbook (`lighthouse`,
     `teahouse-zh`). So do general questions and answers, which belong to no role (`general-en`,
-    `general-zh`): what a trained model has forgotten is measured on them."""
+    `general-zh`): what a trained model has forgotten is measured on them. Or a list of these, in
+    which `{data: role.jsonl, repeat: 2}` is trained on twice in each epoch, and a `repeat` of 0.5
+    takes every other row."""
+
+    mix: MixSettings | None = None
+    """General rows to mix in, so that the model forgets less of what it knew, such as
+    `{data: general, share: 0.2}`: a fifth of the examples of each optimizer step is taken from
+    them, in turn. `general` comes with offbook, in English and Chinese; any other data may be
+    given as for `train`. An epoch is a pass over the rows of `train` alone, so it has more
+    steps."""
 
     validation: float | str = Field(default="auto", union_mode="left_to_right")
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
@@ -101,9 +159,42 @@ class DataSettings(Section):
     input_separator: str = "\n"
     """The text between `instruction` and `input` when a row has both."""
 
+    columns: dict[str, str] = {}
+    """What other rows call the keys of ours, such as `{instruction: q, output: a}`. Rows with
+    `prompt` and `completion`, `question` and `answer`, or `query` and `response` need none."""
+
     ignore_keys: tuple[str, ...] = ()
     """Keys of rows and turns to ignore, such as an `id` column. Any other unknown key that has a
     value is an error."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _sources(cls, value: object) -> object:
+        if value == []:
+            raise ValueError("give at least one file")
+        if isinstance(value, (list, tuple)):
+            return tuple({"data": one} if isinstance(one, str) else one for one in value)
+        return value
+
+    @property
+    def sources(self) -> dict[str, DataSource]:
+        """Where the training rows come from, by the name of the setting: `data.train[0]`, ..."""
+        if isinstance(self.train, str):
+            return {"data.train": DataSource(data=self.train)}
+        return {f"data.train[{number}]": source for number, source in enumerate(self.train)}
+
+    @property
+    def repeats(self) -> list[float]:
+        """How often the rows of each source are trained on in an epoch."""
+        return [source.repeat for source in self.sources.values()]
+
+    @property
+    def name(self) -> str:
+        """The files to train on, without their folders."""
+        return " + ".join(
+            f"{Path(one.data).name}{f' x {one.repeat:g}' if one.repeat != 1 else ''}"
+            for one in self.sources.values()
+        )
 
     @field_validator("validation")
     @classmethod
@@ -112,12 +203,50 @@ class DataSettings(Section):
             raise ValueError("give a share of the rows between 0 and 0.5, or a file")
         return value
 
+    @field_validator("columns")
+    @classmethod
+    def _columns(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := [key for key in value if key not in ROW_KEYS]:
+            raise ValueError(f'"{shorten(unknown[0])}" is none of {", ".join(ROW_KEYS)}')
+        if len(set(value.values())) < len(value):
+            raise ValueError("a column can be one thing only")
+        return value
+
     @field_validator("system", "input_separator")
     @classmethod
     def _encodable(cls, value: str | None) -> str | None:
         if value and any("\ud800" <= char <= "\udfff" for char in value):
             raise ValueError("half a surrogate pair is not text")
         return value
+
+
+class DoctorSettings(Section):
+    """What `offbook check` finds in the rows, as docs/doctor.md explains. Nothing of it changes a
+    training.
+    """
+
+    ignore: tuple[FindingKind, ...] = ()
+    """Kinds of findings that are not wanted, such as `[model]` where the role is one."""
+
+    fix: Literal["fix", "look"] = "fix"
+    """Which findings `offbook check --fix` acts on. `fix` are those that are nearly always faults;
+    `look` are also those that a person should look at first: their rows are left out of the copy,
+    too, and of several replies to one prompt, all but the first."""
+
+    near_duplicate: float = Field(default=0.8, ge=0.7, le=1)
+    """The overlap from which rows are nearly equal. It is the number of 3-grams of characters that
+    two texts have in common, divided by that of those that either has; the prompts must reach it,
+    and the replies. It is estimated by MinHash (Broder, 1997) and then computed."""
+
+    length_ratio: float = Field(default=20, gt=1)
+    """A reply is far longer or shorter than the others when it has so many times the characters of
+    the median reply, or so many times fewer."""
+
+    alike_share: float = Field(default=0.2, gt=0, le=1)
+    """The share of replies that begin or end with the same words from which this is noted."""
+
+    language_share: float = Field(default=0.9, gt=0.5, le=1)
+    """Where so large a share of the replies is in one script, one in another is a finding."""
 
 
 class LoraSettings(Section):
@@ -233,6 +362,11 @@ class TrainSettings(Section):
     """End the run after so many validations in a row without a new lowest loss. By default it takes
     all its steps."""
 
+    init_adapter: str | None = None
+    """An adapter to go on from, instead of a new one: a run or an adapter folder on the same base
+    and with the same `lora` settings. The receipt of the run says which it was, and what that
+    one was trained on."""
+
     report_to: Literal["none", "tensorboard"] = "none"
     """Also write the metrics for TensorBoard (`pip install 'offbook[tensorboard]'`)."""
 
@@ -245,6 +379,7 @@ class Config(Section):
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    doctor: DoctorSettings = DoctorSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
     output_dir: str = "runs/offbook"
@@ -303,15 +438,46 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """A copy with absolute paths of local files, valid in any working directory."""
-        copy, flat = self, self.flat()
-        for key in PATH_KEYS:
-            path = local_path(str(flat[key]))
-            if path and flat[key] not in ("auto", EMBEDDED_BASE, *SAMPLES):
+        copy = self
+        for key, value in self.places().items():
+            if exists(value) and value not in ("auto", EMBEDDED_BASE, *SAMPLES):
+                path = Path(os.path.expanduser(value))  # noqa: PTH111
                 # A link keeps its name, which says what type of file it is.
                 named = path.name not in ("", "..")
                 absolute = path.parent.resolve() / path.name if named else path.resolve()
-                copy = copy.with_value(key, str(absolute))
+                copy = copy.with_place(key, str(absolute))
+        if (start := self.train.init_adapter) and (folder := local_path(start)):
+            copy = copy.with_value("train.init_adapter", str(folder.resolve()))
         return copy
+
+    @property
+    def mixed_per_step(self) -> int:
+        """General examples of each optimizer step: the share of `data.mix` in `batch_size`."""
+        if self.data.mix is None:
+            return 0
+        most = self.train.batch_size - 1  # at least one example of each kind
+        return min(max(round(self.data.mix.share * self.train.batch_size), 1), most)
+
+    def places(self) -> dict[str, str]:
+        """What may name local files, by setting: the base, each source of rows, and validation."""
+        places = {"model.base": self.model.base}
+        places |= {key: source.data for key, source in self.data.sources.items()}
+        if self.data.mix:
+            places["data.mix"] = self.data.mix.data
+        if isinstance(self.data.validation, str):
+            places["data.validation"] = self.data.validation
+        return places
+
+    def with_place(self, key: str, value: str) -> Config:
+        """A copy with one of `places` changed."""
+        if key == "data.mix":
+            assert self.data.mix
+            return self.with_value(key, self.data.mix.model_copy(update={"data": value}))
+        if not key.startswith("data.train["):
+            return self.with_value(key, value)
+        sources = {**self.data.sources}
+        sources[key] = sources[key].model_copy(update={"data": value})
+        return self.with_value("data.train", tuple(sources.values()))
 
     def to_yaml(self) -> str:
         """The settings as YAML that `load` reads back to an equal Config."""
@@ -331,6 +497,18 @@ def local_path(text: str) -> Path | None:
     # pathlib raises for some texts (too long, a NUL, an unknown ~user); os.path answers False.
     path = os.path.expanduser(text)  # noqa: PTH111
     return Path(path) if os.path.exists(path) else None  # noqa: PTH110
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a setting names files by a pattern, such as `rows/*.jsonl`."""
+    return any(mark in text for mark in "*?[") and local_path(text) is None
+
+
+def exists(text: str) -> bool:
+    """Whether a setting names local files that are there."""
+    if not is_pattern(text):
+        return local_path(text) is not None
+    return any(glob.iglob(os.path.expanduser(text), recursive=True))  # noqa: PTH111, PTH207
 
 
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

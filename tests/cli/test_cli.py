@@ -31,7 +31,7 @@ from support.tiny import ROWS
 Cli = Callable[..., tuple[int, str, str]]
 
 COMMANDS = ("init", "settings", "check", "plan", "train", "watch", "report", "runs", "chat")
-COMMANDS += ("sweep", "eval", "export", "serve", "demo")
+COMMANDS += ("lines", "sweep", "eval", "export", "serve", "demo")
 
 
 @pytest.fixture

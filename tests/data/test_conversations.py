@@ -401,10 +401,10 @@ def test_a_row_that_is_not_an_object_is_refused_wherever_it_is(tmp_path, row, ki
 
 
 def test_keys_of_no_known_format_are_refused_with_the_known_ones(tmp_path):
-    path = written(tmp_path, {"question": "a", "answer": "b"})
+    path = written(tmp_path, {"question": "a", "reply": "b"})
     assert complaint(path) == (
-        f"{path}:1: cannot tell the format from the keys 'question', 'answer'; "
-        'rename "question" to "instruction" and "answer" to "output"; or use '
+        f"{path}:1: cannot tell the format from the keys 'question', 'reply'; "
+        'rename "question" to "instruction" and "reply" to "output"; or use '
         "instruction/input/output, conversations (from, value) or messages (role, content)"
     )
 
@@ -551,6 +551,13 @@ def test_the_teahouse_speaks_in_its_voice():
 def test_a_sample_has_no_prompt_twice(name):
     counts = Counter(c.prompt_key for c in read_conversations(name))
     assert [count for count in counts.values() if count > 1] == []
+
+
+def test_rows_to_mix_in_are_not_those_on_which_forgetting_is_measured():
+    names = ("general", "general-en", "general-zh")
+    asked = [{c.prompt_key for c in read_conversations(name)} for name in names]
+    assert len(asked[0]) == 200
+    assert asked[0].isdisjoint(asked[1] | asked[2])
 
 
 @pytest.mark.parametrize(

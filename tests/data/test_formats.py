@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import shutil
 import subprocess
@@ -24,7 +23,8 @@ LINES = [
     {"instruction": "你是谁？", "input": "雨夜", "output": "臣妾\n甄嬛。"},
     {"instruction": "🙂, [or] {not}", "input": "\\", "output": "Aye."},
 ]
-TYPES = "use .json, .jsonl, .ndjson, .csv, .tsv, .parquet"
+TYPES = "use .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .xlsx, "
+TYPES += "or one of them as .gz, .zst or .zip"
 ARRAY = "correct the JSON array"
 BAD = "not valid JSON: "
 NULL = "write null or a text in quotes"
@@ -426,23 +426,6 @@ def test_the_rows_under_a_key_are_taken_out_by_the_advice(tmp_path):
     assert [row for row, _ in read(tmp_path / "my rows-rows.jsonl")] == LINES
 
 
-def test_a_compressed_file_is_unpacked_by_the_advice(tmp_path):
-    text = "".join(json.dumps(row) + "\n" for row in LINES).encode()
-    path = written(tmp_path, "my rows.jsonl.gz", gzip.compress(text))
-    run_advice(complaint(path), "gunzip")
-    assert [row for row, _ in read(tmp_path / "my rows.jsonl")] == LINES
-
-
-def test_the_files_of_a_folder_are_joined_by_the_advice(tmp_path):
-    (folder := tmp_path / "my rows").mkdir()
-    for number, row in enumerate(LINES):
-        written(folder, f"part-{number}.jsonl", json.dumps(row) + "\n")
-    message = refusal(str(folder))
-    assert "name one of its files: part-0.jsonl, part-1.jsonl, part-2.jsonl; or join" in message
-    run_advice(message, "cat")
-    assert [row for row, _ in read(tmp_path / "my rows.jsonl")] == LINES
-
-
 # Encodings
 
 
@@ -756,7 +739,7 @@ def test_a_missing_file_unlike_any_other_is_refused_with_the_possible_types(tmp_
     source = str(tmp_path / "rows.json")
     assert refusal(source) == (
         f"{source}: no such file; give a file ending in .json, .jsonl, .ndjson, .csv, .tsv, "
-        ".parquet, or one of lighthouse, teahouse-zh, general-en, general-zh"
+        ".parquet, .xlsx, or one of lighthouse, teahouse-zh, general-en, general-zh, general"
     )
 
 
@@ -770,7 +753,3 @@ def test_a_missing_file_in_a_folder_is_not_looked_up_on_the_hub(tmp_path, monkey
 )
 def test_a_name_that_no_file_can_have_is_a_missing_file(source):
     assert "no such file; " in refusal(source)
-
-
-def test_a_folder_is_refused(tmp_path):
-    assert refusal(str(tmp_path)).startswith(f"{tmp_path}: this is a folder, not a file; ")

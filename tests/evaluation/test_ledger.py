@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet
@@ -74,3 +75,13 @@ def test_parquet_has_all_of_it() -> None:
     ledger = make_ledger(rows_of(*ordinary(3)), scores_of([2.0, 1.0, 3.0]), {1: 0.5})
     table = pyarrow.parquet.read_table(io.BytesIO(to_parquet(ledger)))
     assert [LedgerRow(**row) for row in table.to_pylist()] == ledger
+
+
+def test_a_longer_conversation_is_another_question_and_a_repeated_row_the_same() -> None:
+    first, second, third = rows_of(("Who?", "Anna, of course."), ("Who?", "Ben."), ("Who?", "Ben."))
+    more = (Message("assistant", "Ben."), Message("user", "And he?"), Message("assistant", "Carl."))
+    longer = Conversation((*second.conversation.messages[:1], *more))
+    rows = [first, replace(second, conversation=longer), replace(third, example=first.example)]
+    rows[2] = replace(rows[2], conversation=first.conversation)  # `data.train` repeats it
+    ledger = make_ledger(rows, scores_of([2.0] * 3), {})
+    assert [row.remark for row in ledger] == ["", "", ""]

@@ -3,10 +3,11 @@
     pip install atheris
     python tests/fuzz/fuzz.py rows runs/fuzz -max_total_time=300
 
-The targets: `rows`, a byte that selects the file type, then a data file; `settings`, a YAML file;
-`adapter`, a byte that selects one of an adapter's files, then its content. The folder collects the
-inputs that covered something new; libFuzzer's options follow it. An input that ends in a traceback
-stops the search and is written to `crash-*`.
+The targets: `rows`, a byte that selects the file type, then a data file; `scripts`, the same for
+the files of `offbook lines`; `settings`, a YAML file; `adapter`, a byte that selects one of an
+adapter's files, then its content. The folder collects the inputs that covered something new;
+libFuzzer's options follow it. An input that ends in a traceback stops the search and is written to
+`crash-*`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["offbook", "peft"]):
     from offbook.config import Config, LoraSettings
     from offbook.data.conversations import read_conversations
+    from offbook.data.personal import Replacer
+    from offbook.data.scripts.reading import Play
+    from offbook.data.scripts.rows import Cast, Made
     from offbook.errors import OffbookError
     from offbook.models.adapter import attach_adapter, load_adapter
     from offbook.models.load import load_base
@@ -53,6 +57,22 @@ def rows(folder: Path) -> Target:
             pass
 
     return read, [bytes([number]) + path.read_bytes() for number, path in enumerate(paths)]
+
+
+def scripts(folder: Path) -> Target:
+    samples = Path(__file__).parents[1] / "data" / "scripts" / "samples"
+    seeds = sorted(path for path in samples.rglob("*") if path.is_file())
+    paths = [folder / f"script{path.suffix}" for path in seeds]
+
+    def read(data: bytes) -> None:
+        path = paths[data[0] % len(paths)]
+        path.write_bytes(data[1:])
+        play = Play([str(path)])
+        for name in list(Cast(line for line, _ in play).lines)[:2]:
+            for _ in Made(Replacer()).of(play, [name]):
+                pass
+
+    return read, [bytes([number]) + path.read_bytes() for number, path in enumerate(seeds)]
 
 
 def settings(folder: Path) -> Target:
@@ -82,7 +102,9 @@ def adapter(folder: Path) -> Target:
 
 
 def main() -> None:
-    make = {"rows": rows, "settings": settings, "adapter": adapter}[sys.argv.pop(1)]
+    make = {"rows": rows, "scripts": scripts, "settings": settings, "adapter": adapter}[
+        sys.argv.pop(1)
+    ]
     corpus = Path(sys.argv[1])
     corpus.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -158,7 +158,7 @@ DOWNLOADS: dict[str, tuple[Change, str]] = {
     "other type": (edit(model_type="other"), "use a Llama-family model"),
     "broken template": (
         write("chat_template.jinja", b"{% for"),
-        "use a chat model whose template is intact",
+        "use a chat model whose template is intact, or set model.template",
     ),
     "pipe": (make_pipe, "download it again"),
     "weight that is not finite": (scale_head(float("inf")), NAN),

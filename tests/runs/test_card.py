@@ -123,4 +123,5 @@ def test_the_snippet_in_the_card_gives_the_reply_of_a_chat(tiny_config: MakeConf
     )
     assert done.returncode == 0, done.stderr
     chat = Chat.open(run, Sampling(temperature=0, max_new_tokens=12))
-    assert done.stdout.strip() == chat.ask("Who are you?").strip()
+    # A chat leaves out a character of which the limit cuts off a part.
+    assert done.stdout.strip().rstrip("\ufffd") == chat.ask("Who are you?").strip()

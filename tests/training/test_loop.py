@@ -250,7 +250,7 @@ def test_resume_starts_a_run_where_none_has_begun(tiny_config: MakeConfig) -> No
 
 def test_the_schedule_of_a_run(tiny_config: MakeConfig) -> None:
     inputs = gather(tiny_config("data.validation=0"), Monitor())
-    schedule = Schedule.of(inputs.training, inputs.config.train)
+    schedule = Schedule.of(len(inputs.training), inputs.config)
     assert (schedule.steps_per_epoch, schedule.total_steps(inputs.config.train)) == (3, 5)
 
 

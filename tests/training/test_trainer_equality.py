@@ -36,7 +36,7 @@ class _Order(Sampler[int]):
 def train_with_trainer(run: LoadedRun, folder: Path) -> list[float]:
     """Train the run's model with transformers' Trainer, on the same rows; the loss of each step."""
     settings, examples = run.inputs.config.train, run.inputs.training
-    schedule = Schedule.of(examples, settings)
+    schedule = Schedule.of(len(examples), run.inputs.config)
     order = [int(row) for step in range(STEPS) for row in schedule.rows(step)]
 
     class Rows(Dataset[dict[str, Any]]):

@@ -22,6 +22,7 @@ from offbook.cli import (
     eval,
     export,
     init,
+    lines,
     plan,
     report,
     runs,
@@ -48,6 +49,7 @@ app = typer.Typer(
 for command in (
     init.init,
     settings.settings,
+    lines.lines,
     check.check,
     plan.plan,
     train.train,

@@ -143,7 +143,14 @@ def _kind(annotation: Any) -> str:
         return f"{', '.join(others)} or {last}" if others else last
     if origin in (Union, UnionType):
         return " or ".join(map(_kind, arguments))
-    return "list of texts" if origin is tuple else KINDS[annotation]
+    if origin is tuple:
+        more = "" if arguments[0] is str else f" and {_kind(arguments[0])}"
+        return f"list of texts{more}"
+    if origin is dict:
+        return "texts by key"
+    if annotation in KINDS:
+        return KINDS[annotation]
+    return f"`{{{', '.join(annotation.model_fields)}}}`"
 
 
 def _default(value: object) -> str:
@@ -151,6 +158,8 @@ def _default(value: object) -> str:
 
     if isinstance(value, tuple):
         return f"[{', '.join(value)}]"
+    if value == {}:
+        return "{}"
     return write_yaml({"key": value}).removeprefix("key: ").strip()
 
 

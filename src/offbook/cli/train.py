@@ -76,10 +76,10 @@ def train(
     offbook train myrole/config.yaml --nproc 2
     """
     from offbook.config import Config
-    from offbook.data.formats import SUFFIXES
+    from offbook.data.formats import file_type
 
     config, settings = file_and_settings(config, settings)
-    if config is not None and config.suffix.lower() in SUFFIXES:
+    if config is not None and file_type(config):
         fix = f"train on them: `offbook train {quoted(f'data.train={config}')}`"
         raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)
     if config is not None and config.is_dir():

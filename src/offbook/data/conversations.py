@@ -6,6 +6,7 @@ Each problem is reported with its `file:line`, and all problems of a file are re
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offbook.config import DataSettings
+from offbook.data.columns import renamed
 from offbook.data.faults import Faults
 from offbook.data.foreign import foreign, uses_tools
 from offbook.data.formats import read_rows, resolve
-from offbook.data.json_text import Row
 from offbook.data.remarks import Remarks
 from offbook.data.unknown_keys import UnknownKeys, renames
 from offbook.data.values import (
@@ -58,6 +59,7 @@ ROLES: Mapping[str, Role] = {
     "model": "assistant",
 }
 TURN_KEYS = (("from", "value"), ("role", "content"))
+PLACE = re.compile(r".+:\d+", re.DOTALL)  # `offbook lines` writes where in a script a row begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Message:
 class Conversation:
     """A row as messages: system text, if any, then alternating user and assistant turns.
 
-    It ends with a reply that is trained on. `source` is the `file:line` of the row.
+    It ends with a reply that is trained on. `source` is the `file:line` of the row, or that of the
+    script which the row says it was made from.
     """
 
     messages: tuple[Message, ...]
@@ -100,6 +103,15 @@ class Conversation:
         return _digest(" ".join(part.split()).casefold() for part in opening)
 
     @property
+    def question_key(self) -> bytes:
+        """8 bytes, equal for conversations that are the same up to their last reply.
+
+        White space and case make no difference.
+        """
+        before = self.messages[: self.replies[-1]]
+        return _digest(" ".join(m.content.split()).casefold() for m in before)
+
+    @property
     def key(self) -> bytes:
         """8 bytes, equal for conversations whose texts are exactly equal, and trained on alike."""
         return _digest(m.content + "\0context" * (not m.trained) for m in self.messages)
@@ -110,15 +122,26 @@ class ConversationReader:
 
     Attributes:
         paths: the files it is read from.
-        row_format: the format of all rows, found from the first one.
+        row_format: the format of the rows of the first file.
     """
 
-    def __init__(self, paths: Sequence[Path], settings: DataSettings) -> None:
+    def __init__(
+        self, paths: Sequence[Path], settings: DataSettings, repeats: Sequence[float] = ()
+    ) -> None:
+        """Find the format of each file from its first row.
+
+        Args:
+            paths: the files.
+            settings: how rows become conversations.
+            repeats: how often the rows of each file are read; once where it is not given.
+        """
         self.paths = tuple(paths)
         self._settings = settings
+        self._repeats = dict(zip(paths, repeats, strict=False))
         self._remarks = Remarks()
         self._unknown = UnknownKeys(())
-        self.row_format = self._detect()
+        self._formats = {path: self._detect(path) for path in self.paths}
+        self.row_format = self._formats[self.paths[0]]
 
     def __iter__(self) -> Iterator[Conversation]:
         """Yield each row's conversation.
@@ -128,18 +151,22 @@ class ConversationReader:
         """
         faults = Faults()
         self._unknown = UnknownKeys(self._settings.ignore_keys)
-        rows = self._rows()
-        while not faults.many:
-            try:
-                row, where = next(rows)
-                conversation = self._conversation(row, where)
-                # After an unknown key, rows are only checked: the caller would use them in vain.
-                if conversation and not self._unknown.filled:
-                    yield conversation
-            except StopIteration:
-                break
-            except DataError as error:
-                faults.add(error)
+        self._remarks.clear()
+        for path in self.paths:
+            rows, repeat, done = read_rows(path, self._remarks), self._repeats.get(path, 1), 0.0
+            while not faults.many:
+                try:
+                    row, where = next(rows)
+                    conversation = self._conversation(row, where, self._formats[path])
+                    done += repeat
+                    # After an unknown key, rows are only checked: nobody would use them.
+                    if conversation and not self._unknown.filled:
+                        for _ in range(int(done) - int(done - repeat)):
+                            yield conversation
+                except StopIteration:
+                    break
+                except DataError as error:
+                    faults.add(error)
         if found := faults.error(self._unknown.errors(), self.paths):
             raise found
         for what, where in self._unknown.empty():
@@ -147,28 +174,25 @@ class ConversationReader:
 
     def describe(self) -> str:
         """`rows.json: alpaca rows (instruction, input, output)`"""
-        names = first_few([str(path) for path in self.paths], 3)
-        return f"{names}: {FORMAT_NAMES[self.row_format]}"
+        texts = []
+        for row_format in dict.fromkeys(self._formats.values()):
+            of_it = [str(path) for path, found in self._formats.items() if found == row_format]
+            texts.append(f"{first_few(of_it, 3)}: {FORMAT_NAMES[row_format]}")
+        return "; ".join(texts)
 
     def notices(self) -> list[str]:
         """What the rows read so far have that was read in another way than the file's name says."""
         return self._remarks.lines()
 
-    def _rows(self) -> Iterator[Row]:
-        self._remarks.clear()
-        for path in self.paths:
-            yield from read_rows(path, self._remarks)
-
-    def _detect(self) -> RowFormat:
+    def _detect(self, path: Path) -> RowFormat:
         faults = Faults()
-        for row, where in self._rows():
-            if isinstance(row, DataError):
-                faults.add(row)
+        for found, where in read_rows(path, self._remarks):
+            if isinstance(found, DataError):
+                faults.add(found)
                 if faults.many:
                     break
                 continue
-            if not isinstance(row, dict):
-                raise DataError(f"a row is {kind_of(row)}, not an object", where=where)
+            row = self._renamed(found, where)
             if "conversations" in row:
                 return "sharegpt"
             if "messages" in row:
@@ -178,24 +202,32 @@ class ConversationReader:
             return "alpaca"
         if error := faults.error((), self.paths):
             raise error
-        raise DataError(
-            "no rows", where=str(self.paths[0]), fix="check that this is the right file"
-        )
+        raise DataError("no rows", where=str(path), fix="check that this is the right file")
 
     def _foreign(self, row: Mapping[str, Any], where: str) -> DataError | None:
         return foreign(row, ALL_KEYS, self._settings.ignore_keys, where)
 
-    def _conversation(self, row: object, where: str) -> Conversation | None:
-        """The conversation of a row; None where a key that it needs may have an unknown name."""
-        if isinstance(row, DataError):
-            raise row
+    def _renamed(self, row: object, where: str) -> Mapping[str, Any]:
+        """The row under our names of its keys."""
         if not isinstance(row, dict):
             raise DataError(f"a row is {kind_of(row)}, not an object", where=where)
-        if error := self._foreign(row, where):
+        return renamed(row, self._settings.columns, where, self._remarks)
+
+    def _conversation(
+        self, found: object, where: str, row_format: RowFormat
+    ) -> Conversation | None:
+        """The conversation of a row; None where a key that it needs may have an unknown name."""
+        if isinstance(found, DataError):
+            raise found
+        if isinstance(found, dict) and (error := self._foreign(found, where)):
             raise error
-        known = FORMAT_KEYS[self.row_format]
+        row = self._renamed(found, where)
+        known = FORMAT_KEYS[row_format]
+        source = row.get("source")
+        if row_format == "messages" and isinstance(source, str) and PLACE.fullmatch(source):
+            known, where = (*known, "source"), source
         unknown = self._unknown.check(row, known, where)
-        for key in {"alpaca": ("instruction", "output")}.get(self.row_format, known[:1]):
+        for key in {"alpaca": ("instruction", "output")}.get(row_format, known[:1]):
             if key not in row:
                 if unknown:
                     return None
@@ -203,12 +235,11 @@ class ConversationReader:
                 if key == "instruction" and "input" in row:
                     fix = 'rename "input" to "instruction"'
                 raise DataError(f'no "{key}"', where=where, fix=fix)
-        if self.row_format == "alpaca":
+        if row_format == "alpaca":
             messages = self._alpaca(row, where)
-        elif self.row_format == "sharegpt":
-            messages = self._system(row, where) + self._turns(row["conversations"], where)
         else:
-            messages = self._system(row, where) + self._turns(row["messages"], where)
+            key = FORMAT_KEYS[row_format][0]
+            messages = self._system(row, where) + self._turns(row[key], where, row_format)
         if self._settings.system and messages and messages[0].role != "system":
             messages.insert(0, Message("system", self._settings.system))
         check_order(messages, where)
@@ -235,14 +266,14 @@ class ConversationReader:
         messages.append(Message("assistant", text(row["output"], '"output"')))
         return messages
 
-    def _turns(self, turns: object, where: str) -> list[Message]:
+    def _turns(self, turns: object, where: str, row_format: RowFormat) -> list[Message]:
         turns = unpacked(turns)
         if not isinstance(turns, list):
             what = f"the turns are {kind_of(turns)}, not a list"
             raise DataError(what, where=where, fix="write a list of turns")
         messages = []
         for number, turn in enumerate(turns, 1):
-            pairs = TURN_KEYS if self.row_format == "sharegpt" else TURN_KEYS[::-1]
+            pairs = TURN_KEYS if row_format == "sharegpt" else TURN_KEYS[::-1]
             given = turn if isinstance(turn, dict) else {}
             role_key, text_key = next((pair for pair in pairs if given.keys() >= {*pair}), pairs[0])
             if uses_tools(given, given.get(role_key), self._settings.ignore_keys):
@@ -331,9 +362,9 @@ def _no_format(row: Mapping[str, Any], where: str) -> DataError:
     """The error for a row with the keys of none of the formats."""
     what = f"cannot tell the format from the keys {shorten(', '.join(map(repr, row)))}"
     fix = "use instruction/input/output, conversations (from, value) or messages (role, content)"
-    renamed = renames(row, ALL_KEYS)
-    if renamed:
-        pairs = [f'"{name}" to "{known}"' for name, known in renamed.items()]
+    others = renames(row, ALL_KEYS)
+    if others:
+        pairs = [f'"{name}" to "{known}"' for name, known in others.items()]
         fix = f"rename {' and '.join(pairs)}; or {fix}"
     return DataError(what, where=where, fix=fix)
 

@@ -38,6 +38,12 @@ def foreign(
                 fix="remove the rows whose reply is bad, and set "
                 + ignoring([key for key in names if key not in known], ignored),
             )
+    if "tools" in names and row["tools"] and "tools" not in known:
+        return DataError(
+            'tools that a model may call ("tools"); offbook trains on replies in text',
+            where=where,
+            fix="to train on the replies alone, set " + ignoring(["tools"], ignored),
+        )
     if "text" in names and not {*names} & {*known} and not renames(names, known):
         return DataError(
             'plain text ("text"), of which no part is named as the reply',

@@ -1,4 +1,4 @@
-"""Rows of JSON, JSONL, CSV, TSV and Parquet files as plain values, each with its `file:line`.
+"""Rows of JSON, JSONL, CSV, TSV, Parquet and XLSX files as plain values, each with its `file:line`.
 
 Files are read as a stream, so memory does not grow with their size.
 """
@@ -6,29 +6,39 @@ Files are read as a stream, so memory does not grow with their size.
 from __future__ import annotations
 
 import csv
+import glob
+import gzip
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
-from offbook.config import SAMPLES, local_path
+from offbook.config import SAMPLES, is_pattern, local_path
 from offbook.data.json_text import MAX_ROW_CHARS, JsonText, Row, repeated
+from offbook.data.packed import ARCHIVE, PACKERS, Packed, inside, members, unpacking
 from offbook.data.remarks import Remarks
+from offbook.data.sheet import read_sheet
 from offbook.data.text import open_text, undecodable
 from offbook.errors import DataError, first_few, first_line, shorten, suggest
 from offbook.files.hub import download
 from offbook.files.untrusted import refuse_pointer
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xlsx")
+BINARY = (".parquet", ".xlsx")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;|\t])"?\s*', re.IGNORECASE)
 
 
 def resolve(source: str, commit: str | None = None) -> list[Path]:
-    """The local files of a data set: a path, a sample's name, or a hub id to download.
+    """The local files of a data set.
+
+    That is a file, a folder, a pattern (`rows/*.jsonl`), a sample's name, or a hub id to download.
 
     Args:
         source: which data set.
@@ -43,14 +53,16 @@ def resolve(source: str, commit: str | None = None) -> list[Path]:
     path = local_path(source)
     if path and path.is_file():
         return [path]
+    if path and path.is_dir():
+        return _in_folder(path, source)
+    if is_pattern(source):
+        return _matching(source)
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::(.+))?", source)
-    if hub and (hub[2] or not source.lower().endswith(SUFFIXES)) and not path:
+    if hub and (hub[2] or not file_type(Path(source))) and not path:
         return _from_hub(hub[1], hub[2], commit)
     parent = local_path(str(Path(source).parent))
     near = [p.name for p in parent.glob("*")] if parent else []
     advice = suggest(Path(source).name, [*near, *SAMPLES])
-    if path and path.is_dir():
-        raise _folder(path, source)
     raise DataError(
         "no such file",
         where=source,
@@ -59,58 +71,97 @@ def resolve(source: str, commit: str | None = None) -> list[Path]:
     )
 
 
-def _folder(path: Path, source: str) -> DataError:
-    """The error for a folder in place of a file, with what to do about the files in it."""
-    names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-    fix = f"give a file ending in {', '.join(SUFFIXES)}"
-    if names:
-        fix = f"name one of its files: {first_few(names, 3)}"
-        parts = shlex.quote(f"{str(path).rstrip('/')}/") + "*.jsonl"
-        if all(name.lower().endswith(".jsonl") for name in names) and len(names) > 1:
-            joined = path.with_name(f"{path.name}.jsonl")
-            fix += f"; or join them: cat {parts} > {shlex.quote(str(joined))}"
-    return DataError("this is a folder, not a file", where=source, fix=fix)
+def _in_folder(folder: Path, source: str) -> list[Path]:
+    """The data files in a folder and its subfolders, in the order of their names."""
+    found = [path for path in sorted(folder.rglob("*")) if _is_data(path)]
+    if not found:
+        fix = f"put files ending in {', '.join(SUFFIXES)} into it"
+        raise DataError("no data file in this folder", where=source, fix=fix)
+    return found
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The data files that a pattern such as `rows/*.jsonl` names, in the order of their names."""
+    names = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH111, PTH207
+    found = [path for path in map(Path, sorted(names)) if _is_data(path)]
+    if not found:
+        fix = f"give a pattern of files ending in {', '.join(SUFFIXES)}"
+        raise DataError("no data file matches", where=pattern, fix=fix)
+    return found
+
+
+def _is_data(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and bool(file_type(path))
+
+
+def file_type(path: Path) -> str:
+    """The suffix that tells how a file is read, such as `.jsonl` for `rows.jsonl.gz`; or empty."""
+    name = path.name.lower()
+    for packer in PACKERS:
+        name = name.removesuffix(packer)
+    return next((suffix for suffix in (*SUFFIXES, ARCHIVE) if name.endswith(suffix)), "")
 
 
 def read_rows(path: Path, remarks: Remarks | None = None) -> Iterator[Row]:
     """Yield the rows of one file, with a DataError in place of each bad row.
 
     Args:
-        path: a file with one of `SUFFIXES`.
+        path: a file of one of `SUFFIXES`, which may be packed.
         remarks: gets what is read in another way than the file's name says.
 
     Raises:
         DataError: when the rest of the file cannot be read.
     """
-    readers = {
-        ".json": _read_json,
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".parquet": _read_parquet,
-    }
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        unpack = suffix == ".gz" and f"unpack it: gunzip -k {shlex.quote(str(path))}"
-        fix = unpack or f"use {', '.join(SUFFIXES)}"
+    if not file_type(path):
+        fix = f"use {', '.join(SUFFIXES)}, or one of them as .gz, .zst or .zip"
         raise DataError(f'unknown file type "{path.suffix}"', where=str(path), fix=fix)
-    try:
+    with unpacking(path), _reading(path):
         refuse_pointer(path, DataError)
-        yield from readers.get(suffix, _read_jsonl)(path, remarks or Remarks())
+        if path.suffix.lower() == ARCHIVE:
+            files: list[Path | Packed] = list(members(path, SUFFIXES))
+            if not files:
+                fix = f"put files ending in {', '.join(SUFFIXES)} into it"
+                raise DataError("no data file in this archive", where=str(path), fix=fix)
+        else:
+            files = [Packed(path) if path.suffix.lower() in PACKERS else path]
+    for file in files:
+        with unpacking(file), _reading(file):
+            yield from _rows_of(file, remarks or Remarks())
+
+
+def _rows_of(file: Path | Packed, remarks: Remarks) -> Iterator[Row]:
+    suffix = inside(file).suffix.lower()
+    if suffix in BINARY:
+        if isinstance(file, Packed):
+            raise DataError(f"{suffix} is packed already", where=str(file), fix="unpack it")
+        return _read_parquet(file) if suffix == ".parquet" else read_sheet(file)
+    readers = {".json": _read_json, ".csv": read_csv, ".tsv": read_csv}
+    return readers.get(suffix, _read_jsonl)(file, remarks)
+
+
+@contextmanager
+def _reading(path: Path | Packed) -> Iterator[None]:
+    """Raise what is wrong with the bytes of a file as a DataError."""
+    try:
+        yield
     except UnicodeError:
         raise undecodable(path) from None
+    except gzip.BadGzipFile:
+        raise  # an OSError for `unpacking`
     except OSError as error:
         what = f"cannot be read ({error.strerror or first_line(error)})"
         raise DataError(what, where=str(path)) from None
 
 
 def _from_hub(repo: str, name: str | None, commit: str | None) -> list[Path]:
-    patterns = [name] if name else [f"*{suffix}" for suffix in SUFFIXES]
+    every = [f"*{suffix}{packer}" for suffix in SUFFIXES for packer in ("", *PACKERS, ARCHIVE)]
+    patterns = [name] if name else every
     folder = download(repo, patterns, kind="dataset", error=DataError, revision=commit)
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     if name:
         names = [name] if name in names else []
     else:
-        names = [n for n in names if n.lower().endswith(SUFFIXES)]
+        names = [n for n in names if file_type(Path(n))]
         names = [n for n in names if "train" in n.lower()] or names
     if not names or len({Path(n).parent for n in names}) > 1:
         raise DataError(
@@ -121,7 +172,7 @@ def _from_hub(repo: str, name: str | None, commit: str | None) -> list[Path]:
     return [folder / n for n in names]
 
 
-def _read_jsonl(path: Path, remarks: Remarks) -> Iterator[Row]:
+def _read_jsonl(path: Path | Packed, remarks: Remarks) -> Iterator[Row]:
     with open_text(path) as file:
         text = JsonText(file, path, remarks)
         if text.peek() == "[" and text.is_array_of_objects():
@@ -131,7 +182,7 @@ def _read_jsonl(path: Path, remarks: Remarks) -> Iterator[Row]:
             yield from text.values()
 
 
-def _read_json(path: Path, remarks: Remarks) -> Iterator[Row]:
+def _read_json(path: Path | Packed, remarks: Remarks) -> Iterator[Row]:
     with open_text(path) as file:
         text = JsonText(file, path, remarks)
         first = text.peek()
@@ -144,7 +195,7 @@ def _read_json(path: Path, remarks: Remarks) -> Iterator[Row]:
             raise DataError(what, where=text.where, fix="the file should begin with [")
 
 
-def _objects(text: JsonText, path: Path, remarks: Remarks) -> Iterator[Row]:
+def _objects(text: JsonText, path: Path | Packed, remarks: Remarks) -> Iterator[Row]:
     """The objects of a file that should be an array: rows, or one object with all rows in it."""
     rows = text.values()
     first, where = next(rows)
@@ -162,7 +213,7 @@ def _objects(text: JsonText, path: Path, remarks: Remarks) -> Iterator[Row]:
             raise DataError(
                 f"one JSON object, whose rows are under {names}",
                 where=where,
-                fix=f"take them out: {_extraction(path, lists[0])}",
+                fix=f"take them out: {_extraction(inside(path), lists[0])}",
             )
     remarks.add("objects one after another, not an array of rows", where)
     yield first, where
@@ -184,10 +235,20 @@ def _extraction(path: Path, key: str) -> str:
     )
 
 
-def _read_csv(path: Path, remarks: Remarks) -> Iterator[Row]:
+def read_csv(path: Path | Packed, remarks: Remarks, encoding: str | None = None) -> Iterator[Row]:
+    """Yield the rows of a CSV file, with a DataError in place of each bad one.
+
+    Args:
+        path: the file.
+        remarks: gets what is read in another way than the file's name says.
+        encoding: of the file, where it is not UTF-8.
+    """
     csv.field_size_limit(MAX_ROW_CHARS)  # a setting of the module; 131,072 unless it is set
-    with open_text(path) as file:
+    with open_text(path, encoding) as file:
         delimiter, skipped = _delimiter(file, path, remarks)
+    with open_text(path, encoding) as file:  # once more: not all packed files can go back
+        for _ in range(skipped):
+            file.readline()
         reader = csv.reader(file, strict=True, delimiter=delimiter)
         header: list[str] | None = None
         where = f"{path}:1"
@@ -213,21 +274,19 @@ def _read_csv(path: Path, remarks: Remarks) -> Iterator[Row]:
             raise DataError(what, where=where, fix=fix) from None
 
 
-def _delimiter(file: TextIO, path: Path, remarks: Remarks) -> tuple[str, int]:
+def _delimiter(file: TextIO, path: Path | Packed, remarks: Remarks) -> tuple[str, int]:
     """What separates the fields of a file, and how many lines come before its header.
 
     A line `sep=;`, which Excel writes and reads, says so, or a header that commas do not separate.
     """
-    usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    stated = SEPARATOR_LINE.fullmatch(file.readline(MAX_ROW_CHARS))
+    usual = "\t" if inside(path).suffix.lower() == ".tsv" else ","
+    first = file.readline(MAX_ROW_CHARS)
+    stated = SEPARATOR_LINE.fullmatch(first)
     if stated:
         remarks.add("its first line tells the separator", f"{path}:1")
         return stated[1], 1
-    file.seek(0)
-    header = next(
-        (line for line in iter(lambda: file.readline(MAX_ROW_CHARS), "") if line.strip()), ""
-    )
-    file.seek(0)
+    lines = chain([first], iter(lambda: file.readline(MAX_ROW_CHARS), ""))
+    header = next((line for line in lines if line.strip()), "")
     present = [delimiter for delimiter in DELIMITERS if delimiter in header]
     if usual in present or len(present) != 1:
         return usual, 0
@@ -242,7 +301,7 @@ def _header(names: list[str], where: str) -> list[str]:
     return names
 
 
-def _read_parquet(path: Path, remarks: Remarks) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from offbook.data.packed import Packed
 from offbook.data.remarks import Remarks
 from offbook.errors import DataError, first_line, shorten
 
@@ -37,7 +38,7 @@ class _FaultError(Exception):
 class JsonText:
     """The values of a JSON text, of which a part is held in memory."""
 
-    def __init__(self, file: TextIO, path: Path, remarks: Remarks) -> None:
+    def __init__(self, file: TextIO, path: Path | Packed, remarks: Remarks) -> None:
         self.path, self.remarks = path, remarks
         self._file = file
         self._text, self._position, self._ended = "", 0, False
@@ -49,32 +50,71 @@ class JsonText:
         return f"{self.path}:{self.line}"
 
     def array(self) -> Iterator[Row]:
-        """Yield the elements of the array that begins here.
+        """Yield the elements of the array that begins here, after which nothing comes.
 
         Raises:
             DataError: at the first fault; where the next row begins cannot be told.
         """
+        yield from self.elements()
+        if self.peek():
+            raise self._error(
+                _FaultError(0, "text after the end of the array"), "put all rows into it"
+            )
+
+    def elements(self) -> Iterator[Row]:
+        """Yield the elements of the array that begins here.
+
+        Raises:
+            DataError: at the first fault.
+        """
+        for where in self.places():
+            yield self.decoded("correct the JSON array"), where
+
+    def members(self) -> Iterator[str]:
+        """Yield the keys of the object that begins here; the caller reads the value of each.
+
+        Raises:
+            DataError: at the first fault.
+        """
+        for _ in self.places("}"):
+            key = self.decoded()
+            if not isinstance(key, str) or self.peek() != ":":
+                raise self._error(_FaultError(0, "no key and colon"))
+            self.advance(1)
+            self.peek()
+            yield key
+
+    def places(self, closing: str = "]") -> Iterator[str]:
+        """Yield the `file:line` of each element of the array, or object, that begins here.
+
+        The caller reads each element.
+
+        Raises:
+            DataError: where a comma is missing, or the end.
+        """
         self.advance(1)
-        after = "]" if self.peek() == "]" else ","
+        after = closing if self.peek() == closing else ","
         while after == ",":
             self.peek()
-            where = self.where
-            try:
-                value = self._value()
-            except _FaultError as fault:
-                raise self._error(fault, "correct the JSON array") from None
-            yield value, where
+            yield self.where
             after = self.peek()
-            if after not in (",", "]"):
+            if after not in (",", closing):
                 what = "no comma between rows" if after else "the file ends inside the array"
                 raise self._error(_FaultError(0, what), "correct the JSON array")
             if after == ",":
                 self.advance(1)
         self.advance(1)
-        if self.peek():
-            raise self._error(
-                _FaultError(0, "text after the end of the array"), "put all rows into it"
-            )
+
+    def decoded(self, hint: str | None = None) -> object:
+        """The value that begins here.
+
+        Raises:
+            DataError: where it is not JSON.
+        """
+        try:
+            return self._value()
+        except _FaultError as fault:
+            raise self._error(fault, hint) from None
 
     def values(self) -> Iterator[Row]:
         """Yield values that follow each other, with a DataError in place of each bad one."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import io
 import shlex
 from pathlib import Path
 from typing import TextIO
 
+from offbook.data.packed import Packed, inside, open_bytes
 from offbook.errors import DataError, shorten
 
 # UTF-32 first: its mark begins with that of UTF-16.
@@ -19,23 +21,27 @@ MARKS = {
 CHUNK_BYTES = 2**16
 
 
-def open_text(path: Path) -> TextIO:
-    """Open a text file in the encoding that its first bytes show, with its line ends unchanged.
+def open_text(path: Path | Packed, encoding: str | None = None) -> TextIO:
+    """Open a text file, with its line ends unchanged.
+
+    Args:
+        path: the file.
+        encoding: of the file; by default, what its first bytes show.
 
     Raises:
         DataError: for UTF-16 without a byte order mark, with the command that converts it.
     """
-    encoding = encoding_of(path)
-    return path.open(encoding=encoding, newline="")
+    encoding = encoding or encoding_of(path)
+    return io.TextIOWrapper(open_bytes(path), encoding, newline="")
 
 
-def encoding_of(path: Path) -> str:
+def encoding_of(path: Path | Packed) -> str:
     """`utf-8-sig`, or the encoding of a byte order mark.
 
     Raises:
         DataError: see `open_text`.
     """
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         start = file.read(4)
     for mark, encoding in MARKS.items():
         if start.startswith(mark):
@@ -45,12 +51,12 @@ def encoding_of(path: Path) -> str:
         raise DataError(
             f"{encoding} text without a byte order mark",
             where=f"{path}:1",
-            fix=f"convert it: {conversion(path, encoding)}",
+            fix=f"convert it: {conversion(inside(path), encoding)}",
         )
     return "utf-8-sig"
 
 
-def undecodable(path: Path) -> DataError:
+def undecodable(path: Path | Packed) -> DataError:
     """What is wrong with a file that cannot be decoded: the first place, and what it may be.
 
     A file that decodes as GB18030 is not read as such: text in other encodings does so as well.
@@ -66,10 +72,10 @@ def undecodable(path: Path) -> DataError:
         text = found.decode("gb18030", errors="ignore")[:20].partition("\n")[0]
         fix = (
             f"as GB18030 it reads `{shorten(text)}`; if that is right, convert it: "
-            f"{conversion(path, 'GB18030')}"
+            f"{conversion(inside(path), 'GB18030')}"
         )
         return DataError(what, where=where, fix=fix)
-    fix = f"save the file as UTF-8, or convert it: {conversion(path, 'ITS-ENCODING')}"
+    fix = f"save the file as UTF-8, or convert it: {conversion(inside(path), 'ITS-ENCODING')}"
     return DataError(what, where=where, fix=fix)
 
 
@@ -79,11 +85,11 @@ def conversion(path: Path, encoding: str) -> str:
     return f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(copy))}"
 
 
-def _first_bad_bytes(path: Path, encoding: str) -> tuple[int, int, bytes]:
+def _first_bad_bytes(path: Path | Packed, encoding: str) -> tuple[int, int, bytes]:
     """Line and column of the first bytes that cannot be decoded, and the bytes from there on."""
     decoder = codecs.getincrementaldecoder(encoding)()
     line = column = 1
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         while True:
             data = file.read(CHUNK_BYTES)
             state = decoder.getstate()
@@ -109,12 +115,12 @@ def _first_bad_bytes(path: Path, encoding: str) -> tuple[int, int, bytes]:
         return line, column, held + data[position : position + 100]
 
 
-def _may_be_gb18030(path: Path) -> bool:
+def _may_be_gb18030(path: Path | Packed) -> bool:
     """Whether a file decodes as GB18030, and is not UTF-8 with a few broken characters."""
     gb18030 = codecs.getincrementaldecoder("gb18030")()
     utf8 = codecs.getincrementaldecoder("utf-8")("replace")
     broken = intact = 0
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         while True:
             data = file.read(CHUNK_BYTES)
             try:

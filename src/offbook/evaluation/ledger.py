@@ -90,16 +90,17 @@ def _repeats(rows: Sequence[Row]) -> dict[int, str]:
     remarks = {}
     for number, row in enumerate(rows):
         earlier = first.setdefault(_plain(_reply(row)), number)
-        if earlier != number:
+        # A row that `data.train` repeats is no other one.
+        if rows[earlier].example.source != row.example.source:
             remarks[number] = f"repeats {rows[earlier].example.source}"
     return remarks
 
 
 def _contradictions(rows: Sequence[Row]) -> dict[int, str]:
     """Rows whose prompt is that of another row, with a reply of other words."""
-    groups: dict[int, list[int]] = defaultdict(list)
+    groups: dict[bytes, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
-        groups[row.prompt].append(number)
+        groups[row.conversation.question_key].append(number)
     remarks = {}
     for numbers in groups.values():
         for a in numbers:

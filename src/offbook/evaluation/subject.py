@@ -10,6 +10,7 @@ import numpy as np
 
 from offbook.config import Config
 from offbook.data.conversations import Conversation, ConversationReader, read_conversations
+from offbook.data.sources import read_training
 from offbook.errors import ConfigError
 from offbook.inference.model import FoundModel, find_model
 from offbook.inference.sources import Source, identify
@@ -116,8 +117,7 @@ def find_subject(
     config, receipt = find_data(run, run.config()), run.receipt()
     limit = config.data.max_length if isinstance(config.data.max_length, int) else None
     known = read_data(config, template, limit, Monitor(), receipt.commits)
-    commit = receipt.commits.get("data.train")
-    reader = held_reader = read_conversations(config.data.train, config.data, commit)
+    reader = held_reader = read_training(config.data, receipt.commits)
     held_out = known.validation
     if data is not None:
         held_out, held_reader = _read(data, config, template)

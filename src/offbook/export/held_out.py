@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from offbook.data.conversations import Conversation, Message, read_conversations
+from offbook.data.sources import read_training
 from offbook.runs.trained import TrainedRun
 from offbook.tokens.examples import IGNORED, Example, tokenize
 from offbook.tokens.tokenizer import PROBES
@@ -50,7 +51,7 @@ def sample_rows(run: TrainedRun) -> Sample:
     """
     data, template = run.config.data, run.template
     limit = data.max_length if isinstance(data.max_length, int) else None
-    readers = [read_conversations(data.train, data)]
+    readers = [read_training(data)]
     training = tokenize(readers[0], template, limit)
     if isinstance(data.validation, float):
         training, validation = training.split(data.validation, run.config.train.seed)

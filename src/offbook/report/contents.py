@@ -93,7 +93,7 @@ class Contents:
     @property
     def role(self) -> str:
         """The data that it was trained on."""
-        return Path(self.config.data.train).name if self.begun else ""
+        return self.config.data.name if self.begun else ""
 
     @property
     def base(self) -> str:
@@ -263,9 +263,7 @@ def total_steps(config: Config, receipt: Receipt) -> int | None:
         return config.train.max_steps
     if receipt.rows is None or not receipt.rows.training:
         return None
-    settings = config.train
-    schedule = Schedule(receipt.rows.training, settings.batch_size, settings.seed)
-    return schedule.total_steps(settings)
+    return Schedule.of(receipt.rows.training, config).total_steps(config.train)
 
 
 def written(run: RunDirectory) -> str | None:

@@ -79,7 +79,7 @@ def summarize(path: Path) -> Summary:
         return Summary(path, size=size_of(path), written=written(run), problem=str(error))
     return Summary(
         run=path,
-        data=Path(config.data.train).name,
+        data=config.data.name,
         base=Path(config.model.base).name,
         step=curves.step,
         steps=total_steps(config, receipt),

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from offbook.config import PATH_KEYS, RECEIPT, RUN_SETTINGS, Config
+from offbook.config import RECEIPT, RUN_SETTINGS, Config, DoctorSettings
 from offbook.errors import CheckpointError, ConfigError, DiskError, quoted
 from offbook.files import storage
 from offbook.monitor import (
@@ -42,12 +42,16 @@ FREE_ON_RESUME = (
 )
 # Settings that may change because a run knows by their hashes what they name, and how long it is.
 CHANGEABLE = (
-    *PATH_KEYS,
+    "model.base",
+    "data.train",
+    "data.validation",
     "model.revision",
+    "train.init_adapter",
     "train.num_train_epochs",
     "train.max_steps",
     "train.patience",
     *(f"train.{name}" for name in FREE_ON_RESUME),
+    *(f"doctor.{name}" for name in DoctorSettings.model_fields),
 )
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 # What is known to be offbook's in an adapter or a checkpoint whose manifest cannot be read.
@@ -141,8 +145,10 @@ class RunDirectory:
         for key, value in requested.flat().items():
             if value == before[key] or key == "output_dir":
                 continue
-            share = key == "data.validation" and float in (type(value), type(before[key]))
-            if key in CHANGEABLE and not share:
+            other = key == "data.validation" and float in (type(value), type(before[key]))
+            if key == "data.train" and requested.gives(key):
+                other = requested.data.repeats != own.data.repeats
+            if key in CHANGEABLE and not other:
                 if requested.gives(key):
                     merged = merged.with_value(key, absolute[key])
             elif not value == defaults[key] == "auto":  # the run has what that was resolved to

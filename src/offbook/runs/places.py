@@ -8,10 +8,11 @@ agrees is used. What came from the hub is that of the same commit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from offbook.config import EMBEDDED_BASE, PATH_KEYS, SAMPLES, Config, local_path
+from offbook.config import EMBEDDED_BASE, SAMPLES, Config, exists, local_path
+from offbook.data.formats import resolve
 from offbook.errors import CheckpointError, OffbookError, quoted
 from offbook.files.hub import commit_of
 from offbook.files.storage import sha256
@@ -20,38 +21,38 @@ from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import hash_base, hash_text
 from offbook.tokens.template import ChatTemplate
 
-BASE, TRAIN, VALIDATION = PATH_KEYS
-WHAT = {BASE: "base", TRAIN: "data", VALIDATION: "validation data"}
+BASE = "model.base"
+WHAT = {BASE: "base", "data.validation": "validation data"}
 NAMES = (EMBEDDED_BASE, *SAMPLES)
 
 
 def places_from(run: Path, config: Config) -> dict[str, str]:
     """The local files that a run is given, by setting, as paths from its directory."""
     places = {}
-    for key in PATH_KEYS:
-        value = config.flat()[key]
-        if isinstance(value, str) and value not in NAMES and (path := local_path(value)):
+    for key, value in config.places().items():
+        if value not in NAMES and exists(value):
             try:
-                places[key] = Path(os.path.relpath(path.absolute(), run.resolve())).as_posix()
+                absolute = Path(os.path.expanduser(value)).absolute()  # noqa: PTH111
+                places[key] = Path(os.path.relpath(absolute, run.resolve())).as_posix()
             except ValueError:  # on another drive of Windows
                 continue
     return places
 
 
-def commits_of(config: Config, base: Path, data: Sequence[Path]) -> dict[str, str]:
+def commits_of(config: Config, files: Mapping[str, Path]) -> dict[str, str]:
     """The commits of what was downloaded from the hub, by setting.
 
     Args:
         config: of the run.
-        base: the folder of its base.
-        data: the files of its examples, those for training first.
+        files: the folder of its base, and a file of each source of its data, by setting.
     """
-    commits = {}
-    for key, path in {BASE: base, TRAIN: data[0], VALIDATION: data[-1]}.items():
-        value = config.flat()[key]
-        if isinstance(value, str) and value not in NAMES and not local_path(value):
-            commits[key] = commit_of(path)
-    return {key: commit for key, commit in commits.items() if commit}
+    values = config.places()
+    found = {
+        key: commit_of(path)
+        for key, path in files.items()
+        if (value := values.get(key)) and value not in NAMES and not exists(value)
+    }
+    return {key: commit for key, commit in found.items() if commit}
 
 
 def find_data(run: RunDirectory, config: Config) -> Config:
@@ -63,32 +64,48 @@ def find_data(run: RunDirectory, config: Config) -> Config:
         CheckpointError: when a file is not found, or is another one, with the command that names
             another place.
     """
-    hashes = list(run.receipt().data.values()) or [""]
-    shared = isinstance(config.data.validation, float)
-    # Version 0.1 has one hash for two files of the same name.
-    known = {TRAIN: hashes[0] if shared or len(hashes) > 1 else "", VALIDATION: hashes[-1]}
+    hashes = list(run.receipt().data.values())
+    # Version 0.1 has one hash for two files of the same name, that of the last one.
+    lacking = isinstance(config.data.validation, str) and len(hashes) == 1
     missing: dict[str, str] = {}
     changed: list[str] = []
-    for key in PATH_KEYS:
+    for key in config.places():
         places = _places(run, config, key)
-        here = [place for place in places if local_path(place)]
+        here = [place for place in places if exists(place)]
         if places and not here:
             missing[key] = places[-1]
         if key == BASE or not here:
             continue
-        same = [p for p in here if Path(p).is_file() and known[key] in ("", sha256(Path(p)))]
+        validates = key == "data.validation"
+        any_data = lacking and not validates
+        same = [place for place in here if any_data or _is_data(place, hashes, validates)]
         if not same:
             changed.append(key)
-        config = config.with_value(key, (same or here)[0])
+        config = config.with_place(key, (same or here)[0])
     if missing:
-        what = ", ".join(f"{WHAT[key]} is not at {place}" for key, place in missing.items())
+        what = ", ".join(f"{_what(key)} is not at {place}" for key, place in missing.items())
         raise _elsewhere(run, f"the {what}", resume_with(run, *missing))
     if changed:
-        what = " and the ".join(WHAT[key] for key in changed)
+        what = " and the ".join(dict.fromkeys(map(_what, changed)))
         raise _elsewhere(
             run, f"the {what} has changed since the run was started", resume_with(run, *changed)
         )
     return config
+
+
+def _what(key: str) -> str:
+    return WHAT.get(key, "data")
+
+
+def _is_data(place: str, hashes: Sequence[str], validates: bool) -> bool:
+    """Whether all files at a place went into the run, or are the last ones, which validated it."""
+    try:
+        found = [sha256(path) for path in resolve(place)]
+    except OffbookError:
+        return False
+    if validates:
+        return found == list(hashes[-len(found) :])
+    return set(found) <= set(hashes)
 
 
 def find_moved(run: RunDirectory, config: Config) -> Config:
@@ -96,10 +113,10 @@ def find_moved(run: RunDirectory, config: Config) -> Config:
 
     Unlike those of a run to resume, they may have changed.
     """
-    for key in PATH_KEYS:
+    for key in config.places():
         places = _places(run, config, key)
-        if len(places) > 1 and not local_path(places[1]) and local_path(places[0]):
-            config = config.with_value(key, places[0])
+        if len(places) > 1 and not exists(places[1]) and exists(places[0]):
+            config = config.with_place(key, places[0])
     return config
 
 
@@ -157,7 +174,11 @@ def require_base(run: RunDirectory, base: Path, template: ChatTemplate, command:
 
 def resume_with(run: RunDirectory, *keys: str) -> str:
     """The command that resumes a run with other places for these settings."""
-    return " ".join((run.command, *(f"{key}=PATH" for key in keys)))
+    # One of several sources is changed with all of them.
+    given = dict.fromkeys(
+        "'data.train=[PATH, ...]'" if "[" in key else f"{key}=PATH" for key in keys
+    )
+    return " ".join((run.command, *given))
 
 
 def chat_with(run: RunDirectory) -> str:
@@ -167,10 +188,10 @@ def chat_with(run: RunDirectory) -> str:
 
 def _places(run: RunDirectory, config: Config, key: str) -> list[str]:
     """Where a local file of a run may be; none for names, and for what is on the hub."""
-    value, receipt = config.flat()[key], run.receipt()
-    if not isinstance(value, str) or not Path(value).is_absolute():
+    value, receipt = config.places()[key], run.receipt()
+    if not Path(value).is_absolute():
         return []
-    if value != run.config().flat()[key] or key not in receipt.places:
+    if value != run.config().places().get(key) or key not in receipt.places:
         return [value]
     near = os.path.normpath(run.path.resolve() / receipt.places[key])
     return list(dict.fromkeys((near, value)))

@@ -12,12 +12,10 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from offbook.errors import CheckpointError
 from offbook.files.storage import sha256
 from offbook.files.untrusted import read_base_tensors
 from offbook.models.gguf import source_of
+from offbook.runs.records import read_record
 
 PACKAGES = ("offbook", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 # A base's weights are hashed in part: this many tensors, this many bytes from the middle of each.
@@ -65,6 +63,21 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """An adapter that a run went on from.
+
+    Attributes:
+        name: of its run or folder.
+        weights: hash of its file.
+        data: hashes of what it was trained on, as in a receipt; empty where that is not known.
+    """
+
+    name: str
+    weights: str
+    data: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Receipt:
     """`receipt.json`. Fields with a default are missing from files of older versions.
 
@@ -79,6 +92,7 @@ class Receipt:
         date: the day that the chat template prints; None where it prints none.
         commits: of what came from the hub, by setting: `{"model.base": "c0ffee..."}`.
         places: of local files, by setting, as paths from the run directory.
+        ancestry: the adapters that the run went on from, the first one first.
     """
 
     base: dict[str, str] = field(default_factory=dict)
@@ -91,25 +105,17 @@ class Receipt:
     date: datetime.date | None = None
     commits: dict[str, str] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
+    ancestry: list[Ancestor] = field(default_factory=list)
 
     @classmethod
     def read(cls, file: Path) -> Receipt:
-        """The receipt in a file; keys that this version does not know are ignored.
-
-        Raises:
-            CheckpointError: when the file is damaged.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(json.loads(file.read_bytes()))
-        except ValueError:
-            raise CheckpointError(
-                "the file is damaged", where=str(file), fix="restore it from a copy"
-            ) from None
+        """The receipt in a file, as `read_record`."""
+        return read_record(cls, file, fix="restore it from a copy")
 
     def to_json(self) -> bytes:
         """The contents of the file."""
         values = asdict(self)
-        for name in ("date", "commits", "places"):
+        for name in ("date", "commits", "places", "ancestry"):
             if not values[name]:
                 del values[name]
         text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
@@ -181,10 +187,14 @@ def hash_base(base: Path) -> dict[str, str]:
 
 
 def hash_data(files: Sequence[Path]) -> dict[str, str]:
-    """The hash of each data file, by its name, or with its folder where names are equal."""
+    """The hash of each data file, by its name, or with its folders where names are equal."""
     hashes: dict[str, str] = {}
     for path in files:
-        name = f"{path.parent.name}/{path.name}" if path.name in hashes else path.name
+        name = path.name
+        for folder in path.parents:
+            if name not in hashes:
+                break
+            name = f"{folder.name}/{name}"
         hashes[name] = sha256(path)
     return hashes
 

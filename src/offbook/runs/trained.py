@@ -111,7 +111,7 @@ def open_run(
     if base is not None:
         named = config.with_value("model.base", str(base)).with_absolute_paths()
     _, folder = find_base(run, named, announce, command)
-    template = ChatTemplate(load_tokenizer(folder), receipt.date)
+    template = ChatTemplate(load_tokenizer(folder, config.model.template), receipt.date)
     if notice := receipt.missing_date(template.date):
         announce(notice)
     require_base(run, folder, template, command)

@@ -132,7 +132,7 @@ class Renderer:
         return ModelError(
             f"the chat template cannot be trained on: {reason}",
             where=self._tokenizer.name_or_path or None,
-            fix="use a chat model whose template is intact",
+            fix="use a chat model whose template is intact, or set model.template",
         )
 
 

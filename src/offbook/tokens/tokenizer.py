@@ -36,8 +36,12 @@ PROBES = (
 )
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | Path, template: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer in a model folder, and `prove` it.
+
+    Args:
+        folder: of the model.
+        template: the text of a chat template to use in place of its own.
 
     Raises:
         ModelError: when there is none, or it differs from its `tokenizer.json`.
@@ -61,6 +65,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     prove(tokenizer, raw)
+    if template is not None:
+        tokenizer.chat_template = template
     return tokenizer
 
 

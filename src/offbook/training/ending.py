@@ -48,11 +48,11 @@ def finished_steps(
         config: the settings to resume it with.
         announce: is told that it has finished, and why where it ended early.
     """
-    rows, own = run.receipt().rows, run.config().train
+    rows, own = run.receipt().rows, run.config()
     if rows is None or storage.verify(run.adapter) is not None:
         return None
-    schedule, losses = Schedule(rows.training, own.batch_size, own.seed), validations(run)
-    steps = last_step(losses, schedule, own)
+    schedule, losses = Schedule.of(rows.training, own), validations(run)
+    steps = last_step(losses, schedule, own.train)
     if last_step(losses, schedule, config.train) != steps:
         return None
     announce(f"the run has finished already, in step {steps:,}")

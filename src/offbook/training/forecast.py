@@ -20,7 +20,7 @@ from offbook.models.targets import ALL_LINEAR
 from offbook.monitor import Monitor
 from offbook.training.plan import ModelShape, Plan
 from offbook.training.practice import Amount
-from offbook.training.schedule import Schedule, check_warmup
+from offbook.training.schedule import check_warmup
 from offbook.training.setup import RunInputs, gather
 
 COUNTED_STEPS = 50  # whose tokens are counted
@@ -83,10 +83,10 @@ def predict(run: RunInputs, monitor: Monitor) -> Forecast:
     rate = settings.learning_rate
     assert rate != "auto"
     packed = shape.packed and settings.engine == "fast"
-    schedule, amount = Schedule.of(run.training, settings), Amount.of(run.training, settings)
+    schedule, amount = run.schedule, Amount.of(run.training, run.config)
     steps = [
         make_step(
-            [run.training[row] for row in schedule.rows(k)],
+            run.examples(k),
             run.plan.micro_batch_tokens,
             torch.device("cpu"),  # only their tokens are counted
             packed=packed,
@@ -128,7 +128,7 @@ def fit_to_time(run: RunInputs, seconds: float, monitor: Monitor, processes: int
     expected = predict(run, monitor)
     assert expected.step_seconds is not None
     a_step = expected.step_seconds / processes
-    settings, schedule = run.config.train, Schedule.of(run.training, run.config.train)
+    settings, schedule = run.config.train, run.schedule
     a_token = a_step / expected.step_tokens
     validation = int(run.validation.lengths.sum()) * a_token / 3
     every = min(settings.eval_steps or schedule.steps_per_epoch, expected.steps)

@@ -22,13 +22,14 @@ from offbook.runs import checkpoint
 from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress, lowest
 from offbook.runs.directory import COMMITTED, RunDirectory
+from offbook.tokens.own_template import with_template_text
 from offbook.training.distributed import Processes
 from offbook.training.ending import describe_early_end, finished_steps, out_of_patience
 from offbook.training.interrupt import Interrupt, Stopped
 from offbook.training.joining import has_begun, join, require_shared
 from offbook.training.log import open_log
 from offbook.training.resume import begin
-from offbook.training.schedule import Schedule, learning_rate_at
+from offbook.training.schedule import learning_rate_at
 from offbook.training.setup import LoadedRun
 from offbook.training.shared import SharedBase
 from offbook.training.step import Stepper, StepResult
@@ -49,8 +50,8 @@ def training_steps(
         OffbookError: when the run cannot continue.
     """
     progress, settings, inputs = stepper.progress, stepper.settings, stepper.loaded.inputs
-    training, validation = inputs.training, inputs.validation
-    schedule = Schedule.of(training, settings)
+    validation = inputs.validation
+    schedule = inputs.schedule
     total = schedule.total_steps(settings)
     last = schedule.steps_of_share(settings, share)
     eval_steps = settings.eval_steps or schedule.steps_per_epoch
@@ -58,7 +59,7 @@ def training_steps(
     if progress.step < last:
         monitor.busy("comparing gradients with those of transformers and PEFT")
         # Fast and plain path must give the same gradients on these rows, on this device.
-        stepper.check_engine([training[row] for row in schedule.rows(progress.step)])
+        stepper.check_engine(inputs.examples(progress.step))
     monitor.begin(progress.step, last)
     while True:
         # What is due after `step` steps: save, evaluate, or end. Then the next step.
@@ -80,7 +81,7 @@ def training_steps(
 
         started = time.perf_counter()
         rows = schedule.rows(step)
-        examples = [training[row] for row in rows]
+        examples = inputs.examples(step)
         learning_rate = learning_rate_at(step, total, settings)
         loss, tokens, by_row = stepper.forward_backward(examples)
         grad_norm = stepper.clip_gradients()
@@ -180,6 +181,7 @@ def train(
             )
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other", fix="give one of them")
+    config = with_template_text(config)
     # Unlike pathlib's, this leaves an unknown ~user as it is.
     run = RunDirectory(Path(os.path.expanduser(config.output_dir)))  # noqa: PTH111
     refuse_forked_child()
@@ -187,7 +189,7 @@ def train(
         # The first process alone reports, and touches the run directory.
         monitor = monitor if monitor and processes.leads else Monitor()
         if processes.size > 1 and shared:
-            raise ConfigError("a sweep is trained by one process", fix="start it without --nproc")
+            raise ConfigError("a sweep is trained by one process", fix="start it as one process")
         if processes.restarted and processes.leads and not resume:
             resume = has_begun(run) if overwrite else run.begun
             overwrite = overwrite and not resume
@@ -290,7 +292,7 @@ def _train(
             if processes.leads and progress.step > 0:  # what was done is here
                 stepper.write(run, checkpoint.validations(run))
             raise
-    total = Schedule.of(loaded.inputs.training, stepper.settings).total_steps(stepper.settings)
+    total = loaded.inputs.schedule.total_steps(stepper.settings)
     return seconds, examples, share == 1 or progress.step == total
 
 

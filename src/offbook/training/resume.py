@@ -20,7 +20,7 @@ from offbook.runs.receipt import Receipt
 from offbook.training.distributed import Processes
 from offbook.training.ending import last_step
 from offbook.training.forecast import fit_to_time
-from offbook.training.schedule import Schedule, describe_change
+from offbook.training.schedule import describe_change
 from offbook.training.setup import LoadedRun, RunInputs, gather, load, make_receipt
 from offbook.training.shared import SharedBase
 
@@ -182,12 +182,12 @@ def make_optimizer(loaded: LoadedRun) -> torch.optim.Optimizer:
 
 def _same_commits(commits: dict[str, str], own: Config, config: Config) -> dict[str, str]:
     """The commits of what a resumed run still has from the hub."""
-    before, now = own.flat(), config.flat()
+    before, now = own.places(), config.places()
+    other_revision = own.model.revision != config.model.revision
     return {
         key: commit
         for key, commit in commits.items()
-        if before[key] == now[key]
-        and (key != BASE or before["model.revision"] == now["model.revision"])
+        if before.get(key) == now.get(key) and not (key == BASE and other_revision)
     }
 
 
@@ -224,7 +224,7 @@ def _tell_changes(run: RunDirectory, receipt: Receipt, monitor: Monitor) -> None
 
 def _tell_schedule(run: RunDirectory, own: Config, inputs: RunInputs, monitor: Monitor) -> None:
     """Announce that a resumed run has other steps than before, or refuse."""
-    schedule = Schedule.of(inputs.training, own.train)
+    schedule = inputs.schedule
     newest = checkpoint.newest(run, lambda text: None)
     done = (newest and step_of(newest)) or 0
     told = describe_change(schedule, done, own.train, inputs.config.train)
@@ -243,7 +243,7 @@ def _tell_schedule(run: RunDirectory, own: Config, inputs: RunInputs, monitor: M
 
 def _last_steps(run: RunDirectory, own: Config, inputs: RunInputs) -> tuple[int, int]:
     """The steps after which a run ends by its settings until now, and by those to resume with."""
-    schedule, losses = Schedule.of(inputs.training, own.train), checkpoint.validations(run)
+    schedule, losses = inputs.schedule, checkpoint.validations(run)
     return (
         last_step(losses, schedule, own.train),
         last_step(losses, schedule, inputs.config.train),

@@ -7,20 +7,19 @@ for the next step and gets the same examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offbook.config import LoraSettings, TrainSettings
+from offbook.config import Config, LoraSettings, TrainSettings
 from offbook.errors import ConfigError
-from offbook.tokens.examples import Example
 
 # Measured: with 60 rows of the sample role and the default settings, SmolLM2-135M has its voice
 # after these steps.
 STEPS_FOR_A_VOICE = 12
+MIXED = 2**31  # added to a pass over general rows, so that its order is not that of an epoch
 FEWEST_STEPS = 5  # of a run that is compared with others before its end
 
 
@@ -30,7 +29,8 @@ class Schedule:
 
     Attributes:
         examples: how many there are.
-        batch_size: examples per step; the last step of an epoch has fewer where they do not divide.
+        batch_size: examples per step, without general ones that are mixed in; the last step of an
+            epoch has fewer where they do not divide.
         seed: of the order, which differs in each epoch.
     """
 
@@ -39,9 +39,9 @@ class Schedule:
     seed: int
 
     @classmethod
-    def of(cls, examples: Sequence[Example], settings: TrainSettings) -> Schedule:
-        """The schedule for a data set."""
-        return cls(len(examples), settings.batch_size, settings.seed)
+    def of(cls, examples: int, config: Config) -> Schedule:
+        """The schedule of a run with so many training examples."""
+        return cls(examples, config.train.batch_size - config.mixed_per_step, config.train.seed)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,7 +65,22 @@ class Schedule:
         return _order(self.examples, self.seed, epoch)[start : start + self.batch_size]
 
 
-@lru_cache(maxsize=2)
+def mixed_rows(step: int, examples: int, config: Config) -> list[int]:
+    """Indices of the general examples of the next step after `step` completed ones.
+
+    All are taken in turn, in another order in each pass.
+
+    Args:
+        step: completed steps.
+        examples: how many general ones there are.
+        config: of the run.
+    """
+    count = config.mixed_per_step
+    places = [divmod(place, examples) for place in range(step * count, (step + 1) * count)]
+    return [int(_order(examples, config.train.seed, MIXED + a_pass)[at]) for a_pass, at in places]
+
+
+@lru_cache(maxsize=4)
 def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(examples)
 

@@ -12,11 +12,12 @@ import torch
 from peft import PeftModel
 
 from offbook.config import Config
+from offbook.doctor.inspection import language_finding
 from offbook.engine.engine import Engine
 from offbook.engine.machine import limit_threads
 from offbook.engine.memory import prepare_allocator, prepare_deterministic
 from offbook.engine.ops.library import library
-from offbook.models.adapter import attach_adapter
+from offbook.models.adapter import attach_adapter, restore_adapter
 from offbook.models.adapter_config import notes_for_readers
 from offbook.models.base import (
     context_length,
@@ -34,6 +35,7 @@ from offbook.models.load import (
 )
 from offbook.models.weights import check_weights
 from offbook.monitor import Monitor
+from offbook.runs import checkpoint
 from offbook.runs.directory import RunDirectory
 from offbook.runs.places import (
     BASE,
@@ -51,12 +53,13 @@ from offbook.runs.receipt import (
     hash_text,
     installed_versions,
 )
-from offbook.tokens.examples import Examples, beyond_context, setting_that_keeps
-from offbook.tokens.language import unknown_language
+from offbook.tokens.examples import Example, Examples, beyond_context, setting_that_keeps
+from offbook.tokens.own_template import with_template_text
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from offbook.tokens.vocabulary import check_vocabulary
 from offbook.training.advice import Case, describe
+from offbook.training.ancestor import Start, find_start
 from offbook.training.data import Data, read_data
 from offbook.training.plan import (
     Memory,
@@ -72,6 +75,7 @@ from offbook.training.schedule import (
     check_steps,
     check_warmup,
     fitting_rate,
+    mixed_rows,
 )
 from offbook.training.shared import SharedBase
 
@@ -88,11 +92,13 @@ class RunInputs:
         template: of its chats.
         data: the files the examples come from.
         training, validation: the examples.
+        mixed: general ones, of which each step takes some; None where there are none.
         shape: the base's sizes.
         plan: how steps are divided into micro-batches to fit the machine.
         dtype: of the base.
         device: that computes.
         commits: of what came from the hub, by setting; `commits.get("model.base")` is the base's.
+        start: the adapter that the run goes on from; None for a new one.
     """
 
     config: Config
@@ -101,11 +107,26 @@ class RunInputs:
     data: tuple[Path, ...]
     training: Examples
     validation: Examples
+    mixed: Examples | None
     shape: ModelShape
     plan: Plan
     dtype: torch.dtype
     device: torch.device
     commits: dict[str, str]
+    start: Start | None
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which examples a step sees."""
+        return Schedule.of(len(self.training), self.config)
+
+    def examples(self, step: int) -> list[Example]:
+        """Those of the next step after `step` completed ones; general ones come last."""
+        own = [self.training[row] for row in self.schedule.rows(step)]
+        mixed = self.mixed
+        if mixed is None:
+            return own
+        return own + [mixed[row] for row in mixed_rows(step, len(mixed), self.config)]
 
 
 @dataclass(frozen=True)
@@ -160,22 +181,26 @@ def gather(
     require_quantization(config.model.quantization)
     revision = start.commits.get(BASE, config.model.revision)
     base = resolve_base(config.model.base, revision, monitor.announce, weights)
-    template = ChatTemplate(load_tokenizer(base), start.date)
+    config = with_template_text(config)
+    template = ChatTemplate(load_tokenizer(base, config.model.template), start.date)
     if resumed:
         require_base(resumed, base, template, resume_with(resumed, BASE))
     for note in template.notes:
         monitor.announce(note)
     if has_weights(base):
         check_weights(base)
+    # A checkpoint has the weights of a run that is resumed.
+    begins = resumed is None or checkpoint.newest(resumed, monitor.announce) is None
+    beginning = find_start(config, base, start) if begins else None
     setting, context = config.data.max_length, context_length(base)
     limit = context if setting == "auto" else setting
     data = read_data(config, template, limit, monitor, start.commits)
     config = config.with_value("data.validation", data.held_out)
     shape = ModelShape.of(base, config.lora)
-    for examples in (data.training, data.validation):
+    for examples in data.parts:
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
-    if notice := unknown_language(data.training, template.tokenizer):
-        monitor.announce(notice)
+    if finding := language_finding(data.training, template.tokenizer):
+        monitor.announce(f"{finding.what}; {finding.todo}")
     if config.train.learning_rate == "auto":
         width = shape.config.hidden_size
         rate = fitting_rate(width, shape.config.model_type, config.lora)
@@ -183,7 +208,7 @@ def gather(
         monitor.announce(f"learning rate {rate:g}, from the base's width ({width:,})")
     check_patience(len(data.validation), config.train)
     for check in (check_warmup, check_steps):
-        if notice := check(Schedule.of(data.training, config.train), config.train):
+        if notice := check(Schedule.of(len(data.training), config), config.train):
             monitor.announce(notice)
     for note in (*shape.notes, *notes_for_readers(config.lora)):
         monitor.announce(note)
@@ -192,7 +217,7 @@ def gather(
     case = Case(config, shape, data.longest, dtype, device, memory)
     case = _resolve_precision(case, monitor)
     case, data = _resolve_max_length(case, data, template, limit, monitor, start.commits)
-    lengths = np.concatenate([data.training.lengths, data.validation.lengths])
+    lengths = np.concatenate([part.lengths for part in data.parts])
     if beyond := beyond_context(setting, context, lengths):
         monitor.announce(beyond)
     plan = make_plan(case, start.micro_batch_tokens)
@@ -204,11 +229,13 @@ def gather(
         data=data.files,
         training=data.training,
         validation=data.validation,
+        mixed=data.mixed,
         shape=shape,
         plan=plan,
         dtype=case.dtype,
         device=device,
-        commits=commits_of(case.config, base, data.files),
+        commits=commits_of(case.config, {BASE: base, **data.places}),
+        start=beginning,
     )
 
 
@@ -226,6 +253,9 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
     base = load_this(inputs.base, inputs.dtype, device, config.model.quantization)
     name, revision = published_name(config.model.base, inputs.base)
     model = attach_adapter(base, config.lora, config.train.seed, name, revision)
+    if inputs.start:
+        restore_adapter(model, inputs.start.folder)
+        monitor.announce(f"going on from the adapter {inputs.start.folder}")
     engine = Engine(model, fast=config.train.engine == "fast")
     if engine.plain_layers:
         monitor.announce(f"left to transformers and PEFT: {', '.join(engine.plain_layers)}")
@@ -239,6 +269,7 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
         f"{config.model.base} in {config.model.precision} on {device}, "
         f"{inputs.shape.adapter:,} parameters to train; "
         f"{len(inputs.training):,} examples to learn, {len(inputs.validation):,} held out"
+        + (f", {len(inputs.mixed):,} general ones to mix in" if inputs.mixed else "")
     )
     return LoadedRun(inputs, model, engine)
 
@@ -270,6 +301,7 @@ def make_receipt(inputs: RunInputs, run: Path, processes: int = 1) -> Receipt:
         date=inputs.template.date,
         commits=inputs.commits,
         places=places_from(run, inputs.config),
+        ancestry=inputs.start.ancestry if inputs.start else [],
     )
 
 
@@ -316,7 +348,7 @@ def _resolve_max_length(
         case = replace(case, config=config, longest=data.longest)
     # The parts of one file have its notices in common.
     apart = isinstance(case.config.data.validation, str)
-    for part in (data.training, data.validation) if apart else (data.training,):
+    for part in data.parts if apart else data.parts[::2]:
         for notice in part.notices(limit, keep):
             monitor.announce(notice)
     return case, data

@@ -201,7 +201,9 @@ class Stepper:
             rows: the index of each example among those that are trained on.
             losses: of examples, by their number in the step.
         """
-        numbers, rounded = [int(rows[k]) for k in losses], [round(x, 4) for x in losses.values()]
+        # Behind them are general examples that are mixed in.
+        found = {k: loss for k, loss in losses.items() if k < len(rows)}
+        numbers, rounded = [int(rows[k]) for k in found], [round(x, 4) for x in found.values()]
         self.log(RowLosses(self.progress.step, numbers, rounded))
 
     def check_rate(self, total: int) -> None:

@@ -1,0 +1,1 @@
+"""Scripts, subtitles, novels and chats as lines that somebody says, and these as rows."""
