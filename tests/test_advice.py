@@ -423,6 +423,22 @@ SOURCES = "tests/inference/test_sources.py::test_"
 STEP = "tests/training/test_step.py::test_"
 # The test that follows each piece of advice. The texts are those of the sources.
 TESTS: dict[str, tuple[str, ...]] = {
+    # Devices and processes.
+    "tests/models/test_load.py::test_a_device_that_is_not_here_is_named": (
+        "leave it at auto, or set cpu",
+    ),
+    "tests/training/test_joining.py::test_a_process_without_its_place_trains_alone": (
+        "start it with torchrun or --nproc, or unset WORLD_SIZE",
+    ),
+    "tests/training/test_joining.py::test_several_processes_do_not_share_one_device": (
+        "leave it at auto, or train with one process",
+    ),
+    "tests/training/test_distributed.py::test_what_was_done_is_saved_when_a_process_goes": (
+        "see what it wrote last, and continue with --resume",
+    ),
+    "tests/engine/test_dropout.py::test_peft_gets_the_same_masks": (
+        "set lora.lora_dropout=0, or other lora.target_modules",
+    ),
     # Evaluations.
     "tests/cli/test_eval.py::test_what_cannot_be_evaluated": ("name some with --data FILE",),
     "tests/cli/test_eval.py::test_someone_elses_adapter": (
@@ -432,6 +448,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "evaluate the run or the adapter that it was made of",
     ),
     # Rows.
+    "tests/cli/test_check.py::test_a_copy_is_written_as_the_error_says": (
+        "end its name in .jsonl",
+        "name another file: nothing that exists is replaced",
+    ),
     f"{HERE}a_file_that_is_changed_as_advised_is_read": tuple(FILES),
     f"{CHECK}rows_of_another_format_go_into_a_file_of_their_own": (
         "put rows of another format into a file of their own",
@@ -854,6 +874,7 @@ FROM_MODELSCOPE = (
     "--local_dir FOLDER`, and set model.base=FOLDER"
 )
 # What no test can follow, by the reason. It is about no setting of offbook and no file of a user.
+MACHINES = "it needs several machines or GPUs"
 OTHERS: dict[str, tuple[str, ...]] = {
     # That the packages and the commands exist is checked in tests/cli/test_commands.py. What can be
     # followed is: a downloaded folder as model.base in tests/files/test_hub.py, and the file behind
@@ -869,6 +890,13 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "accept it on the page of the repository, then run `hf auth login`",
         "run `git lfs pull` in {path.parent}, or download the file again",
         FROM_MODELSCOPE,
+    ),
+    MACHINES: (
+        "check MASTER_ADDR and MASTER_PORT, and that all are started alike",
+        "put the same files on all machines, or on a file system that they share",
+        "set output_dir to a folder on a file system that all machines share",
+        "start {cards}, or set model.device=cpu",
+        "start it as one process",
     ),
     "it is about the terminal's disk or pipe": ("free some space", "send it elsewhere"),
 }
@@ -891,5 +919,5 @@ def test_the_tests_of_advice_exist() -> None:
 
 def test_advice_about_settings_and_options_is_followed_by_a_test() -> None:
     named = re.compile("|".join(map(re.escape, keys())) + r"|(?<!\w)--(?!no-deps)")
-    others = {text for texts in OTHERS.values() for text in texts}
+    others = {t for why, texts in OTHERS.items() if why != MACHINES for t in texts}
     assert {text for text in others if named.search(text)} == {FROM_MODELSCOPE}

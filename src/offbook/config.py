@@ -31,6 +31,31 @@ SAMPLES = {
     "general-zh": "general-zh.jsonl",
     "general": "general.jsonl",
 }
+# What can be found in rows; `offbook.doctor.findings` says more of each.
+FindingKind = Literal[
+    "duplicate",
+    "near_duplicate",
+    "boilerplate",
+    "placeholder",
+    "control_text",
+    "swapped",
+    "personal",
+    "conflict",
+    "model",
+    "empty_prompt",
+    "unfinished",
+    "length",
+    "language",
+    "silent_role",
+    "dropped",
+    "truncated",
+    "unknown_language",
+    "divided",
+    "trimmed",
+    "opening",
+    "ending",
+    "two_languages",
+]
 # The keys of a row, in all formats together.
 ROW_KEYS = ("instruction", "input", "output", "system", "history", "conversations", "messages")
 # A folder with these two files is a run.
@@ -195,6 +220,35 @@ class DataSettings(Section):
         return value
 
 
+class DoctorSettings(Section):
+    """What `offbook check` finds in the rows, as docs/doctor.md explains. Nothing of it changes a
+    training.
+    """
+
+    ignore: tuple[FindingKind, ...] = ()
+    """Kinds of findings that are not wanted, such as `[model]` where the role is one."""
+
+    fix: Literal["fix", "look"] = "fix"
+    """Which findings `offbook check --fix` acts on. `fix` are those that are nearly always faults;
+    `look` are also those that a person should look at first: their rows are left out of the copy,
+    too, and of several replies to one prompt, all but the first."""
+
+    near_duplicate: float = Field(default=0.8, ge=0.7, le=1)
+    """The overlap from which rows are nearly equal. It is the number of 3-grams of characters that
+    two texts have in common, divided by that of those that either has; the prompts must reach it,
+    and the replies. It is estimated by MinHash (Broder, 1997) and then computed."""
+
+    length_ratio: float = Field(default=20, gt=1)
+    """A reply is far longer or shorter than the others when it has so many times the characters of
+    the median reply, or so many times fewer."""
+
+    alike_share: float = Field(default=0.2, gt=0, le=1)
+    """The share of replies that begin or end with the same words from which this is noted."""
+
+    language_share: float = Field(default=0.9, gt=0.5, le=1)
+    """Where so large a share of the replies is in one script, one in another is a finding."""
+
+
 class LoraSettings(Section):
     """The LoRA adapter (arXiv:2106.09685); the names are those of PEFT."""
 
@@ -325,6 +379,7 @@ class Config(Section):
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    doctor: DoctorSettings = DoctorSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
     output_dir: str = "runs/offbook"

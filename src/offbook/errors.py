@@ -10,6 +10,7 @@
       MemoryPlanError          7      not enough memory (MemoryError)
       ExportError              8      an export that is another model (RuntimeError)
       EngineError              1      the fast path computes something else (ArithmeticError)
+      PeerLostError            1      another process of a training has gone (ConnectionError)
 
 Each class also derives from the standard exception in parentheses, so that `except ValueError`
 works in a notebook. The command line turns them into exit codes.
@@ -79,6 +80,10 @@ class DiskError(OffbookError, OSError):
 
 class EngineError(OffbookError, ArithmeticError):
     """The fast path does not compute what the plain path does."""
+
+
+class PeerLostError(OffbookError, ConnectionError):
+    """Another process of a training has gone without a word, or the network has."""
 
 
 class ExportError(OffbookError, RuntimeError):

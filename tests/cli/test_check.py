@@ -14,6 +14,7 @@ from rich.console import Console
 
 from offbook.cli.check import draw, explain
 from offbook.doctor.inspection import Span
+from support.planted import FAULTS, write_planted
 from support.tiny import ROWS, make_tokenizer
 
 TOKENS = ["", "·", "a", " Yes", "臣妾", "🙂", "\n\n", "\t", "\u2028", "a long token", "."]
@@ -65,7 +66,7 @@ def test_one_is_singular(cli: Callable[..., tuple[int, str, str]], tmp_path: Pat
     code, out, _ = cli("check", "rows.jsonl", "--model", "tokenizer", "--show", "0")
     assert code == 0
     assert out.startswith("3 rows, 1 duplicate\n")
-    assert "for 1 prompt\n" in out
+    assert "prompts with several replies: 1, at rows.jsonl:2 (rows.jsonl:1)\n" in out
 
 
 def test_marks_are_explained_where_they_occur() -> None:
@@ -89,3 +90,39 @@ def test_a_base_that_hardly_knows_the_language_is_named(
     assert (said in out) == is_chinese
     assert ("nothing between bars" in out) == is_chinese
     assert "· a space, ⏎ a line break" in out
+
+
+def test_the_command_finds_and_fixes_them(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    write_planted(tmp_path / "rows.jsonl")
+    command = ("check", "rows.jsonl", "--json", "--strict", "look")
+    code, out, err = cli(*command, "--fix", "clean.jsonl", "doctor.fix=look")
+    assert code == 3
+    assert {f["kind"] for f in json.loads(out)["findings"] if f["severity"] != "note"} == {*FAULTS}
+    assert "291 rows in clean.jsonl; each change is in clean.changes.jsonl" in err
+    code, out, _ = cli("check", "clean.jsonl", "--json", "--strict", "look")
+    assert (code, json.loads(out)["rows"]) == (0, 291)
+
+
+def test_a_copy_is_written_as_the_error_says(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+    make_tokenizer(tmp_path / "tokenizer")
+    command = ("check", "rows.jsonl", "--model", "tokenizer", "--show", "0", "--fix")
+    code, _, err = cli(*command, "clean.json")
+    assert code == 2
+    assert "clean.json: the copy is a JSONL file; end its name in .jsonl" in err
+    code, _, err = cli(*command, "missing/clean.jsonl")
+    assert code == 2
+    assert "missing/clean.jsonl: cannot write (No such file or directory)" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "tokenizer"]
+    (tmp_path / "clean.changes.jsonl").write_text("mine")
+    code, _, err = cli(*command, "clean.jsonl")
+    assert code == 2
+    assert "clean.changes.jsonl: exists already; name another file: nothing" in err
+    assert (tmp_path / "clean.changes.jsonl").read_text() == "mine"
+    assert not (tmp_path / "clean.jsonl").exists()
+    assert cli(*command, "other.jsonl")[0] == 0
+    assert (tmp_path / "other.jsonl").exists()

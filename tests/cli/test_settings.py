@@ -52,7 +52,7 @@ def test_a_section_is_shown_in_full(cli: Cli) -> None:
         ("train.batch_sise", 'did you mean "train.batch_size"?'),
         ("batch_size", 'did you mean "train.batch_size"?'),
         ("trian", 'did you mean "train"?'),
-        ("x", "valid keys here: model, data, lora, train, output_dir"),
+        ("x", "valid keys here: model, data, doctor, lora, train, output_dir"),
     ],
 )
 def test_an_unknown_setting_is_refused_with_a_suggestion(cli: Cli, key: str, fix: str) -> None:

@@ -24,7 +24,7 @@ def compared(base: float, tuned: float, spread: float = 0.1, n: int = N) -> Comp
 
 def voice_of(in_voice: Compared | None) -> Voice:
     some = compared(1, 1)
-    return Voice(some, figure(0.98, 0.02), in_voice, some, figure(80), some, some)
+    return Voice(some, figure(0.98, 0.02), in_voice, some, figure(80), some, some, in_voice)
 
 
 HEALTHY = Facts(

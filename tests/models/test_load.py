@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from offbook.config import LoraSettings
-from offbook.errors import ModelError
+from offbook.config import Config, LoraSettings
+from offbook.errors import ConfigError, ModelError
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import require_weights, resolve_base
-from offbook.models.load import base_of, choose_precision, load_base
+from offbook.models.load import base_of, choose_device, choose_precision, load_base
 
 CPU = torch.device("cpu")
 
@@ -132,3 +132,18 @@ def test_a_set_precision_is_kept_and_auto_is_one_of_two() -> None:
 def test_base_of_looks_under_an_adapter(tiny_base: Path) -> None:
     base = load_base(tiny_base, torch.float32, CPU)
     assert base_of(attach_adapter(base, LoraSettings(), 1, "tiny")) is base
+
+
+def test_a_device_that_is_not_here_is_named() -> None:
+    for setting in ("cuda:99", "xpu:99"):
+        with pytest.raises(ConfigError, match=r"leave it at auto, or set cpu") as caught:
+            choose_device(setting)
+        assert f"model.device={setting}: PyTorch has" in str(caught.value)
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("setting", ["gpu", "cuda:", "mps:0", "lazy", ""])
+def test_what_is_no_device_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match="give auto, cpu, cuda, cuda:1, xpu or mps"):
+        Config().override(f'model.device="{setting}"')

@@ -8,16 +8,20 @@ import shlex
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import pytest
 
 from offbook.config import Config
+from offbook.doctor.findings import KINDS, Finding, Hit
 from offbook.errors import CheckpointError, ConfigError
 from offbook.evaluation.record import Evaluation
 from offbook.evaluation.saved import hash_adapter
 from offbook.report.contents import Contents
+from offbook.report.findings import CHINESE, said
 from offbook.report.page import SECTIONS, parts, write_report
+from offbook.report.words import Text
 from offbook.runs.directory import RunDirectory
 from offbook.training.loop import train
 from support.browsers import chromium, opened, violations
@@ -70,11 +74,24 @@ def test_everything_in_the_run_is_in_the_report(runs: tuple[Path, Path]) -> None
     assert "−0.880" in sections["scorecard"]
     assert "Best trade-off: 0.75" in sections["strength"]
     assert "contradicts rows.jsonl:7" in sections["ledger"]
-    assert "rows are equal to an earlier one" in sections["doctor"]
+    assert "rows equal to an earlier one: " in sections["doctor"]
     assert "who·are·you" in sections["tokens"].replace("\n", "")
     receipt = RunDirectory(runs[0]).receipt()
     for value in (*receipt.data.values(), *receipt.base.values(), *receipt.versions.values()):
         assert value in sections["receipt"]
+
+
+def test_each_kind_of_finding_has_a_chinese_text_with_the_same_values() -> None:
+    def names(text: str) -> set[str]:
+        return {name for _, name, _, _ in Formatter().parse(text) if name}
+
+    assert {*CHINESE} == {*KINDS}
+    for kind, (what, todo) in CHINESE.items():
+        assert names(what) == names(KINDS[kind].what)
+        assert names(todo) <= names(KINDS[kind].todo)
+    found = Finding("duplicate", 2, (Hit(1, "a/rows.json:3", like="a/rows.json:1"),))
+    assert said(found).what == Text("rows equal to an earlier one: 2", "与之前的行相同的行：2")
+    assert said(found).places == "rows.json:3 (rows.json:1), and 1 more"
 
 
 def test_a_run_that_was_not_evaluated_says_how_to(runs: tuple[Path, Path]) -> None:

@@ -118,6 +118,7 @@ def make_evaluation(shift: float = 0.0, replies: int = 12) -> Evaluation:
             reference_length=figure(74.2, 6.0),
             openings=compared(0.9, 0.6, 0.1),
             repetition=compared(0.05, 0.04, 0.03),
+            probability=compared(0.1, 0.84, 0.05),
         ),
         in_role=InRole(
             compared(0.9, 0.1, 0.08, 20), probes, [0.9, 0.92, 0.88, 0.91, 0.86], figure(-0.03, 0.05)

@@ -126,7 +126,7 @@ def test_a_kill_while_resuming_or_overwriting_needs_no_repair(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_process_killed_at_any_moment_can_be_resumed(tiny_base: Path, tmp_path: Path) -> None:
-    kills = int(os.environ.get("OFFBOOK_TEST_KILLS", "6"))
+    kills = int(os.environ.get("OFFBOOK_TEST_KILLS", "3"))
     (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
     command = [
         *(sys.executable, "-m", "offbook", "train", "data.train=rows.jsonl", "train.batch_size=3"),

@@ -183,8 +183,8 @@ def test_patience_without_validation_is_refused(tiny_config: MakeConfig) -> None
 def test_a_kill_around_the_best_checkpoint_or_the_early_end_needs_no_repair(
     rising: MakeConfig, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
-    """At every 20th operation; OFFBOOK_TEST_EVERY=1 tries all of them, in minutes."""
-    every = int(os.environ.get("OFFBOOK_TEST_EVERY", "20"))
+    """At every 40th operation; OFFBOOK_TEST_EVERY=1 tries all of them, in minutes."""
+    every = int(os.environ.get("OFFBOOK_TEST_EVERY", "40"))
     config = rising(*settings)
     whole = train(rising(*settings, f"output_dir={tmp_path / 'whole'}"))
     assert (whole.steps < 12) == bool(settings)

@@ -34,6 +34,7 @@ from offbook.cli import (
     watch,
 )
 from offbook.cli.console import NARROW, say
+from offbook.cli.launch import leads
 from offbook.errors import INTERRUPTED, ConfigError, DiskError, OffbookError, shorten
 
 # On a narrow terminal, rich's panels would cut the names of options short.
@@ -109,7 +110,8 @@ def main() -> None:
             code = stop.code
         sys.stdout.flush()
     except OffbookError as error:
-        say(f"error: {error}", "red")
+        if leads():  # of several processes, all raise the same
+            say(f"error: {error}", "red")
         code = error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED

@@ -50,7 +50,7 @@ def plan(
 
     from offbook.config import Config
     from offbook.training.forecast import forecast
-    from offbook.training.practice import Amount
+    from offbook.training.practice import PUBLISHED, Amount
 
     config, settings = file_and_settings(config, settings)
     planned = torch.device(device.value) if device else None
@@ -94,8 +94,11 @@ def plan(
         table.add_row("time in total", _duration(seconds * prediction.steps))
     out.print(table)
     put(f"updates: {Amount(prediction.steps, prediction.supervised).describe()}")
+    for practice in PUBLISHED:
+        put(f"  published: {practice}")
     if seconds is None:
-        say("no time is predicted: it would be measured, and there is no such device here")
+        name = device.value if device else "such device"
+        say(f"no time is predicted: it would be measured, and there is no {name} here")
         return
     say("the time does not include validation, saving, and the unpacking of 4-bit weights")
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -17,8 +18,10 @@ import typer
 
 from offbook.cli.arguments import Settings, file_and_settings
 from offbook.cli.console import ProgressMonitor, put, say
+from offbook.cli.launch import STOPPING, launch, leads, without_nproc
 from offbook.cli.scorecard import put_short_scorecard
 from offbook.errors import INTERRUPTED, TERMINATED, ConfigError, quoted, shorten
+from offbook.monitor import LineMonitor
 
 if TYPE_CHECKING:
     from offbook.config import Config
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from offbook.training.loop import TrainResult
 
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
-STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANG_UP] if HANG_UP else []))
 UNITS = (3600, 60, 1)
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?) ?h)? ?(?:(\d+(?:\.\d+)?) ?m)? ?(?:(\d+(?:\.\d+)?) ?s)?")
 SHOW_CURSOR = "\x1b[?25h"  # the progress bar hides it
@@ -54,6 +56,10 @@ def train(
         str | None,
         typer.Option(help="Take as many steps as fit in this time, such as 2h or 90m."),
     ] = None,
+    nproc: Annotated[
+        int,
+        typer.Option(min=1, help="Train with so many processes here, such as one for each GPU."),
+    ] = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on stdout.")
     ] = False,
@@ -67,6 +73,7 @@ def train(
     offbook train myrole/config.yaml --within 2h
     offbook train runs/myrole --resume
     offbook train runs/myrole --resume train.num_train_epochs=5
+    offbook train myrole/config.yaml --nproc 2
     """
     from offbook.config import Config
     from offbook.data.formats import file_type
@@ -86,7 +93,11 @@ def train(
             "start from, `offbook init myrole`",
         )
     seconds = parse_duration(within) if within else None
+    if nproc > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+        raise typer.Exit(launch(nproc, without_nproc(sys.argv[1:])))
     result, code = run_training(loaded, resume, overwrite, seconds)
+    if not leads():
+        raise typer.Exit(code)
     if as_json:
         print(json.dumps({**asdict(result), "run": str(result.run)}))
     else:
@@ -117,7 +128,7 @@ def run_training(
     Returns:
         The result, and the exit code.
     """
-    with ProgressMonitor() as monitor, stop_signals(monitor.pace) as received:
+    with progress() as monitor, stop_signals(monitor.pace) as received:
         monitor.busy("starting")
         from offbook.training.loop import train
 
@@ -131,7 +142,13 @@ def run_training(
         )
     if result.finished:
         return result, 0
-    return result, exit_code(received[0])
+    # Of several processes, one may be stopped by a signal that another has received.
+    return result, exit_code(received[0] if received else signal.SIGTERM)
+
+
+def progress() -> LineMonitor:
+    """What shows the progress of a training, in the process that prints."""
+    return ProgressMonitor() if leads() else LineMonitor(lambda line: None)
 
 
 def report(result: TrainResult, evaluate: bool = True) -> None:
@@ -178,11 +195,11 @@ def stop_signals(pace: Pace) -> Iterator[list[int]]:
         if number == HANG_UP:
             _discard_output()
         elif received:
-            if os.isatty(2):
+            if leads() and os.isatty(2):
                 _write_stderr(SHOW_CURSOR)
             os._exit(exit_code(number))
         received.append(number)  # before the message, since the next signal may follow at once
-        if len(received) == 1:
+        if len(received) == 1 and leads():
             again = "press Ctrl-C again to exit at once"
             if pace.done:
                 _write_stderr(f"saving and stopping; {again}, without saving\n")

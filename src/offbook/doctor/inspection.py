@@ -1,65 +1,24 @@
-"""Counts over a data set, and a view of which tokens of an example are trained on."""
+"""What of the rows becomes tokens: their number, what is cut, and which are trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from offbook.data.conversations import Conversation
+from offbook.doctor.findings import Finding, Hit
 from offbook.errors import printable
 from offbook.tokens.encoding import INCOMPLETE
 from offbook.tokens.examples import IGNORED, Example, Examples, label_runs
+from offbook.tokens.language import unknown_language
 
 # How white space is shown in a token.
 MARKS = {" ": "· a space", "\n": "⏎ a line break", "\t": "⇥ a tab"}
 # Characters that end a line in some programs.
 LINE_ENDS = {0x2028: "\\u2028", 0x2029: "\\u2029"}
-
-
-@dataclass
-class Census:
-    """Counts over conversations, made while they are streamed to the tokenizer.
-
-    Attributes:
-        rows: how many conversations there are.
-        replies: how many assistant turns they have.
-        open_prompts: how many prompts have more than one reply.
-        duplicates: the `file:line` of rows that are equal to an earlier one.
-    """
-
-    rows: int = 0
-    replies: int = 0
-    open_prompts: int = 0
-    duplicates: list[str] = field(default_factory=list)
-    _seen: set[bytes] = field(default_factory=set, repr=False)
-    _replies_of: dict[bytes, int] = field(default_factory=dict, repr=False)
-
-    def counts(self) -> dict[str, int]:
-        """The numbers by name."""
-        return {
-            "rows": self.rows,
-            "replies": self.replies,
-            "duplicates": len(self.duplicates),
-            "open_prompts": self.open_prompts,
-        }
-
-    def watch(self, conversations: Iterable[Conversation]) -> Iterator[Conversation]:
-        """Count the conversations while yielding them unchanged."""
-        for conversation in conversations:
-            self.rows += 1
-            self.replies += len(conversation.replies)
-            if conversation.key in self._seen:
-                self.duplicates.append(conversation.source)
-            else:
-                self._seen.add(conversation.key)
-                prompt = conversation.question_key
-                self._replies_of[prompt] = self._replies_of.get(prompt, 0) + 1
-                self.open_prompts += self._replies_of[prompt] == 2
-            yield conversation
 
 
 @dataclass(frozen=True)
@@ -99,6 +58,33 @@ def measure(examples: Examples) -> Lengths:
         total=total,
         supervised=supervised,
     )
+
+
+def token_findings(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, limit: int | None, keep: str
+) -> Iterator[Finding]:
+    """What is lost of the rows, and whether the base knows their language.
+
+    Args:
+        examples: of all rows.
+        tokenizer: that made them.
+        limit: most tokens of an example; None for no limit.
+        keep: how rows that are longer are kept whole.
+    """
+    for kind in ("dropped", "truncated", "divided"):
+        if places := getattr(examples, kind):
+            hits = [Hit(-1, place) for place in places]
+            yield Finding.of(kind, hits, limit=f"{limit:,}", keep=keep)
+    if examples.trimmed:
+        yield Finding("trimmed", examples.trimmed)
+    if finding := language_finding(examples, tokenizer):
+        yield finding
+
+
+def language_finding(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Finding | None:
+    """That the base hardly knows the language of the replies, if so."""
+    ratio = unknown_language(examples, tokenizer)
+    return Finding("unknown_language", 0, (), {"ratio": f"{ratio:.1f}"}) if ratio else None
 
 
 @dataclass(frozen=True)

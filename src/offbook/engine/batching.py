@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,14 +76,13 @@ class Step:
         prefix: int64 [P], to be computed before the micro-batches. It is empty if there is none, or
             if a single micro-batch holds it. Nothing in it is supervised.
         micro_batches: what follows the prefix in each example.
+        supervised: tokens that are predicted and trained on in the whole step, in the
+            micro-batches of other processes too.
     """
 
     prefix: torch.Tensor
     micro_batches: list[MicroBatch]
-
-    @property
-    def supervised(self) -> int:
-        return sum(batch.supervised for batch in self.micro_batches)
+    supervised: int
 
     @property
     def tokens(self) -> int:
@@ -98,17 +97,19 @@ def make_step(
     *,
     packed: bool = True,
     min_shared_tokens: int = MIN_SHARED_TOKENS,
+    mine: Sequence[int] | None = None,
 ) -> Step:
     """Pack examples into micro-batches: longest first, each into the first that has room.
 
     Args:
-        examples: those with nothing supervised are left out.
+        examples: of the whole step; those with nothing supervised are left out.
         max_tokens: most tokens of a micro-batch; a longer sequence gets one of its own.
         device: of the tensors.
         packed: whether sequences are computed without padding; if not, tokens are counted as if
             sequences were padded to the longest, and no prefix is shared.
         min_shared_tokens: share the tokens that all examples begin with if that saves at least
             this many tokens.
+        mine: indices of the examples that this process computes; by default, all of them.
     """
     rows = [k for k, e in enumerate(examples) if (e.labels[1:] != IGNORED).any()]
     before = np.cumsum([0, *map(len, examples)])  # tokens of the examples before each
@@ -119,25 +120,12 @@ def make_step(
     # Those of the prefix are the same in all examples, whether it is computed once or not.
     numbers = [_numbers(len(e), start, before[row]) for row, e in zip(rows, examples, strict=True)]
     start = start if packed else 0
-    budget = max_tokens - start  # the prefix stays in memory through all micro-batches
-    groups: list[list[int]] = []  # indices of examples
-    sizes: list[int] = []
-    for index in sorted(range(len(examples)), key=lambda k: len(examples[k]), reverse=True):
-        length = len(examples[index]) - 1 - start
-        # Padded, a sequence is as long as the first of its group.
-        grown = [
-            size + (length if packed else len(examples[group[0]]) - 1)
-            for size, group in zip(sizes, groups, strict=True)
-        ]
-        fits = next((k for k, size in enumerate(grown) if size <= budget), None)
-        if fits is None:
-            groups.append([index])
-            sizes.append(length)
-        else:
-            groups[fits].append(index)
-            sizes[fits] = grown[fits]
+    own = set(rows if mine is None else mine)
+    lengths = {k: len(examples[k]) - 1 - start for k, row in enumerate(rows) if row in own}
+    # The prefix stays in memory through all micro-batches.
+    groups = _groups(lengths, max_tokens - start, packed=packed)
     held = start if len(groups) == 1 else 0
-    prefix = examples[0].input_ids[held:start] if examples else np.empty(0)
+    prefix = examples[0].input_ids[held:start] if groups else np.empty(0)
     return Step(
         on_device(prefix.astype(np.int64), device),
         [
@@ -150,7 +138,29 @@ def make_step(
             )
             for group in groups
         ],
+        sum(int((e.labels[1:] != IGNORED).sum()) for e in examples),
     )
+
+
+def _groups(lengths: Mapping[int, int], budget: int, *, packed: bool) -> list[list[int]]:
+    """The examples of each micro-batch, by index, from the length of each."""
+    groups: list[list[int]] = []
+    sizes: list[int] = []
+    for index in sorted(lengths, key=lambda k: lengths[k], reverse=True):
+        length = lengths[index]
+        # Padded, a sequence is as long as the first of its group.
+        grown = [
+            size + (length if packed else lengths[group[0]])
+            for size, group in zip(sizes, groups, strict=True)
+        ]
+        fits = next((k for k, size in enumerate(grown) if size <= budget), None)
+        if fits is None:
+            groups.append([index])
+            sizes.append(length)
+        else:
+            groups[fits].append(index)
+            sizes[fits] = grown[fits]
+    return groups
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:

@@ -99,14 +99,24 @@ class Engine:
         """Whether all layers are those of transformers and PEFT."""
         return not self._swaps
 
-    def make_step(self, examples: Sequence[Example], max_tokens: int, device: torch.device) -> Step:
-        """Examples as micro-batches of at most `max_tokens` tokens for this model."""
+    def make_step(
+        self,
+        examples: Sequence[Example],
+        max_tokens: int,
+        device: torch.device,
+        mine: Sequence[int] | None = None,
+    ) -> Step:
+        """Examples as micro-batches of at most `max_tokens` tokens for this model.
+
+        `mine` are those that this process computes; by default, all of them.
+        """
         return make_step(
             examples,
             max_tokens,
             device,
             packed=self.packed,
             min_shared_tokens=self._min_shared_tokens,
+            mine=mine,
         )
 
     def accumulate(
@@ -128,7 +138,8 @@ class Engine:
             losses: receives each micro-batch with the losses [N] of its supervised tokens.
 
         Returns:
-            The mean loss in nats per token; None, and no gradients, if `should_stop` was true.
+            The mean loss in nats per token, of several processes the share of this one; None, and
+            no gradients, if `should_stop` was true.
         """
         if not (self.model.training and backbone(self.model).training):
             self.model.train()  # it goes through all modules
@@ -166,7 +177,8 @@ class Engine:
     ) -> float | None:
         """The mean loss in nats per supervised token, in evaluation mode.
 
-        Returns None if `should_stop` was true before the end.
+        Of several processes, the share of this one. Returns None if `should_stop` was true before
+        the end.
         """
         losses = []
         with torch.no_grad(), evaluating(self.model), self._threads():

@@ -57,7 +57,7 @@ def processors(proc: Path = PROC) -> int:
     """How many processors may be used: those that the process may run on, and its quota of time.
 
     A quota of 1.5 processors counts as 2: two threads get three quarters of two processors, one
-    thread would get one.
+    thread would get one. Processes that train together divide them.
     """
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
@@ -67,13 +67,20 @@ def processors(proc: Path = PROC) -> int:
         quota, period = _quota(folder)
         if quota > 0:
             count = min(count, math.ceil(quota / period))
-    return max(count, 1)
+    return max(count // together(), 1)
+
+
+def together() -> int:
+    """How many processes of a training are on this machine, as torchrun and --nproc say it."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(int(text), 1) if text.isdecimal() else 1
 
 
 def usable_memory(used: int, proc: Path = PROC) -> int:
     """Bytes that a process may use in all: as the machine has them free, and its groups allow.
 
-    A group's cached files count as free, as they do for the whole machine.
+    A group's cached files count as free, as they do for the whole machine. Processes that train
+    together divide what is free.
 
     Args:
         used: bytes that the process uses already.
@@ -88,6 +95,8 @@ def usable_memory(used: int, proc: Path = PROC) -> int:
         stat = dict(line.split(maxsplit=1) for line in _lines(folder / "memory.stat"))
         cached = sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in CACHE)
         usable = min(usable, min(limits) - max(taken[0] - cached - used, 0))
+    if usable > used:
+        usable = used + (usable - used) // together()
     return max(usable, 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from offbook.evaluation.identity import CHINESE, ENGLISH
+from offbook.doctor.identity import CHINESE, ENGLISH
 
 QUESTIONS = {
     "en": (

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import BeforeValidator
 
-from offbook.errors import CheckpointError
+from offbook.runs.records import read_record
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Voice:
         reference_length: characters of a reference.
         openings: share of replies that do not begin like another one (first three words).
         repetition: share of the word 4-grams of a reply that it has had before.
+        probability: that a reply is the role's, by the classifier. It tells more than `in_voice`,
+            where there are few replies.
     """
 
     chrf: Compared
@@ -92,6 +94,7 @@ class Voice:
     reference_length: Figure
     openings: Compared
     repetition: Compared
+    probability: Compared | None = None
 
 
 @dataclass(frozen=True)
@@ -304,17 +307,8 @@ class Evaluation:
 
     @classmethod
     def read(cls, file: Path) -> Evaluation:
-        """The evaluation in a file; keys that this version does not know are ignored.
-
-        Raises:
-            CheckpointError: when the file is damaged.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(json.loads(file.read_bytes()))
-        except ValueError:
-            raise CheckpointError(
-                "the file is damaged", where=str(file), fix="remove it, and evaluate the run again"
-            ) from None
+        """The evaluation in a file, as `read_record`."""
+        return read_record(cls, file, fix="remove it, and evaluate the run again")
 
     def to_json(self) -> bytes:
         """The contents of the file."""

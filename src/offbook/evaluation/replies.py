@@ -80,15 +80,16 @@ def listen(
     tuned = write("replies of the tuned model", prompts[: len(rows)], base=False)
     lines, others = [_line(row) for row in [*rows, *more]], [reply.text for reply in base]
     right = cross_validate(lines, others, [row.prompt for row in [*rows, *more]])
-    accuracy = share(right, [row.prompt for row in [*rows, *more]] * 2)
+    accuracy = share(right > 0.5, [row.prompt for row in [*rows, *more]] * 2)
     sure = len(lines) >= FEWEST_TEXTS and accuracy.low >= ENOUGH_ACCURACY
     classifier = VoiceClassifier(lines, others) if sure else None
     before, after = others[: len(rows)], [reply.text for reply in tuned]
-    in_voice = None
+    in_voice = probability = None
     if classifier:
         # A text of the base that the classifier has learned would always be told right.
-        unseen = [not ok for ok in right[len(lines) : len(lines) + len(rows)]]
-        in_voice = compare_shares(unseen, classifier.probability(after) > 0.5)
+        unseen, found = 1 - right[len(lines) :][: len(rows)], classifier.probability(after)
+        in_voice = compare_shares(unseen > 0.5, found > 0.5)
+        probability = compare(unseen, found)
     references = lines[: len(rows)]
     return Heard(
         replies=[
@@ -111,6 +112,7 @@ def listen(
             reference_length=figure(list(map(len, references))),
             openings=compare_shares(*map(own_openings, (before, after))),
             repetition=compare(*(list(map(repetition, t)) for t in (before, after))),
+            probability=probability,
         ),
         stops=compare_shares([r.stopped for r in base[: len(rows)]], [r.stopped for r in tuned]),
         copied=_copied(rows, before, after, training) if training else None,

@@ -14,7 +14,7 @@ KINDS = ("did not take", "overfitted", "forgot", "does not stop", "took", "canno
 
 FEWEST_PROMPTS = 8  # below that, an interval is a guess
 GAIN = 0.1  # of the base's loss, that a run has to take off to have learned the lines
-IN_VOICE = 0.5  # of the replies of a role sound like it
+IN_VOICE = 0.5  # the least mean probability that a role's replies are the role's
 KL_LIMIT = 1.0  # nats per token of general answers
 GENERAL_RISE = 0.5  # nats per token that the loss on general answers may rise by
 STOPPING = 0.75  # of the replies of a role end by themselves
@@ -64,7 +64,7 @@ def _inert(facts: Facts) -> Finding | None:
 
 
 def _did_not_take(facts: Facts) -> Finding | None:
-    loss, voice = facts.lines.loss, facts.voice.in_voice if facts.voice else None
+    loss, voice = facts.lines.loss, facts.voice.probability if facts.voice else None
     gain, needed = -loss.change.value, GAIN * loss.base.value
     because = (
         f"on held-out rows the loss went from {_figure(loss.base)} to {_figure(loss.tuned)} nats "
@@ -74,8 +74,8 @@ def _did_not_take(facts: Facts) -> Finding | None:
         because += f", a gain of {gain:.2f}, where {needed:.2f} would be learning the lines"
     elif voice and voice.tuned.n >= FEWEST_PROMPTS and voice.tuned.high < IN_VOICE:
         because += (
-            f", but only {voice.tuned.value:.0%} of {voice.tuned.n} replies sound like the role "
-            f"({voice.tuned.low:.0%} to {voice.tuned.high:.0%})"
+            f", but {voice.tuned.n} replies sound more like the base than like the role (their "
+            f"probability to be the role's is {_figure(voice.tuned)})"
         )
     else:
         return None
@@ -141,8 +141,10 @@ def _overfitted(lines: Lines) -> Finding | None:
 def _took(facts: Facts) -> Finding | None:
     loss = facts.lines.loss
     learned = loss.change.n >= FEWEST_PROMPTS and -loss.change.high > GAIN * loss.base.value
-    voice = facts.voice.in_voice if facts.voice else None
-    sounds = voice is None or voice.change.n < FEWEST_PROMPTS or voice.change.low > 0
+    voice = facts.voice.probability if facts.voice else None
+    sounds = voice is None or voice.change.n < FEWEST_PROMPTS
+    if voice and not sounds:
+        sounds = voice.change.low > 0 and voice.tuned.value > IN_VOICE
     if not (learned and sounds):
         return None
     because = (
@@ -150,10 +152,10 @@ def _took(facts: Facts) -> Finding | None:
         f"{loss.tuned.value:.2f} nats per token, by {-loss.change.high:.2f} to "
         f"{-loss.change.low:.2f}"
     )
-    if voice is not None:
+    if facts.voice and (share := facts.voice.in_voice):
         because += (
-            f"; {voice.tuned.value:.0%} of the replies sound like the role, of the base's "
-            f"{voice.base.value:.0%}"
+            f"; {share.tuned.value:.0%} of the replies sound like the role, of the base's "
+            f"{share.base.value:.0%}"
         )
     return Finding("took", because)
 

@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from sacrebleu.metrics.chrf import CHRF
 
+from offbook.doctor.shape import opening
+
 LENGTHS = (1, 2, 3, 4)  # of n-grams, in characters
 FEATURES = 2**14
 SEEN = 240  # characters of a text: replies of the base are longer than lines
@@ -66,8 +68,8 @@ class VoiceClassifier:
 
 def cross_validate(
     role: Sequence[str], others: Sequence[str], prompts: Sequence[object]
-) -> list[bool]:
-    """Whether each text is told right by a classifier that has not seen its prompt.
+) -> NDArray[np.float64]:
+    """How likely a classifier that has not seen its prompt takes each text for what it is.
 
     Args:
         role: a line for each prompt.
@@ -75,32 +77,24 @@ def cross_validate(
         prompts: equal where they are the same.
 
     Returns:
-        For each line, and then for each reply.
+        A probability for each line, and then for each reply; it is right where it is above 0.5.
     """
     numbers: dict[object, int] = {}
     fold = np.array([numbers.setdefault(p, len(numbers)) % FOLDS for p in prompts])
-    right = np.zeros((2, len(role)), dtype=bool)
+    right = np.zeros((2, len(role)))
     for held in range(FOLDS):
         inside, outside = (np.flatnonzero(x).tolist() for x in (fold == held, fold != held))
         if not inside or not outside:
             continue
         classifier = VoiceClassifier([role[k] for k in outside], [others[k] for k in outside])
-        right[0, inside] = classifier.probability([role[k] for k in inside]) > 0.5
-        right[1, inside] = classifier.probability([others[k] for k in inside]) <= 0.5
-    return [bool(x) for x in right.ravel()]
+        right[0, inside] = classifier.probability([role[k] for k in inside])
+        right[1, inside] = 1 - classifier.probability([others[k] for k in inside])
+    return right.ravel()
 
 
 def likeness(text: str, reference: str) -> float:
     """ChrF of a reply and its reference, 0 to 100 (Popović, 2015)."""
     return float(CHRF().sentence_score(text, [reference]).score)
-
-
-def opening(text: str) -> str:
-    """What a reply begins with: three words, or four characters of Chinese or Japanese."""
-    words = re.findall(r"[^\W\d_]+", text.casefold())
-    if words and ord(words[0][0]) >= 0x2E80:
-        return "".join(words)[:4]
-    return " ".join(words[:3])
 
 
 def own_openings(texts: Sequence[str]) -> list[bool]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from offbook.doctor.inspection import Span, visible
 from offbook.errors import first_few
 from offbook.report.contents import Contents, Facts
@@ -13,26 +11,16 @@ from offbook.report.words import WORDS
 
 def counts(rows: TrainingRows) -> Facts:
     """How many rows, replies and tokens there are."""
-    census, lengths = rows.census, rows.lengths
+    counts, lengths = rows.counts, rows.lengths
     return [
-        (WORDS["rows"], f"{census.rows:,}"),
-        (WORDS["replies_count"], f"{census.replies:,}"),
+        (WORDS["rows"], f"{counts['rows']:,}"),
+        (WORDS["replies_count"], f"{counts['replies']:,}"),
         (WORDS["supervised"], f"{lengths.supervised:,}"),
         (WORDS["mean_length"], f"{lengths.mean:.0f}"),
         (WORDS["longest"], f"{lengths.longest:,}"),
-        (WORDS["duplicates"], f"{len(census.duplicates):,}"),
-        (WORDS["open_prompts"], f"{census.open_prompts:,}"),
+        (WORDS["duplicates"], f"{counts['duplicates']:,}"),
+        (WORDS["open_prompts"], f"{counts['open_prompts']:,}"),
     ]
-
-
-def notices(rows: TrainingRows) -> list[str]:
-    """What is odd about the rows, a line each."""
-    lines = list(rows.notices)
-    if rows.census.duplicates:
-        names = [Path(place).name for place in rows.census.duplicates]
-        has = "row is" if len(names) == 1 else "rows are"
-        lines.insert(0, f"{len(names):,} {has} equal to an earlier one: {first_few(names, 5)}")
-    return lines
 
 
 def shown(spans: list[Span]) -> list[Span]:

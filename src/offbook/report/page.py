@@ -21,7 +21,8 @@ from offbook import __version__
 from offbook.errors import ConfigError, printable
 from offbook.files import storage
 from offbook.report.contents import Contents
-from offbook.report.facts import counts, facts, notices, shown, tables
+from offbook.report.facts import counts, facts, shown, tables
+from offbook.report.findings import said
 from offbook.report.words import GOOD, KINDS, MEANINGS, OPEN, WORDS, Text, same
 from offbook.runs.derived import REPORT, is_marked
 from offbook.runs.directory import RunDirectory
@@ -99,7 +100,8 @@ class View:
         self.entries: list[tuple[str, Text]] = []
         rows = contents.rows
         self.counts = counts(rows) if rows else []
-        self.notices = notices(rows) if rows else []
+        self.notices = rows.notices if rows else []
+        self.findings = [said(finding) for finding in rows.findings] if rows else []
         self.spans = shown(rows.spans) if rows else []
         self.facts = facts(contents)
         self.tables = tables(contents)

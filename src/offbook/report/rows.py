@@ -5,20 +5,19 @@ Nothing is downloaded: rows and tokenizers that are not on this machine are not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from offbook.config import EMBEDDED_BASE, SAMPLES, Config, local_path
-from offbook.data.conversations import Conversation
 from offbook.data.sources import read_training
-from offbook.doctor.inspection import Census, Lengths, Span, measure, token_view
+from offbook.doctor.doctor import Doctor
+from offbook.doctor.findings import Finding
+from offbook.doctor.inspection import Lengths, Span, measure, token_findings, token_view
 from offbook.errors import OffbookError
 from offbook.runs.directory import RunDirectory
 from offbook.runs.places import chat_with, find_base, find_data
-from offbook.tokens.examples import tokenize
-from offbook.tokens.language import unknown_language
+from offbook.tokens.examples import setting_that_keeps, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 
@@ -32,18 +31,20 @@ class TrainingRows:
 
     Attributes:
         described: the file and its format, in a line.
-        census: counts over the conversations.
+        counts: over the conversations, by name.
         lengths: of the examples.
-        notices: what is odd, a line each.
+        notices: what was read in another way than the file's name says.
+        findings: what is wrong or odd, the gravest first.
         source: `file:line` of the example that is shown.
         spans: its tokens.
         limited: whether there are more rows than MOST_ROWS.
     """
 
     described: str
-    census: Census
+    counts: dict[str, int]
     lengths: Lengths
     notices: list[str]
+    findings: list[Finding]
     source: str
     spans: list[Span]
     limited: bool
@@ -81,21 +82,23 @@ def _tokenizer_folder(run: RunDirectory, config: Config) -> Path | None:
 
 def _look_at(config: Config, template: ChatTemplate) -> TrainingRows:
     reader = read_training(config.data)
-    census = Census()
+    doctor = Doctor(config.doctor)
     limit = None if config.data.max_length == "auto" else config.data.max_length
-    stream: Iterator[Conversation] = census.watch(islice(reader, MOST_ROWS))
-    examples = tokenize(stream, template, limit)
-    language = unknown_language(examples, template.tokenizer)
-    notices = [*reader.notices(), *examples.notices(limit), *([language] if language else [])]
+    examples = tokenize(doctor.watch(islice(reader, MOST_ROWS)), template, limit)
+    notices = reader.notices()
+    keep = setting_that_keeps(config.data.max_length)
+    in_tokens = token_findings(examples, template.tokenizer, limit, keep)
+    findings = doctor.findings(reader, in_tokens)
     example = examples[0]
     return TrainingRows(
         described=reader.describe(),
-        census=census,
+        counts=doctor.counts(findings),
         lengths=measure(examples),
         notices=notices,
+        findings=findings,
         source=example.source,
         spans=_beginning(token_view(example, template.tokenizer)),
-        limited=census.rows == MOST_ROWS,
+        limited=doctor.rows == MOST_ROWS,
     )
 
 

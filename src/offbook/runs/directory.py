@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from offbook.config import RECEIPT, RUN_SETTINGS, Config
+from offbook.config import RECEIPT, RUN_SETTINGS, Config, DoctorSettings
 from offbook.errors import CheckpointError, ConfigError, DiskError, quoted
 from offbook.files import storage
 from offbook.monitor import (
@@ -51,6 +51,7 @@ CHANGEABLE = (
     "train.max_steps",
     "train.patience",
     *(f"train.{name}" for name in FREE_ON_RESUME),
+    *(f"doctor.{name}" for name in DoctorSettings.model_fields),
 )
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 # What is known to be offbook's in an adapter or a checkpoint whose manifest cannot be read.

@@ -12,12 +12,10 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from offbook.errors import CheckpointError
 from offbook.files.storage import sha256
 from offbook.files.untrusted import read_base_tensors
 from offbook.models.gguf import source_of
+from offbook.runs.records import read_record
 
 PACKAGES = ("offbook", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 # A base's weights are hashed in part: this many tensors, this many bytes from the middle of each.
@@ -55,11 +53,13 @@ class Device:
         threads: of PyTorch.
         fused_kernels: whether our C++ kernels were compiled; None where an older version did not
             write it.
+        processes: that trained together.
     """
 
     name: str
     threads: int
     fused_kernels: bool | None = None
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,8 @@ class Receipt:
 
     @classmethod
     def read(cls, file: Path) -> Receipt:
-        """The receipt in a file; keys that this version does not know are ignored.
-
-        Raises:
-            CheckpointError: when the file is damaged.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(json.loads(file.read_bytes()))
-        except ValueError:
-            raise CheckpointError(
-                "the file is damaged", where=str(file), fix="restore it from a copy"
-            ) from None
+        """The receipt in a file, as `read_record`."""
+        return read_record(cls, file, fix="restore it from a copy")
 
     def to_json(self) -> bytes:
         """The contents of the file."""

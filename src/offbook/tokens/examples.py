@@ -132,8 +132,7 @@ class Examples(Sequence[Example]):
     @property
     def supervised(self) -> NDArray[np.int64]:
         """The number of supervised tokens of each example."""
-        before = np.concatenate(([0], np.cumsum(self.labels != IGNORED)))
-        return before[self.offsets[self.rows + 1]] - before[self.offsets[self.rows]]
+        return self._counts(self.labels != IGNORED)
 
     @property
     def complete(self) -> bool:
@@ -145,8 +144,12 @@ class Examples(Sequence[Example]):
         """How many replies are supervised."""
         supervised = self.labels != IGNORED
         begins = supervised & ~np.concatenate(([False], supervised[:-1]))
-        before = np.concatenate(([0], np.cumsum(begins)))
-        return int((before[self.offsets[self.rows + 1]] - before[self.offsets[self.rows]]).sum())
+        return int(self._counts(begins).sum())
+
+    def _counts(self, marked: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How many positions are marked in each example, of all in the arrays."""
+        # None is empty, which reduceat could not tell from a single position.
+        return np.add.reduceat(marked, self.offsets[:-1], dtype=np.int64)[self.rows]
 
     def notices(self, max_length: int | None, keep: str = "") -> list[str]:
         """A line about each thing that was done to rows, with the first places.

@@ -14,8 +14,8 @@ SAMPLED = 100  # examples
 MOST_TOKENS = 1.5  # per character; DeepSeek-LLM has 0.8, SmolLM2 1.9
 
 
-def unknown_language(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What to say where the base can hardly know the language of the replies, or None.
+def unknown_language(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> float | None:
+    """Tokens per character of the replies, where the base can hardly know their language.
 
     A tokenizer learned its tokens from text like the base's. One that writes a character as the
     bytes of it has seen few of them.
@@ -30,8 +30,4 @@ def unknown_language(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> 
     written = len("".join(replies.split()))
     if 2 * len(CHARACTERS.findall(replies)) < written or tokens <= MOST_TOKENS * written:
         return None
-    return (
-        f"the replies take {tokens / max(written, 1):.1f} tokens per character: this base "
-        "hardly knows their language, and rows do not teach it; set model.base to one that was "
-        "trained on it"
-    )
+    return tokens / written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from offbook.config import Config
 from offbook.data.conversations import read_conversations
 from offbook.data.sources import read_training, training_files
+from offbook.doctor.doctor import Doctor
+from offbook.doctor.findings import brief
 from offbook.errors import ConfigError
 from offbook.monitor import Monitor
 from offbook.tokens.examples import Examples, tokenize
@@ -16,6 +19,7 @@ from offbook.tokens.template import ChatTemplate
 
 SHARE, MOST_SHARE = 0.02, 0.1  # of the examples that are held out
 HELD_OUT = 20  # examples, where that is not more than `MOST_SHARE`
+EXAMINED = 20_000  # rows that are examined before a training: all of them would take too long
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,12 @@ def read_data(
     share = config.data.validation
     reader = read_training(config.data, commits)
     monitor.announce(reader.describe())
-    examples = tokenize(reader, template, limit, monitor.reading)
-    for notice in reader.notices():
-        monitor.announce(notice)
+    doctor = Doctor(config.doctor, EXAMINED)
+    examples = tokenize(doctor.watch(reader), template, limit, monitor.reading)
+    sources = [source.data for source in config.data.sources.values()]
+    for notice in (*reader.notices(), brief(doctor.findings(reader), sources)):
+        if notice:
+            monitor.announce(notice)
     places = {key: paths[0] for key, paths in training_files(config.data, commits).items()}
     files, mixed = list(reader.paths), None
     if config.data.mix:
@@ -107,3 +114,18 @@ def read_data(
 def fitting_share(examples: int) -> float:
     """The share of so many examples that is held out: what `data.validation: auto` means."""
     return max(SHARE, min(HELD_OUT / examples, MOST_SHARE))
+
+
+def too_few_held_out(held_out: int, examples: int) -> str | None:
+    """What to say where too few examples are held out to judge a training by; None where not.
+
+    Args:
+        held_out: how many are.
+        examples: how many there are in all, with them.
+    """
+    if held_out >= HELD_OUT:
+        return None
+    few = f"{held_out:,} examples; {HELD_OUT} or more are needed to judge by"
+    if examples < 2 * HELD_OUT:
+        return f"{few}: add {2 * HELD_OUT - examples} rows, and set data.validation=0.5"
+    return f"{few}: set data.validation={math.ceil(100 * HELD_OUT / examples) / 100:g}"

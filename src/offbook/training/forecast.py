@@ -114,8 +114,10 @@ def predict(run: RunInputs, monitor: Monitor) -> Forecast:
     )
 
 
-def fit_to_time(run: RunInputs, seconds: float, monitor: Monitor) -> RunInputs:
+def fit_to_time(run: RunInputs, seconds: float, monitor: Monitor, processes: int = 1) -> RunInputs:
     """The run with as many steps as fit in this time, and no more than its settings say.
+
+    A step is measured in this process, and divided by how many there are.
 
     Validations, which take a third of a step's time per token, are counted; `OVERHEAD` is left for
     everything else.
@@ -125,19 +127,18 @@ def fit_to_time(run: RunInputs, seconds: float, monitor: Monitor) -> RunInputs:
     """
     expected = predict(run, monitor)
     assert expected.step_seconds is not None
+    a_step = expected.step_seconds / processes
     settings, schedule = run.config.train, run.schedule
-    a_token = expected.step_seconds / expected.step_tokens
+    a_token = a_step / expected.step_tokens
     validation = int(run.validation.lengths.sum()) * a_token / 3
     every = min(settings.eval_steps or schedule.steps_per_epoch, expected.steps)
-    steps = (seconds * (1 - OVERHEAD) - 2 * validation) / (
-        expected.step_seconds + validation / every
-    )
-    told = f"a step takes about {expected.step_seconds:.3g} s, as measured"
+    steps = (seconds * (1 - OVERHEAD) - 2 * validation) / (a_step + validation / every)
+    told = f"a step takes about {a_step:.3g} s, as measured"
     if steps >= expected.steps:
         monitor.announce(f"{told}: all {expected.steps:,} steps fit in the time")
         return run
     if steps < FEWEST_STEPS:
-        least = FEWEST_STEPS * expected.step_seconds + 3 * validation
+        least = FEWEST_STEPS * a_step + 3 * validation
         raise ConfigError(
             f"not even {FEWEST_STEPS} steps fit in {seconds:.0f} s; {told}",
             where="--within",
@@ -183,7 +184,7 @@ def measure_speed(config: Config, shape: ModelShape, dtype: torch.dtype) -> floa
     tokens = sequences * length
     places = torch.arange(tokens, device=device)
     ids = places % 8192
-    step = Step(ids[:0], [MicroBatch(ids, ids, places, places, (length,) * sequences, 0)])
+    step = Step(ids[:0], [MicroBatch(ids, ids, places, places, (length,) * sequences, 0)], tokens)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

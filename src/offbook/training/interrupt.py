@@ -7,6 +7,10 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 
+class Stopped(Exception):  # noqa: N818  (not an error)
+    """`should_stop` returned true; the state is that after the last complete step."""
+
+
 class Interrupt:
     """Notes the first Ctrl-C while its context lasts; the second raises KeyboardInterrupt at once.
 

@@ -20,17 +20,19 @@ class Log:
     disk after each step would take time.
 
     Args:
-        run: whose `metrics.jsonl` they are written to.
+        run: whose `metrics.jsonl` they are written to; None in a process that writes nothing.
         monitor: receives them, too.
         board: TensorBoard's writer, if any.
     """
 
-    def __init__(self, run: RunDirectory, monitor: Monitor, board: Any = None) -> None:
+    def __init__(self, run: RunDirectory | None, monitor: Monitor, board: Any = None) -> None:
         self._run, self._monitor, self._board = run, monitor, board
         self._waiting: list[Metrics] = []
 
     def __call__(self, record: Metrics) -> None:
         """Log a record."""
+        if self._run is None:
+            return
         self._waiting.append(record)
         if isinstance(record, RowLosses):
             return
@@ -44,14 +46,14 @@ class Log:
 
     def flush(self) -> None:
         """Write what waits; before a checkpoint, whose step may not be newer than its metrics."""
-        if self._waiting:
+        if self._run and self._waiting:
             self._run.log(*self._waiting)
             self._waiting = []
 
 
 @contextmanager
 def open_log(
-    run: RunDirectory, settings: TrainSettings, monitor: Monitor, step: int
+    run: RunDirectory | None, settings: TrainSettings, monitor: Monitor, step: int
 ) -> Iterator[Log]:
     """The log of a run that continues after `step`.
 
@@ -59,7 +61,7 @@ def open_log(
         ConfigError: when TensorBoard is wanted and not installed.
     """
     board = None
-    if settings.report_to == "tensorboard":
+    if run and settings.report_to == "tensorboard":
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

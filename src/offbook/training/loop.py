@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from offbook.config import Config
-from offbook.engine.check import check_or_fall_back
 from offbook.engine.machine import refuse_forked_child
 from offbook.engine.memory import peak_memory
-from offbook.errors import ConfigError, OffbookError
+from offbook.errors import ConfigError, OffbookError, PeerLostError
 from offbook.files import storage
 from offbook.monitor import EvalMetrics, LineMonitor, Monitor, StepMetrics
 from offbook.runs import checkpoint
@@ -22,14 +23,16 @@ from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress, lowest
 from offbook.runs.directory import COMMITTED, RunDirectory
 from offbook.tokens.own_template import with_template_text
+from offbook.training.distributed import Processes
 from offbook.training.ending import describe_early_end, finished_steps, out_of_patience
-from offbook.training.interrupt import Interrupt
+from offbook.training.interrupt import Interrupt, Stopped
+from offbook.training.joining import has_begun, join, require_shared
 from offbook.training.log import open_log
 from offbook.training.resume import begin
 from offbook.training.schedule import learning_rate_at
 from offbook.training.setup import LoadedRun
 from offbook.training.shared import SharedBase
-from offbook.training.step import Stepper, StepResult, Stopped
+from offbook.training.step import Stepper, StepResult
 
 
 def training_steps(
@@ -52,12 +55,11 @@ def training_steps(
     total = schedule.total_steps(settings)
     last = schedule.steps_of_share(settings, share)
     eval_steps = settings.eval_steps or schedule.steps_per_epoch
-    losses = checkpoint.validations(run)
+    losses = stepper.validations(run)
     if progress.step < last:
         monitor.busy("comparing gradients with those of transformers and PEFT")
-        examples = inputs.examples(progress.step)
         # Fast and plain path must give the same gradients on these rows, on this device.
-        check_or_fall_back(stepper.loaded.engine, examples, inputs.device, stepper.announce)
+        stepper.check_engine(inputs.examples(progress.step))
     monitor.begin(progress.step, last)
     while True:
         # What is due after `step` steps: save, evaluate, or end. Then the next step.
@@ -81,7 +83,7 @@ def training_steps(
         rows = schedule.rows(step)
         examples = inputs.examples(step)
         learning_rate = learning_rate_at(step, total, settings)
-        loss, tokens, by_token = stepper.forward_backward(examples)
+        loss, tokens, by_row = stepper.forward_backward(examples)
         grad_norm = stepper.clip_gradients()
         stepper.require_finite(loss, grad_norm, examples)
         if not stepper.is_loss_spike(loss):
@@ -93,7 +95,7 @@ def training_steps(
         result = StepResult(loss, grad_norm, learning_rate, len(examples), seconds)
         monitor.step(progress.step, loss, result.examples_per_second)
         if step < schedule.steps_per_epoch:
-            stepper.log_rows(rows, by_token)
+            stepper.log_rows(rows, by_row)
         stepper.check_rate(total)
         if progress.step == total or progress.step % settings.logging_steps == 0:
             stepper.log(
@@ -165,7 +167,6 @@ def train(
         OffbookError: its class says what kind of thing is wrong.
         KeyboardInterrupt: after Ctrl-C, when the run is saved; its text says how to go on.
     """
-    refuse_forked_child()
     if callable(monitor):
         with LineMonitor(monitor) as lines:
             return train(
@@ -178,45 +179,83 @@ def train(
                 share=share,
                 shared=shared,
             )
-    monitor = monitor or Monitor()
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other", fix="give one of them")
     config = with_template_text(config)
     # Unlike pathlib's, this leaves an unknown ~user as it is.
     run = RunDirectory(Path(os.path.expanduser(config.output_dir)))  # noqa: PTH111
-    with run.claim():
-        run.clean()
-        if resume and not run.begun:
-            monitor.announce(f"no run has begun in {run.path}: it starts now")
-            resume = False
-        if resume:
-            config = run.settings_to_resume(config)
-            if (steps := finished_steps(run, config, monitor.announce)) is not None:
-                run.forget_after(steps)
-                return _result(run, steps)
-        elif not overwrite:
-            run.refuse_to_replace()
+    refuse_forked_child()
+    with join(config.model.device) as processes, ExitStack() as claims:
+        # The first process alone reports, and touches the run directory.
+        monitor = monitor if monitor and processes.leads else Monitor()
+        if processes.size > 1 and shared:
+            raise ConfigError("a sweep is trained by one process", fix="start it as one process")
+        if processes.restarted and processes.leads and not resume:
+            resume = has_begun(run) if overwrite else run.begun
+            overwrite = overwrite and not resume
+        processes.first(lambda: claims.enter_context(run.claim()))
+        require_shared(run, processes)
+
+        def open_() -> dict[str, Any]:
+            nonlocal config, resume
+            config, resume, steps = _open(run, config, monitor, resume=resume, overwrite=overwrite)
+            return {"resume": resume, "steps": steps}
+
+        opened = processes.first(open_)
+        if opened["steps"] is not None:
+            return _result(run, processes, opened["steps"])
         loaded, optimizer, progress = begin(
-            run, config, monitor, resume=resume, within=within, shared=shared
+            *(run, config, monitor, processes),
+            resume=opened["resume"],
+            within=within,
+            shared=shared,
         )
         try:
             with Interrupt(should_stop) as interrupt:
                 seconds, examples, finished = _train(
-                    run, loaded, optimizer, progress, monitor, interrupt, share
+                    run, loaded, optimizer, progress, monitor, interrupt, share, processes
                 )
         except OffbookError:
-            if progress.step == 0 and not resume:
+            if progress.step == 0 and not opened["resume"] and processes.leads:
                 run.undo_begin()
             raise
-        if finished and not checkpoint.is_result(run):
-            inputs = loaded.inputs
-            files = finished_adapter(
-                loaded.model, inputs.config, run.receipt(), inputs.base, inputs.template
-            )
-            storage.commit(run.adapter, files, COMMITTED)
+        if finished:
+            processes.first(lambda: _commit_adapter(run, loaded))
+        result = _result(run, processes, progress.step, finished, seconds, examples)
         if interrupt.arrived:
             raise KeyboardInterrupt(_how_to_go_on(run, progress.step, finished))
-        return _result(run, progress.step, finished, seconds, examples)
+        return result
+
+
+def _open(
+    run: RunDirectory, config: Config, monitor: Monitor, *, resume: bool, overwrite: bool
+) -> tuple[Config, bool, int | None]:
+    """Look at the run directory.
+
+    Returns:
+        The settings to train with, whether to resume, and the steps of a run that has finished.
+    """
+    run.clean()
+    if resume and not run.begun:
+        monitor.announce(f"no run has begun in {run.path}: it starts now")
+        resume = False
+    steps = None
+    if resume:
+        config = run.settings_to_resume(config)
+        if (steps := finished_steps(run, config, monitor.announce)) is not None:
+            run.forget_after(steps)
+    elif not overwrite:
+        run.refuse_to_replace()
+    return config, resume, steps
+
+
+def _commit_adapter(run: RunDirectory, loaded: LoadedRun) -> None:
+    if not checkpoint.is_result(run):
+        inputs = loaded.inputs
+        files = finished_adapter(
+            loaded.model, inputs.config, run.receipt(), inputs.base, inputs.template
+        )
+        storage.commit(run.adapter, files, COMMITTED)
 
 
 def _train(
@@ -227,6 +266,7 @@ def _train(
     monitor: Monitor,
     should_stop: Callable[[], bool],
     share: float,
+    processes: Processes,
 ) -> tuple[float, int, bool]:
     """Take the steps that are left of a share of all, and save where the run is stopped.
 
@@ -234,31 +274,46 @@ def _train(
         Seconds spent in steps, examples seen in them, and whether the run has finished.
     """
     seconds, examples = 0.0, 0
-    with open_log(run, loaded.inputs.config.train, monitor, progress.step) as log:
-        stepper = Stepper(loaded, optimizer, progress, log, monitor.announce, should_stop)
+    with open_log(
+        run if processes.leads else None, loaded.inputs.config.train, monitor, progress.step
+    ) as log:
+        stepper = Stepper(
+            loaded, optimizer, progress, log, monitor.announce, should_stop, processes
+        )
         try:
             for result in training_steps(run, stepper, monitor, share):
                 seconds += result.seconds
                 examples += result.examples
         except Stopped:
             if progress.step > 0:
-                stepper.save(run, checkpoint.validations(run))
+                stepper.save(run, stepper.validations(run))
             return seconds, examples, False
+        except PeerLostError:
+            if processes.leads and progress.step > 0:  # what was done is here
+                stepper.write(run, checkpoint.validations(run))
+            raise
     total = loaded.inputs.schedule.total_steps(stepper.settings)
     return seconds, examples, share == 1 or progress.step == total
 
 
 def _result(
-    run: RunDirectory, steps: int, finished: bool = True, seconds: float = 0.0, examples: int = 0
+    run: RunDirectory,
+    processes: Processes,
+    steps: int,
+    finished: bool = True,
+    seconds: float = 0.0,
+    examples: int = 0,
 ) -> TrainResult:
-    losses = list(checkpoint.validations(run).values())
+    losses, best = processes.first(
+        lambda: (list(checkpoint.validations(run).values()), checkpoint.best_step(run))
+    )
     return TrainResult(
         run=run.path,
         finished=finished,
         steps=steps,
         eval_loss_before=losses[0] if losses else None,
         eval_loss=losses[-1] if losses else None,
-        best_step=checkpoint.best_step(run),
+        best_step=best,
         seconds=seconds,
         examples_per_second=examples / seconds if seconds else 0.0,
     )

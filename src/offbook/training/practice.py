@@ -18,25 +18,28 @@ class Practice:
         examples: it was trained on.
         epochs: passes over them.
         batch_size: examples per update.
+        source: where it was published.
     """
 
     name: str
     examples: int
     epochs: int
     batch_size: int
+    source: str
 
     @property
     def updates(self) -> int:
         """Optimizer steps, to the nearest ten."""
         return 10 * round(self.examples * self.epochs / self.batch_size / 10)
 
+    def __str__(self) -> str:
+        return f"{self.updates:,} for {self.examples:,} rows: {self.name} ({self.source})"
 
-# LIMA: arXiv:2305.11206, section 3. Alpaca: https://github.com/tatsu-lab/stanford_alpaca, "Fine-
-# tuning". The tutorial: see README.
+
 PUBLISHED = (
-    Practice("the tutorial's role", 3729, 3, 16),
-    Practice("LIMA", 1000, 15, 32),
-    Practice("Alpaca", 52002, 3, 128),
+    Practice("the tutorial's role", 3729, 3, 16, "README, DeepSeek-7B-chat"),
+    Practice("LIMA", 1000, 15, 32, "arXiv:2305.11206, section 3"),
+    Practice("Alpaca", 52002, 3, 128, "github.com/tatsu-lab/stanford_alpaca, Fine-tuning"),
 )
 
 
@@ -61,9 +64,8 @@ class Amount:
         return cls(updates, round(a_pass * updates / schedule.steps_per_epoch))
 
     def describe(self) -> str:
-        """The amount beside published ones, in one line."""
-        published = ", ".join(f"{one.updates:,} ({one.name})" for one in PUBLISHED)
+        """The amount in a line."""
         return (
             f"{self.updates:,}, over {self.supervised:,} supervised tokens; a voice takes the "
-            f"included model {STEPS_FOR_A_VOICE}; published trainings took {published}"
+            f"included model {STEPS_FOR_A_VOICE}"
         )

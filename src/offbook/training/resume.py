@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import date
+from typing import Any
 
 import torch
 
 from offbook.config import Config
-from offbook.errors import CheckpointError
+from offbook.errors import CheckpointError, ConfigError
 from offbook.files import storage
 from offbook.monitor import Monitor
 from offbook.runs import checkpoint
@@ -15,6 +17,7 @@ from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import COMMITTED, RunDirectory, step_of
 from offbook.runs.places import BASE, find_base, find_data, find_moved, resume_with
 from offbook.runs.receipt import Receipt
+from offbook.training.distributed import Processes
 from offbook.training.ending import last_step
 from offbook.training.forecast import fit_to_time
 from offbook.training.schedule import describe_change
@@ -28,6 +31,7 @@ def begin(
     run: RunDirectory,
     config: Config,
     monitor: Monitor,
+    processes: Processes,
     *,
     resume: bool,
     within: float | None = None,
@@ -35,10 +39,14 @@ def begin(
 ) -> tuple[LoadedRun, torch.optim.Optimizer, Progress]:
     """Start a run, or restore the state of its newest checkpoint.
 
+    The first process does that; the others read the same rows and load the same base, and get the
+    state from it.
+
     Args:
         run: a directory that no other process writes to.
         config: all settings; of a run to resume, what `settings_to_resume` gives.
         monitor: receives messages of reading and loading.
+        processes: that train the run.
         resume: continue the run in the directory; otherwise, one that is there is replaced.
         within: seconds that a new run may take.
         shared: a base that other runs are trained on, too.
@@ -46,6 +54,99 @@ def begin(
     Raises:
         OffbookError: of the class that names what is wrong.
     """
+    inputs: RunInputs | None = None
+
+    def plan() -> dict[str, Any]:
+        nonlocal inputs
+        inputs = _plan(
+            *(run, config, monitor, processes),
+            resume=resume,
+            within=within,
+            shared=shared,
+        )
+        return _told(inputs)
+
+    told = processes.first(plan)
+    inputs = processes.each(lambda: inputs or _follow(told))
+    receipt = make_receipt(inputs, run.path, processes.size)
+    read = [receipt.base, receipt.chat_template, list(receipt.data.values())]
+    if any(other != read for other in processes.gather(read)):
+        raise ConfigError(
+            "the processes read other rows, or another base",
+            where="data.train, model.base",
+            fix="put the same files on all machines, or on a file system that they share",
+        )
+
+    def check() -> None:
+        keep = config.train.save_total_limit + (
+            config.train.keep_best and len(inputs.validation) > 0
+        )
+        run.require_space(inputs.shape.adapter * FLOAT32, keep)
+        if resume:
+            _require_same_data(run, receipt)
+            _tell_changes(run, receipt, monitor)
+            _tell_schedule(run, run.config(), inputs, monitor)
+
+    processes.first(check)
+    loaded = processes.each(lambda: load(inputs, monitor, shared))
+    optimizer = make_optimizer(loaded)
+
+    def restore() -> dict[str, Any]:
+        if resume:
+            return asdict(_restore(run, run.config(), loaded, optimizer, monitor))
+        run.begin(inputs.config, receipt)
+        return asdict(Progress(inputs.plan.micro_batch_tokens))
+
+    progress = Progress(**processes.first(restore))
+    progress.micro_batch_tokens = min(progress.micro_batch_tokens, inputs.plan.micro_batch_tokens)
+    processes.spread(loaded.trained_parameters())
+    if progress.step and processes.size > 1:
+        processes.spread(_moments(optimizer))
+    return loaded, optimizer, progress
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The optimizer's state, in the order of its parameters; zeros where it has none yet."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in weights:
+        if not optimizer.state[p]:
+            zeros = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **zeros}
+    return [optimizer.state[p][key] for p in weights for key in ("step", "exp_avg", "exp_avg_sq")]
+
+
+def _told(inputs: RunInputs) -> dict[str, Any]:
+    """What other processes need to read the same rows and to load the same base."""
+    day = inputs.template.date
+    return {
+        "config": inputs.config.model_dump(mode="json"),
+        "commits": inputs.commits,
+        "date": day and day.isoformat(),
+        "micro_batch_tokens": inputs.plan.micro_batch_tokens,
+    }
+
+
+def _follow(told: dict[str, Any]) -> RunInputs:
+    """What a process reads and plans that does not decide anything."""
+    start = Receipt(
+        date=told["date"] and date.fromisoformat(told["date"]),
+        commits=told["commits"],
+        micro_batch_tokens=told["micro_batch_tokens"],
+    )
+    return gather(Config.model_validate(told["config"]), Monitor(), start=start)
+
+
+def _plan(
+    run: RunDirectory,
+    config: Config,
+    monitor: Monitor,
+    processes: Processes,
+    *,
+    resume: bool,
+    within: float | None,
+    shared: SharedBase | None,
+) -> RunInputs:
+    """Read the rows and plan the run, with all settings resolved."""
     start, own = Receipt(), config
     if resume:
         start, own = run.receipt(), run.config()
@@ -59,23 +160,11 @@ def begin(
             config = find_moved(run, config)
     resumed = run if resume else None
     inputs = gather(config, monitor, start=start, resumed=resumed, shared=shared)
-    keep = config.train.save_total_limit + (config.train.keep_best and len(inputs.validation) > 0)
     if within is not None and resume:
         monitor.announce("a run that is resumed keeps its number of steps")
     elif within is not None:
-        inputs = fit_to_time(inputs, within, monitor)
-    run.require_space(inputs.shape.adapter * FLOAT32, keep)
-    receipt = make_receipt(inputs, run.path)
-    if resume:
-        _require_same_data(run, receipt)
-        _tell_changes(run, receipt, monitor)
-        _tell_schedule(run, own, inputs, monitor)
-    loaded = load(inputs, monitor, shared)
-    optimizer = make_optimizer(loaded)
-    if resume:
-        return loaded, optimizer, _restore(run, own, loaded, optimizer, monitor)
-    run.begin(inputs.config, receipt)
-    return loaded, optimizer, Progress(inputs.plan.micro_batch_tokens)
+        inputs = fit_to_time(inputs, within, monitor, processes.size)
+    return inputs
 
 
 def make_optimizer(loaded: LoadedRun) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 
 from offbook.config import Config
+from offbook.doctor.inspection import language_finding
 from offbook.engine.engine import Engine
 from offbook.engine.machine import limit_threads
 from offbook.engine.memory import prepare_allocator, prepare_deterministic
@@ -53,7 +54,6 @@ from offbook.runs.receipt import (
     installed_versions,
 )
 from offbook.tokens.examples import Example, Examples, beyond_context, setting_that_keeps
-from offbook.tokens.language import unknown_language
 from offbook.tokens.own_template import with_template_text
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
@@ -199,8 +199,8 @@ def gather(
     shape = ModelShape.of(base, config.lora)
     for examples in data.parts:
         check_vocabulary(examples, template.tokenizer, vocabulary_size(base), config.model.base)
-    if notice := unknown_language(data.training, template.tokenizer):
-        monitor.announce(notice)
+    if finding := language_finding(data.training, template.tokenizer):
+        monitor.announce(f"{finding.what}; {finding.todo}")
     if config.train.learning_rate == "auto":
         width = shape.config.hidden_size
         rate = fitting_rate(width, shape.config.model_type, config.lora)
@@ -274,8 +274,8 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
     return LoadedRun(inputs, model, engine)
 
 
-def make_receipt(inputs: RunInputs, run: Path) -> Receipt:
-    """What goes into the run in a directory."""
+def make_receipt(inputs: RunInputs, run: Path, processes: int = 1) -> Receipt:
+    """What goes into the run in a directory, that so many processes train."""
     device = inputs.device
     gpu = device.type if device.type != "cpu" else None
     if device.type in ("cuda", "xpu"):
@@ -295,6 +295,7 @@ def make_receipt(inputs: RunInputs, run: Path) -> Receipt:
             name=gpu or platform.machine(),
             threads=torch.get_num_threads(),
             fused_kernels=library().code is not None,
+            processes=processes,
         ),
         micro_batch_tokens=inputs.plan.micro_batch_tokens,
         date=inputs.template.date,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from offbook.config import TrainSettings
 from offbook.engine.batching import Step
+from offbook.engine.check import check_or_fall_back
 from offbook.engine.engine import Losses, row_losses
 from offbook.engine.memory import is_out_of_memory, release_cached
 from offbook.errors import MemoryPlanError, NonFiniteError
@@ -25,19 +26,17 @@ from offbook.monitor import RowLosses, SkippedStep, SmallerMicroBatches
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import FIRST_LOSSES, Progress
 from offbook.runs.directory import RunDirectory
-from offbook.tokens.examples import Example
+from offbook.tokens.examples import IGNORED, Example
 from offbook.training.advice import Case, advise
 from offbook.training.curve import describe_rate
+from offbook.training.distributed import ALONE, Processes
+from offbook.training.interrupt import Stopped
 from offbook.training.log import Log
 from offbook.training.plan import Memory, least_memory
 from offbook.training.schedule import fitting_rate, warmup_steps
 from offbook.training.setup import LoadedRun
 
 COMPARED_LOSSES = 20  # a spike is measured against the median of the losses of this many steps
-
-
-class Stopped(Exception):  # noqa: N818  (not an error)
-    """`should_stop` returned true; the state is that after the last complete step."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,7 @@ class Stepper:
         log: writes a line of metrics.
         announce: receives messages for the user.
         should_stop: called before each micro-batch.
+        processes: that train together.
     """
 
     loaded: LoadedRun
@@ -82,19 +82,35 @@ class Stepper:
     log: Log
     announce: Callable[[str], None]
     should_stop: Callable[[], bool]
+    processes: Processes = ALONE
 
     @property
     def settings(self) -> TrainSettings:
         return self.loaded.inputs.config.train
 
-    def forward_backward(self, examples: Sequence[Example]) -> tuple[float, int, Losses]:
+    def validations(self, run: RunDirectory) -> dict[int, float]:
+        """The validation loss after each step that has one."""
+        pairs = self.processes.first(lambda: list(checkpoint.validations(run).items()))
+        return dict(pairs)
+
+    def check_engine(self, examples: Sequence[Example]) -> None:
+        """Compare the engine's gradients with those of transformers and PEFT, in each process.
+
+        Raises:
+            EngineError: when they differ by more than rounding.
+        """
+        engine, device = self.loaded.engine, self.loaded.inputs.device
+        self.processes.each(lambda: check_or_fall_back(engine, examples, device, self.announce))
+
+    def forward_backward(self, examples: Sequence[Example]) -> tuple[float, int, dict[int, float]]:
         """Compute the gradients of the mean loss over the supervised tokens of `examples`.
 
         Returns:
-            The mean loss in nats per token, the number of supervised tokens, and the loss of each.
+            The mean loss in nats per token, the number of supervised tokens, and the loss of each
+            example that has any, by its number in the step.
 
         Raises:
-            Stopped: when asked to stop; there are no gradients then.
+            Stopped: when a process was asked to stop; gradients are to be discarded then.
             MemoryPlanError: when memory is not enough for a single row.
         """
         engine = self.loaded.engine
@@ -105,8 +121,16 @@ class Stepper:
             losses.clear()  # of a step in larger micro-batches, for which memory was not enough
             return engine.accumulate(step, seed, self.should_stop, losses)
 
-        loss, step = self._within_memory(examples, accumulate)
-        return loss, step.supervised, losses
+        def compute() -> list[float]:
+            loss = self._within_memory(examples, accumulate)
+            by_row = row_losses(losses)
+            return [loss, *(by_row.get(row, 0.0) for row in range(len(examples)))]
+
+        supervised = [int((e.labels[1:] != IGNORED).sum()) for e in examples]
+        # Without a supervised token there are no gradients, and the optimizer must see none.
+        weights = self._weights() if any(supervised) else []
+        loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute)
+        return loss, sum(supervised), {row: by_row[row] for row, n in enumerate(supervised) if n}
 
     def evaluate(self, examples: Sequence[Example]) -> float:
         """The mean loss per supervised token, in nats, without dropout.
@@ -121,7 +145,10 @@ class Stepper:
         def mean_loss(step: Step) -> float | None:
             return engine.mean_loss(step, self.should_stop)
 
-        loss, _ = self._within_memory(examples, mean_loss)
+        def compute() -> list[float]:
+            return [self._within_memory(examples, mean_loss)]
+
+        (loss,) = self.processes.add_up([], 1, compute)
         if not math.isfinite(loss):
             require_finite_weights(self.loaded.model, self.loaded.inputs.config.model.base)
             raise _not_finite(f"the validation loss after step {self.progress.step} is {loss:g}")
@@ -167,15 +194,15 @@ class Stepper:
         self.announce(f"step {step} skipped: its loss is {loss:.3f}, the usual one {usual:.3f}")
         return True
 
-    def log_rows(self, rows: NDArray[np.int64], losses: Losses) -> None:
+    def log_rows(self, rows: NDArray[np.int64], losses: Mapping[int, float]) -> None:
         """Log the loss of each example of the last step.
 
         Args:
             rows: the index of each example among those that are trained on.
-            losses: of their tokens.
+            losses: of examples, by their number in the step.
         """
         # Behind them are general examples that are mixed in.
-        found = {k: loss for k, loss in row_losses(losses).items() if k < len(rows)}
+        found = {k: loss for k, loss in losses.items() if k < len(rows)}
         numbers, rounded = [int(rows[k]) for k in found], [round(x, 4) for x in found.values()]
         self.log(RowLosses(self.progress.step, numbers, rounded))
 
@@ -219,6 +246,12 @@ class Stepper:
             raise _not_finite(
                 f"step {self.progress.step} left an adapter with norm {norm:g}; it is not saved"
             )
+        if not self.processes.make_equal(self._weights()):
+            self.announce("the processes' adapters differed in last bits; the first one's is kept")
+        self.processes.first(lambda: self.write(run, losses))
+
+    def write(self, run: RunDirectory, losses: Mapping[int, float]) -> None:
+        """As `save`, in this process, without asking the others."""
         self.log.flush()
         settings = self.settings
         kept = losses if settings.keep_best else {}
@@ -236,24 +269,25 @@ class Stepper:
 
     def _within_memory(
         self, examples: Sequence[Example], compute: Callable[[Step], float | None]
-    ) -> tuple[float, Step]:
-        """Call `compute` on micro-batches of `examples`, smaller ones when memory is not enough.
+    ) -> float:
+        """Call `compute` on micro-batches of a share of `examples`, smaller when memory runs out.
 
         Returns:
-            Its result, and the step it was called on.
+            Its result.
 
         Raises:
             Stopped: when it returns None.
         """
         engine, device = self.loaded.engine, self.loaded.inputs.device
+        mine = self.processes.share([len(example) for example in examples])
         while True:
-            step = engine.make_step(examples, self.progress.micro_batch_tokens, device)
+            step = engine.make_step(examples, self.progress.micro_batch_tokens, device, mine)
             try:
                 with _deterministic(self.settings.deterministic):
                     loss = compute(step)
                 if loss is None:
                     raise Stopped
-                return loss, step
+                return loss
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

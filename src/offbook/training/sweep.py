@@ -16,14 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from offbook.config import Config
-from offbook.errors import CheckpointError, ConfigError, NonFiniteError
+from offbook.errors import ConfigError, NonFiniteError
 from offbook.files import storage
 from offbook.monitor import EvalMetrics, Monitor
 from offbook.runs import checkpoint
 from offbook.runs.directory import FREE_ON_RESUME, RunDirectory, step_of
+from offbook.runs.records import read_record
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule
 from offbook.training.shared import SharedBase
@@ -71,19 +70,8 @@ class Sweep:
 
     @classmethod
     def read(cls, file: Path) -> Sweep:
-        """The sweep in a file; keys that this version does not know are ignored.
-
-        Raises:
-            CheckpointError: when the file is damaged.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(json.loads(file.read_bytes()))
-        except ValueError:
-            raise CheckpointError(
-                "the file is damaged",
-                where=str(file),
-                fix=f"remove it and {BEST}, and start the sweep again",
-            ) from None
+        """The sweep in a file, as `read_record`."""
+        return read_record(cls, file, fix=f"remove it and {BEST}, and start the sweep again")
 
     def to_json(self) -> bytes:
         """The contents of the file."""

@@ -1,0 +1,189 @@
+"""A cleaned copy of a data set, and a log of what was changed in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from offbook.data.conversations import Conversation, ConversationReader
+from offbook.data.formats import read_rows
+from offbook.data.personal import Replacer
+from offbook.doctor.doctor import once
+from offbook.doctor.findings import KINDS, Hit, Severity
+from offbook.doctor.leftovers import CONTROL
+from offbook.doctor.row import Row
+from offbook.errors import ConfigError
+
+LOG = ".changes.jsonl"  # in place of the copy's `.jsonl`
+# What is done to a row with a finding: its text is changed, or the row is left out.
+CHANGED = ("swapped", "control_text", "personal")
+LEFT_OUT = (
+    *("duplicate", "near_duplicate", "boilerplate", "placeholder"),
+    *("conflict", "model", "empty_prompt", "unfinished", "length", "language"),
+)
+# A row that is like another stays where that one is left out for a fault of its own.
+ONE_STAYS = ("near_duplicate", "conflict")
+
+
+@dataclass
+class Fixed:
+    """What became of the rows.
+
+    Attributes:
+        copy, log: the files that were written.
+        kept: rows in the copy.
+        left_out, changed: how many rows of each kind of finding.
+    """
+
+    copy: Path
+    log: Path
+    kept: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+
+
+def write_fixed(
+    reader: ConversationReader,
+    hits: Mapping[str, Sequence[Hit]],
+    severity: Severity,
+    copy: Path,
+) -> Fixed:
+    """Write the rows of a data set without what was found in them, and a log of each change.
+
+    Args:
+        reader: the rows; their files are only read.
+        hits: the rows of each kind of finding.
+        severity: `fix`, or `look` to act on what a person should look at, too.
+        copy: a JSONL file that does not exist.
+
+    Raises:
+        ConfigError: when the file exists, or cannot be written.
+    """
+    log = copy.with_name(copy.name.removesuffix(".jsonl") + LOG)
+    if copy.suffix != ".jsonl":
+        raise ConfigError("the copy is a JSONL file", where=str(copy), fix="end its name in .jsonl")
+    todo = _by_row(hits, severity)
+    result = Fixed(copy, log)
+    written: list[Path] = []
+    try:
+        with _new_file(copy, written) as rows, _new_file(log, written) as changes:
+            for line, entries in _fixed_rows(reader, todo, result):
+                rows.write(line)
+                changes.writelines(json.dumps(e, ensure_ascii=False) + "\n" for e in entries)
+    except BaseException:
+        for file in written:  # half a copy could be taken for a whole one
+            file.unlink(missing_ok=True)
+        raise
+    return result
+
+
+@contextmanager
+def _new_file(file: Path, written: list[Path]) -> Iterator[TextIO]:
+    """A file that did not exist before, to write into."""
+    try:
+        with file.open("x", encoding="utf-8", errors="surrogateescape") as stream:
+            written.append(file)
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+    except FileExistsError:
+        fix = "name another file: nothing that exists is replaced"
+        raise ConfigError("exists already", where=str(file), fix=fix) from None
+    except OSError as error:
+        raise ConfigError(f"cannot write ({error.strerror})", where=str(file)) from None
+
+
+def _by_row(
+    hits: Mapping[str, Sequence[Hit]], severity: Severity
+) -> dict[int, list[tuple[str, str]]]:
+    """The kinds, with details, that are acted on in each row."""
+    kinds = [kind for kind in (*LEFT_OUT, *CHANGED) if KINDS[kind].severity in ("fix", severity)]
+    alone = [kind for kind in kinds if kind in LEFT_OUT and kind not in ONE_STAYS]
+    gone = {hit.row for kind in alone for hit in hits.get(kind, ())}
+    todo: dict[int, list[tuple[str, str]]] = {}
+    for kind in kinds:
+        for hit in hits.get(kind, ()):
+            if not (kind in ONE_STAYS and hit.like_row in gone):
+                todo.setdefault(hit.row, []).append((kind, hit.why))
+    return todo
+
+
+def _fixed_rows(
+    reader: ConversationReader, todo: Mapping[int, list[tuple[str, str]]], result: Fixed
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The line of each row in the copy, which may be empty, and its entries in the log."""
+    replacer = Replacer()
+    raw = ((value, where) for path in reader.paths for value, where in read_rows(path))
+    for number, (conversation, (value, where)) in enumerate(zip(once(reader), raw, strict=True)):
+        found = dict(todo.get(number, ()))
+        out = next((kind for kind in found if kind in LEFT_OUT), None)
+        new = _changed(value, conversation, found, replacer) if found and not out else value
+        if new is None:  # then it is left out
+            out = next(iter(found))
+        if out:
+            result.left_out[out] += 1
+            yield "", [{"row": where, "kind": out, "change": "left out", "why": found[out]}]
+            continue
+        result.kept += 1
+        result.changed.update(found.keys())
+        change = {"row": where, "change": "changed"}
+        entries = [change | {"kind": kind, "why": why} for kind, why in found.items()]
+        yield json.dumps(new, ensure_ascii=False) + "\n", entries
+
+
+def _changed(
+    value: object, conversation: Conversation, kinds: Mapping[str, str], replacer: Replacer
+) -> object:
+    """A row without what was found in it; None where that is not possible."""
+    pairs = Row.of(0, conversation).pairs
+    replies = {reply for _, reply in pairs}
+    swap: dict[str, str] = {}
+    if "swapped" in kinds:
+        prompt, reply = pairs[0]
+        # A prompt that is written in two parts is no text of the row.
+        if len(pairs) > 1 or prompt not in _texts_in(value):
+            return None
+        swap, replies = {prompt: reply, reply: prompt}, {prompt}
+
+    def edit(text: str) -> str:
+        new = swap.get(text, text)
+        if "control_text" in kinds:
+            new = without_control_text(new, is_reply=new in replies)
+        return replacer.replace(new) if "personal" in kinds else new
+
+    before, after = _texts_in(value), _texts_in(done := _edited(value, edit))
+    emptied = any(a.strip() and not b.strip() for a, b in zip(before, after, strict=True))
+    return None if emptied or before == after else done
+
+
+def without_control_text(text: str, is_reply: bool) -> str:
+    """A text without the control text of chat templates; a reply ends where it begins."""
+    if not is_reply:
+        return CONTROL.sub("", text).strip()
+    parts = [part.strip() for part in CONTROL.split(text)]
+    return next(filter(None, parts), "")
+
+
+def _edited(value: Any, edit: Callable[[str], str]) -> Any:
+    """A row with another text in place of each of its own."""
+    if isinstance(value, str):
+        return edit(value)
+    if isinstance(value, list):
+        return [_edited(item, edit) for item in value]
+    if isinstance(value, dict):
+        return {key: _edited(item, edit) for key, item in value.items()}
+    return value
+
+
+def _texts_in(value: Any) -> list[str]:
+    """All texts of a row."""
+    if isinstance(value, (list, dict)):
+        inner = value.values() if isinstance(value, dict) else value
+        return [text for item in inner for text in _texts_in(item)]
+    return [value] if isinstance(value, str) else []
