@@ -56,5 +56,5 @@ with tempfile.TemporaryDirectory() as temporary:
                 flush=True,
             )
 plain, mixing = (np.array(changes[mixed]).mean(axis=0) for mixed in (False, True))
-print(f"\nof the gain on the role, {mixing[0] / plain[0]:.2f} is left with general rows mixed in,")
-print(f"and of the change in loss on general rows, {mixing[1] / plain[1]:.2f}")
+print(f"\nof the gain on the role, {mixing[0] / plain[0]:.2f} is left with general rows mixed in;")
+print(f"the loss on general rows changes by {mixing[1]:+.3f} instead of {plain[1]:+.3f}")
