@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from offbook.engine import loss as loss_module
 from offbook.engine.loss import cross_entropy
+from offbook.engine.memory import ByDevice
 from offbook.engine.ops import BACKENDS, Backend
 from support.engines import CPU
 
@@ -36,7 +37,7 @@ def test_one_chunk_of_logits_is_in_memory_at_a_time(
     targets = torch.randint(4096, (64,))
     expected = F.cross_entropy(head(hidden), targets, reduction="none")
     monkeypatch.setattr(ops, "linear", linear)
-    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", ByDevice(cpu=1, gpu=1))
     losses = cross_entropy(ops, hidden, head, targets)
     assert len(made) == 4
     torch.testing.assert_close(losses, expected)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from offbook.config import Config
+from offbook.engine.memory import ByDevice
 from offbook.errors import ConfigError, DiskError
 from offbook.files import storage
 from offbook.monitor import Monitor
@@ -48,7 +49,7 @@ def resume_or_start(config: Config) -> Path:
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Micro-batches of one row or two, so that a step has several."""
     monkeypatch.setattr(planner, "FEWEST_TOKENS", 1)
-    monkeypatch.setitem(planner.MOST_TOKENS, "cpu", 1)
+    monkeypatch.setattr(planner, "MOST_TOKENS", ByDevice(cpu=1, gpu=1))
 
 
 @pytest.mark.parametrize("total", [7, pytest.param(40, marks=pytest.mark.slow)])
