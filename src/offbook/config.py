@@ -229,9 +229,9 @@ class DoctorSettings(Section):
     """Kinds of findings that are not wanted, such as `[model]` where the role is one."""
 
     fix: Literal["fix", "look"] = "fix"
-    """Which findings `offbook check --fix` acts on. `fix` are those that are nearly always faults;
-    `look` are also those that a person should look at first: their rows are left out of the copy,
-    too, and of several replies to one prompt, all but the first."""
+    """Which findings `--fix` of `offbook check` acts on. `fix` are those that are nearly always
+    faults; `look` are also those that a person should look at first: their rows are left out of the
+    copy, too, and of several replies to one prompt, all but the first."""
 
     near_duplicate: float = Field(default=0.8, ge=0.7, le=1)
     """The overlap from which rows are nearly equal. It is the number of 3-grams of characters that
