@@ -34,6 +34,7 @@ VALUES = {
     "name": "myrole",
 }
 NO_COMMAND = re.compile(r"\.\.\.|KEY|FILE")
+FERRY = ROOT / "src" / "offbook" / "samples" / "ferry.fountain"
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -126,21 +127,32 @@ def test_printed_commands_run(cli: Cli, tiny_config: Callable[..., Config], tmp_
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(config.to_yaml(), encoding="utf-8")
-    for name in ("rows.json", "other-rows.json", "myrole/rows.jsonl"):
+    for name in ("rows.json", "other-rows.json", "myrole/rows.jsonl", "anna.jsonl", "mara.jsonl"):
         (tmp_path / name).write_text(
             '[{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]'
         )
-    train(config.override(f"output_dir={tmp_path / 'runs' / 'myrole'}"))
+    scripts = {
+        "play.txt": "TOM: Who is there?\nANNA: Nobody.\nMISS A: It is me.\n",
+        "season1/1.txt": "皇上：你来了？\n甄嬛：臣妾来了。\n嬛嬛：皇上。\n莞贵人：是。\n",
+        "src/offbook/samples/ferry.fountain": FERRY.read_text(encoding="utf-8"),
+    }
+    for name, text in scripts.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for name in ("myrole", "anna", "mara"):
+        train(config.override(f"output_dir={tmp_path / 'runs' / name}"))
     shutil.copytree(tmp_path / "runs" / "myrole" / "adapter", tmp_path / "adapter-folder")
     for name in ("base-folder", "merged-model"):
         shutil.copytree(config.model.base, tmp_path / name)
     ran, failed = [], []
-    for line in OURS:
-        _, name, *arguments = words(re.sub(r"--checkpoint \d+", "--checkpoint 4", line))
+    commands = {tuple(words(re.sub(r"--checkpoint \d+", "--checkpoint 4", x))): x for x in OURS}
+    for (_, name, *arguments), line in commands.items():
         if (
             not arguments
             or "{" in line
             or "RUN" in line
+            or "ROWS" in line
             or name in SKIPPED
             or "--require" in line  # it says how the role took
             or "deepseek" in line
@@ -151,6 +163,10 @@ def test_printed_commands_run(cli: Cli, tiny_config: Callable[..., Config], tmp_
             arguments += ["--overwrite", "--no-eval", *SHORT, f"model.base={config.model.base}"]
         if name == "eval":
             arguments += ["--short"]
+        if name in ("lines", "check"):  # what they write is not there yet
+            written = [tmp_path / arguments[-1]] if "-o" in arguments else tmp_path.glob("clean.*")
+            for file in written:
+                file.unlink(missing_ok=True)
         code, _, err = cli(name, *arguments, stdin="/exit\n")
         ran.append(name)
         if code:
