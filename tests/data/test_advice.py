@@ -118,9 +118,6 @@ def test_a_data_set_of_a_thousand_keys_is_refused_at_once(tmp_path):
         {"instrution": "instruction"},
         {"Instruction": "instruction", "OUTPUT": "output"},
         {"response": "output"},
-        {"question": "instruction", "answer": "output", "input": "input"},
-        {"prompt": "instruction", "completion": "output"},
-        {"query": "instruction", "response": "output"},
     ],
 )
 def test_a_key_is_renamed_as_the_message_says(tmp_path, names):
@@ -220,7 +217,7 @@ def test_rows_that_call_tools_are_named_and_left_out(tmp_path, turn):
 def test_tools_that_no_turn_calls_are_a_key_to_skip(tmp_path):
     rows = [{"messages": SAID, "tools": [{"name": "f"}]}] * 2
     message = complaint(tmp_path, rows)
-    assert message.startswith('1: unknown key "tools" in 2 rows; skip it')
+    assert message.startswith('1: tools that a model may call ("tools"); offbook trains on replies')
     assert len(list(reader(tmp_path, rows, advised(message)))) == 2
 
 
