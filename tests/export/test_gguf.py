@@ -30,7 +30,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     folder = tmp_path_factory.mktemp("export")
     # llama.cpp knows that "</s>" ends a reply, whatever a GGUF says; it does not know this name.
     tokenizer = make_tokenizer(folder / "base", eos="<over>")
-    return train_run(folder, make_base(folder / "base", tokenizer=tokenizer))
+    base = make_base(folder / "base", tokenizer=tokenizer)
+    return train_run(folder, base, "train.max_steps=60")
 
 
 @pytest.mark.parametrize("kind", KINDS)
