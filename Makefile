@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Limits PyTorch to what a CPU without AVX-512 has.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+# Two tests at a time, on a thread each: tiny models gain nothing from more.
+TWO := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 NATIVE := $(wildcard src/offbook/engine/ops/native/*)
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
@@ -22,9 +24,9 @@ demo: .venv/installed
 	$(BIN)/offbook demo
 
 test: .venv/installed-dev
-	$(BIN)/pytest -m "" --durations 15
+	$(TWO) -m "" --durations 15
 ifeq ($(shell uname -m),x86_64)
-	$(AVX2) $(BIN)/pytest tests/engine --kernels x86-64-v3 --deselect tests/engine/ops/test_cuda.py \
+	$(AVX2) $(TWO) tests/engine --kernels x86-64-v3 --deselect tests/engine/ops/test_cuda.py \
 		--deselect tests/engine/test_device.py
 endif
 
