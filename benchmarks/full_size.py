@@ -26,7 +26,6 @@ from offbook.models.load import load_base
 from offbook.monitor import Monitor
 from offbook.training.advice import Case
 from offbook.training.plan import Memory, plan_for
-from offbook.training.schedule import Schedule
 from offbook.training.setup import gather
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -52,7 +51,7 @@ config = Config.load(
     ],
 )
 run = gather(config, Monitor(), weights=False)
-schedule = Schedule.of(run.training, config.train)
+schedule = run.schedule
 steps = [
     make_step([run.training[r] for r in schedule.rows(k)], arguments.tokens, run.device)
     for k in range(arguments.steps)

@@ -673,7 +673,7 @@ show_error(lambda: config.override("train.per_device_train_batch_size=8"))
 # %%
 examples = tokenize(roles["lighthouse"], template)
 training, validation = examples.split(config.data.validation, config.train.seed)
-schedule = Schedule.of(training, config.train)
+schedule = Schedule.of(len(training), config)
 ratios = []
 for step in range(schedule.steps_per_epoch):
     tokens = [int((training[i].labels != IGNORED).sum()) for i in schedule.rows(step)]

@@ -50,7 +50,7 @@ class Runs:
         self.given = [
             *(f"model.base={base}", "model.precision=float32", f"data.train={rows}"),
             *("data.validation=0.2", "lora.lora_dropout=0.1", f"train.max_steps={STEPS}"),
-            *("train.learning_rate=0.003", "train.logging_steps=5", "train.batch_size=3"),
+            *("train.learning_rate=0.002", "train.logging_steps=5", "train.batch_size=3"),
         ]
         self.ended: dict[str, list[list[Any]]] = {}
         for name in NAMES[2]:
