@@ -132,8 +132,9 @@ def test_printed_commands_run(cli: Cli, tiny_config: Callable[..., Config], tmp_
             '[{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]'
         )
     scripts = {
-        "play.txt": "TOM: Who is there?\nANNA: Nobody.\nMISS A: It is me.\n",
-        "season1/1.txt": "皇上：你来了？\n甄嬛：臣妾来了。\n嬛嬛：皇上。\n莞贵人：是。\n",
+        "play.txt": "TOM: Who is there?\nANNA: Nobody.\nTOM: Who?\nMISS A: It is me.\n" * 5,
+        "season1/1.txt": "皇上：你来了？\n甄嬛：臣妾来了。\n皇上：坐。\n嬛嬛：是。\n莞贵人：谢。\n"
+        * 5,
         "src/offbook/samples/ferry.fountain": FERRY.read_text(encoding="utf-8"),
     }
     for name, text in scripts.items():
