@@ -65,7 +65,8 @@ from transformers.trainer_callback import DefaultFlowCallback
 
 from offbook import Chat, ChatTemplate, Config, OffbookError, load_tokenizer, read_conversations
 from offbook.data.conversations import Conversation, Message
-from offbook.doctor.inspection import Census, token_view
+from offbook.doctor.doctor import Doctor
+from offbook.doctor.inspection import token_view
 from offbook.inference.generate import Sampling, generate
 from offbook.libraries import quiet_transformers
 from offbook.models.adapter import attach_adapter, load_adapter
@@ -130,14 +131,14 @@ for name in roles:
 
 # %% [markdown]
 # `read_conversations` turns each row into a conversation: user and assistant messages, with the
-# file and line they came from. `Census` counts what is odd while the rows stream by: exact
+# file and line they came from. `Doctor` counts what is odd while the rows stream by: exact
 # duplicates, and prompts that have several different replies.
 
 # %%
 for name, reader in roles.items():
-    census = Census()
-    conversations = list(census.watch(reader))
-    print(f"{name}: {census.counts()}")
+    doctor = Doctor(Config().doctor)
+    conversations = list(doctor.watch(reader))
+    print(f"{name}: {doctor.counts(doctor.findings(conversations))}")
 
 # %% [markdown]
 # **What the usual recipe gets wrong, and how it shows**
