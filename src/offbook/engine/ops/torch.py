@@ -190,8 +190,8 @@ class Torch(Backend):
     def saved_by_projection(
         self, width: int, projections: int, *, gated: bool, dropout: bool
     ) -> int:
-        """As in `Backend`: the input, what it is gated from, and at most as much for masks."""
-        return width * (1 + 2 * gated + projections * dropout)
+        """As in `Backend`: the input, what it is gated from, and masks, a quarter of a float32."""
+        return width * (1 + 2 * gated) + width * projections * dropout // 4
 
     def saved_by_attention(self, heads: int, key_heads: int, channels: int, longest: int) -> int:
         """As in `Backend`: queries, keys, values, and the probabilities of short sequences."""
