@@ -153,8 +153,8 @@ def test_kernels_save_no_masks_probabilities_or_gated_inputs(shape: ModelShape) 
     )
     assert fused[True] == fused[False]
     assert plain[False] == fused[False] + 9 * 200 + 1536
-    # Masks for the inputs of q, k, v, gate and up, of o, and of down.
-    assert plain[True] == plain[False] + 5 * 576 + 576 + 1536
+    # Masks of a byte for the inputs of q, k, v, gate and up, of o, and of down.
+    assert plain[True] == plain[False] + (5 * 576 + 576 + 1536) // 4
 
 
 def test_a_forecast_counts_the_steps_of_the_run(tiny_config: MakeConfig) -> None:
