@@ -187,7 +187,7 @@ def _needed(example: Example) -> Example:
 
 
 def _numbers(length: int, prefix: int, before: int) -> NDArray[np.int64]:
-    """The number of each token of an example, with so many tokens of others before it."""
+    """The number of each token of an example; `before` tokens of the step come first."""
     place = np.arange(length)
     return np.where(place < prefix, place, place + before)
 
