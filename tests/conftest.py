@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ if not torch.cuda.is_available():
 
 from offbook.config import Config
 from offbook.engine.ops import library
+from offbook.signals import STOPPING
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 from support import engines
@@ -31,6 +33,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for kind in STOPPING:  # as in a terminal: a background job ignores some, as do its children
+        if signal.getsignal(kind) is signal.SIG_IGN:
+            default = signal.default_int_handler if kind == signal.SIGINT else signal.SIG_DFL
+            signal.signal(kind, default)
     kernels = config.getoption("--kernels")
     library.TARGET = None if kernels == "none" else kernels
     engines.DEVICE = torch.device(config.getoption("--device"))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ import pytest
 from offbook import __version__
 from offbook.cli.chat import HELP
 from offbook.cli.console import ProgressMonitor, printable
-from offbook.cli.train import STOPPING
 from offbook.files import storage
 from offbook.files.storage import verify
 from offbook.runs.directory import RunDirectory
@@ -383,18 +382,7 @@ def wait_for_steps(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 @pytest.fixture
-def default_signals() -> Iterator[None]:
-    """Signals as in a terminal: a background job ignores some, and so do its children."""
-    ignored = [kind for kind in STOPPING if signal.getsignal(kind) is signal.SIG_IGN]
-    for kind in ignored:
-        signal.signal(kind, signal.SIG_DFL)
-    yield
-    for kind in ignored:
-        signal.signal(kind, signal.SIG_IGN)
-
-
-@pytest.fixture
-def training(tiny_arguments: list[str], default_signals: None) -> list[str]:
+def training(tiny_arguments: list[str]) -> list[str]:
     """The command of a run that takes a few seconds."""
     return [sys.executable, "-m", "offbook", "train", *tiny_arguments, "train.max_steps=200"]
 

@@ -10,10 +10,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from offbook.signals import STOPPING, handling
+
 GRACE = 60.0  # seconds in which the others save and stop when one has failed
-STOPPING = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
 
 
 def leads() -> bool:
@@ -39,18 +38,21 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     place |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     received: list[int] = []
-    for kind in STOPPING:
-        if signal.getsignal(kind) is not signal.SIG_IGN:
-            signal.signal(kind, lambda number, frame: received.append(number))
-    workers = [
-        subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "offbook", *arguments],
-            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for rank in range(count)
-    ]
+    with handling(lambda number, frame: received.append(number), STOPPING):
+        workers = [
+            subprocess.Popen(  # noqa: S603
+                [sys.executable, "-m", "offbook", *arguments],
+                env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            for rank in range(count)
+        ]
+        return _wait(workers, received)
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]], received: list[int]) -> int:
+    """Pass signals on to processes until all have ended; see `launch`."""
     failed, deadline = 0, float("inf")
     while None in (codes := [worker.poll() for worker in workers]):
         if not failed and (failed := next(filter(None, codes), 0)):

@@ -18,10 +18,11 @@ import typer
 
 from offbook.cli.arguments import Settings, file_and_settings
 from offbook.cli.console import ProgressMonitor, put, say
-from offbook.cli.launch import STOPPING, launch, leads, without_nproc
+from offbook.cli.launch import launch, leads, without_nproc
 from offbook.cli.scorecard import put_short_scorecard
 from offbook.errors import INTERRUPTED, TERMINATED, ConfigError, quoted, shorten
 from offbook.monitor import LineMonitor
+from offbook.signals import STOPPING, handling
 
 if TYPE_CHECKING:
     from offbook.config import Config
@@ -186,8 +187,7 @@ def report(result: TrainResult, evaluate: bool = True) -> None:
 def stop_signals(pace: Pace) -> Iterator[list[int]]:
     """A list of the stop signals received so far. The second SIGINT or SIGTERM exits at once.
 
-    A second SIGHUP does not, since a closing terminal may send several. A signal that is ignored,
-    as SIGHUP is under `nohup`, stays ignored.
+    A second SIGHUP does not, since a closing terminal may send several.
     """
     received: list[int] = []
 
@@ -206,13 +206,8 @@ def stop_signals(pace: Pace) -> Iterator[list[int]]:
             else:
                 _write_stderr(f"stopping; {again}\n")
 
-    kinds = [kind for kind in STOPPING if signal.getsignal(kind) is not signal.SIG_IGN]
-    before = [signal.signal(kind, note) for kind in kinds]
-    try:
+    with handling(note, STOPPING):
         yield received
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)
 
 
 def exit_code(number: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from offbook.cli.console import put, say, waiting
+from offbook.signals import handling
 
 
 def watch(
@@ -27,9 +27,7 @@ def watch(
     offbook watch runs/myrole --port 8770
     """
     ended = threading.Event()
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, lambda number, frame: ended.set()) for kind in kinds]
-    try:
+    with handling(lambda number, frame: ended.set()):
         with waiting("reading the run"):
             from offbook.report.watch import Server, Watcher
             from offbook.runs.directory import RunDirectory
@@ -42,7 +40,4 @@ def watch(
                 say(f"there is no run in {run} yet; the page waits for it", "dim")
             put(f"page: {server.url}")
             watcher.follow(ended)
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)
     say("stopped", "dim")

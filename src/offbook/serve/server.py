@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from offbook.serve.app import make_app
 from offbook.serve.engine import Engine
 from offbook.serve.origin import is_loopback
 from offbook.serve.rows import CORRECTIONS
+from offbook.signals import handling
 
 CONNECTIONS = 512
 SECONDS_TO_END = 5  # for the replies that are being written when the server is stopped
@@ -118,10 +118,5 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(kind, self.handle_exit) for kind in kinds]
-        try:
+        with handling(self.handle_exit):
             yield
-        finally:
-            for kind, handler in zip(kinds, before, strict=True):
-                signal.signal(kind, handler)
