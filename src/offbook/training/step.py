@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from offbook.config import TrainSettings
 from offbook.engine.batching import Step
-from offbook.engine.check import check_or_fall_back
+from offbook.engine.check import check_gradients, check_or_fall_back
 from offbook.engine.engine import Losses, row_losses
 from offbook.engine.memory import is_out_of_memory, release_cached
 from offbook.errors import MemoryPlanError, NonFiniteError
@@ -29,7 +29,7 @@ from offbook.runs.directory import RunDirectory
 from offbook.tokens.examples import IGNORED, Example
 from offbook.training.advice import Case, advise
 from offbook.training.curve import describe_rate
-from offbook.training.distributed import ALONE, Processes
+from offbook.training.distributed import ALONE, Processes, exchanging
 from offbook.training.interrupt import Stopped
 from offbook.training.log import Log
 from offbook.training.memory import Memory
@@ -100,8 +100,14 @@ class Stepper:
         Raises:
             EngineError: when they differ by more than rounding.
         """
-        engine, device = self.loaded.engine, self.loaded.inputs.device
-        self.processes.each(lambda: check_or_fall_back(engine, examples, device, self.announce))
+        engine, inputs = self.loaded.engine, self.loaded.inputs
+        if inputs.sharded:  # all compute the same here, and none may go another way
+            with exchanging():
+                check_gradients(engine, examples, inputs.device)
+            return
+        self.processes.each(
+            lambda: check_or_fall_back(engine, examples, inputs.device, self.announce)
+        )
 
     def forward_backward(self, examples: Sequence[Example]) -> tuple[float, int, dict[int, float]]:
         """Compute the gradients of the mean loss over the supervised tokens of `examples`.
@@ -120,7 +126,7 @@ class Stepper:
 
         def accumulate(step: Step) -> float | None:
             losses.clear()  # of a step in larger micro-batches, for which memory was not enough
-            return engine.accumulate(step, seed, self.should_stop, losses)
+            return engine.accumulate(step, seed, self._should_stop, losses)
 
         def compute() -> list[float]:
             loss = self._within_memory(examples, accumulate)
@@ -130,7 +136,8 @@ class Stepper:
         supervised = [int((e.labels[1:] != IGNORED).sum()) for e in examples]
         # Without a supervised token there are no gradients, and the optimizer must see none.
         weights = self._weights() if any(supervised) else []
-        loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute)
+        sharded = self.loaded.inputs.sharded
+        loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute, sharded)
         return loss, sum(supervised), {row: by_row[row] for row, n in enumerate(supervised) if n}
 
     def evaluate(self, examples: Sequence[Example]) -> float:
@@ -144,12 +151,12 @@ class Stepper:
         engine = self.loaded.engine
 
         def mean_loss(step: Step) -> float | None:
-            return engine.mean_loss(step, self.should_stop)
+            return engine.mean_loss(step, self._should_stop)
 
         def compute() -> list[float]:
             return [self._within_memory(examples, mean_loss)]
 
-        (loss,) = self.processes.add_up([], 1, compute)
+        (loss,) = self.processes.add_up([], 1, compute, self.loaded.inputs.sharded)
         if not math.isfinite(loss):
             require_finite_weights(self.loaded.model, self.loaded.inputs.config.model.base)
             raise _not_finite(f"the validation loss after step {self.progress.step} is {loss:g}")
@@ -279,10 +286,14 @@ class Stepper:
         Raises:
             Stopped: when it returns None.
         """
-        engine, device = self.loaded.engine, self.loaded.inputs.device
+        engine, inputs = self.loaded.engine, self.loaded.inputs
+        device, sharded = inputs.device, inputs.sharded
         mine = self.processes.share([len(example) for example in examples])
         while True:
-            step = engine.make_step(examples, self.progress.micro_batch_tokens, device, mine)
+            tokens = self.progress.micro_batch_tokens
+            step = engine.make_step(examples, tokens, device, mine, sharded)
+            if sharded:
+                step = self._as_others(step)
             try:
                 with _deterministic(self.settings.deterministic):
                     loss = compute(step)
@@ -297,11 +308,29 @@ class Stepper:
             release_cached(device)
             self._halve_micro_batches(step)
 
+    @property
+    def _should_stop(self) -> Callable[[], bool]:
+        """Asked before a micro-batch; of a base that is shared, `_as_others` asks before a step."""
+        return (lambda: False) if self.loaded.inputs.sharded else self.should_stop
+
+    def _as_others(self, step: Step) -> Step:
+        """A step with as many micro-batches as that of the process with most.
+
+        Raises:
+            Stopped: in all processes, when one is asked to stop.
+        """
+        told = self.processes.gather([len(step.micro_batches), bool(self.should_stop())])
+        if any(stop for _, stop in told):
+            raise Stopped
+        return step.filled(max(count for count, _ in told))
+
     def _halve_micro_batches(self, failed: Step) -> None:
         longest = max(len(batch.input_ids) for batch in failed.micro_batches) + len(failed.prefix)
-        if all(len(batch.lengths) == 1 for batch in failed.micro_batches):
+        single = all(len(batch.lengths) == 1 for batch in failed.micro_batches)
+        if single or self.loaded.inputs.sharded:
+            what = "a single row" if single else "a micro-batch"
             raise MemoryPlanError(
-                f"memory is not enough for a single row of {longest} tokens; "
+                f"memory is not enough for {what} of {longest} tokens; "
                 f"planned: {self.loaded.inputs.plan.describe()}",
                 fix="close other programs and continue with --resume; or start again with "
                 f"--overwrite and {self._advice(longest)}",
