@@ -44,9 +44,12 @@ def test_parts_are_moved_and_logits_come_back(tiny_base: Path) -> None:
     assert hooked == [*backbone(base).layers, backbone(base).norm, head(base)]
 
 
-def test_bases_that_cannot_be_divided_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+def test_bases_that_cannot_be_divided_are_loaded_as_advised(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"9 devices for 2 layers.*name fewer devices"):
         load_base(tiny_base, torch.float32, CPU, others=[CPU] * 8)
+    load_base(tiny_base, torch.float32, CPU, others=[CPU])
     config = GPTNeoXConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=16,
@@ -54,6 +57,7 @@ def test_bases_that_cannot_be_divided_are_refused(tiny_base: Path, tmp_path: Pat
     GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"layers of a gpt_neox model cannot.*leave it at auto"):
         load_base(tmp_path, torch.float32, CPU, others=[CPU])
+    load_base(tmp_path, torch.float32, *choose_devices("cpu"))
 
 
 def test_several_devices_are_named_in_one_setting() -> None:
