@@ -136,9 +136,9 @@ class DataSettings(Section):
     mix: MixSettings | None = None
     """General rows to mix in, so that the model forgets less of what it knew, such as
     `{data: general, share: 0.2}`: a fifth of the examples of each optimizer step is taken from
-    them, in turn. `general` comes with offbook, in English and Chinese; any other data may be
-    given as for `train`. An epoch is a pass over the rows of `train` alone, so it has more
-    steps."""
+    them, in turn. `general` comes with offbook, 200 rows each in English and Chinese; any other
+    data may be given as for `train`. An epoch is a pass over the rows of `train` alone, so it has
+    more steps."""
 
     validation: float | str = Field(default="auto", union_mode="left_to_right")
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
