@@ -142,9 +142,9 @@ class DataSettings(Section):
 
     validation: float | str = Field(default="auto", union_mode="left_to_right")
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
-    that no prompt is in both sets; or another file or data set. `auto` is 0.02, or more where that
-    are fewer than 20 rows, up to 0.1: with fewer, no evaluation can tell anything. 0 turns
-    validation off."""
+    that no prompt is in both sets; or another file or data set. `auto` is 0.02; where that is less
+    than 20 rows, it is the share that gives 20, but at most 0.1. With fewer, an evaluation can tell
+    little. 0 turns validation off."""
 
     max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     """Most tokens of an example. A longer conversation becomes several examples, each with as much
