@@ -773,7 +773,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "name it: {chat} --base {quoted(name)}`",
     ),
     "tests/training/test_ancestor.py::test_a_run_goes_on_from_another": (
-        "give a run, or a folder with {WEIGHTS}",
+        "give a run, or a folder with {ADAPTER_WEIGHTS}",
         "restore it, or say where it is now: {SETTING}=PATH",
         "set {' '.join(other)}",
     ),

@@ -137,15 +137,15 @@ class DataSettings(Section):
     mix: MixSettings | None = None
     """General rows to mix in, so that the model forgets less of what it knew, such as
     `{data: general, share: 0.2}`: a fifth of the examples of each optimizer step is taken from
-    them, in turn. `general` comes with offbook, in English and Chinese; any other data may be
-    given as for `train`. An epoch is a pass over the rows of `train` alone, so it has more
-    steps."""
+    them, in turn. `general` comes with offbook, 200 rows each in English and Chinese; any other
+    data may be given as for `train`. An epoch is a pass over the rows of `train` alone, so it has
+    more steps."""
 
     validation: float | str = Field(default="auto", union_mode="left_to_right")
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
-    that no prompt is in both sets; or another file or data set. `auto` is 0.02, or more where that
-    are fewer than 20 rows, up to 0.1: with fewer, no evaluation can tell anything. 0 turns
-    validation off."""
+    that no prompt is in both sets; or another file or data set. `auto` is 0.02; where that is less
+    than 20 rows, it is the share that gives 20, but at most 0.1. With fewer, an evaluation can tell
+    little. 0 turns validation off."""
 
     max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     """Most tokens of an example. A longer conversation becomes several examples, each with as much

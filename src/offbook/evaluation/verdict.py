@@ -42,7 +42,7 @@ class Facts:
 
 
 def find(facts: Facts) -> list[Finding]:
-    """The findings, the gravest first; never empty."""
+    """The findings, the most serious first; never empty."""
     unlearned = _inert(facts) or _did_not_take(facts)
     forgot = _forgot(facts.forgetting)
     findings: list[Finding | None] = [forgot, _overfitted(facts.lines)]
