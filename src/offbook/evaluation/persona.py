@@ -15,7 +15,7 @@ from offbook.inference.generate import Remembered, Sampling
 from offbook.inference.pytorch import TorchEngine
 
 PROBE_TOKENS = 48  # of an answer: a model says what it is at once
-DRILL_TOKENS = 40  # of a turn
+DRILL_TOKENS = 30  # of a turn
 
 
 def stay_in_role(
