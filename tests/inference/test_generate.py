@@ -88,3 +88,11 @@ def test_what_is_remembered_of_a_conversation_changes_no_token(base: torch.nn.Mo
     ):
         assert tokens(prompt, remembered, most=4) == tokens(prompt, most=4)
         assert tokens(prompt, remembered) == tokens(prompt), "after one that was stopped"
+    # Two replies that are written by turns do not share what is remembered.
+    one, other = (
+        generate(base, [*PROMPT, 5, n], (), greedy, torch.Generator(), remembered) for n in (6, 7)
+    )
+    pairs = list(zip(one, other, strict=True))
+    assert [list(ids) for ids in zip(*pairs, strict=True)] == [
+        tokens([*PROMPT, 5, n]) for n in (6, 7)
+    ]

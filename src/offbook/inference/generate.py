@@ -61,29 +61,30 @@ def make_sampling(options: dict[str, Any]) -> Sampling:
 
 
 class Remembered:
-    """What was computed of the tokens of a conversation so far, for one model and adapter."""
+    """What was computed of the tokens of a conversation so far, by one model with one adapter."""
 
     def __init__(self) -> None:
         self._ids: list[int] = []
-        self._cache = DynamicCache()
+        self._cache: DynamicCache | None = None
 
-    def begin(self, prompt_ids: Sequence[int]) -> tuple[DynamicCache, int]:
-        """Forget all but what this prompt begins with; returns that, and how many tokens it is.
+    def take(self, prompt_ids: Sequence[int]) -> tuple[DynamicCache, int]:
+        """What is known of this prompt, which is forgotten here, and how many tokens it is.
 
         At least one token of the prompt is left.
         """
         pairs = zip(self._ids, prompt_ids[:-1], strict=False)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        if not shared:
-            self._cache = DynamicCache()
-        elif shared < len(self._ids):
-            self._cache.crop(shared - len(self._ids))
-        self._ids = []  # until they are computed
-        return self._cache, shared
+        cache, beyond = self._cache, len(self._ids) - shared
+        self._ids, self._cache = [], None
+        if cache is None or not shared:
+            return DynamicCache(), 0
+        if beyond:
+            cache.crop(-beyond)
+        return cache, shared
 
-    def note(self, ids: Sequence[int]) -> None:
-        """These tokens are computed now."""
-        self._ids = list(ids)
+    def put(self, cache: DynamicCache, ids: Sequence[int]) -> None:
+        """Remember what was computed of these tokens."""
+        self._ids, self._cache = list(ids), cache
 
 
 def generate(
@@ -105,25 +106,28 @@ def generate(
         remembered: of the conversation that the prompt goes on with; it is used and changed.
     """
     remembered = remembered or Remembered()
-    cache, known = remembered.begin(prompt_ids)
-    seen = list(prompt_ids)
-    ids = torch.tensor([seen[known:]], device=generator.device)
+    cache, known = remembered.take(prompt_ids)
+    seen, computed = list(prompt_ids), known
     processors = _processors(sampling)
     faster = FasterThreads()
-    for number in range(sampling.max_new_tokens):
-        # The whole prompt is large products, which all threads compute.
-        with torch.no_grad(), faster.token() if number else nullcontext():
-            out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
-            scores = head(model)(out.last_hidden_state[:, -1]).float()
-        remembered.note(seen)
-        before = torch.tensor([seen], device=generator.device)
-        scores = processors(before, scores)  # type: ignore[arg-type]
-        token = _choose(scores, sampling, generator)
-        if token in stop_ids:
-            return
-        yield token
-        seen.append(token)
-        ids = torch.tensor([[token]], device=generator.device)
+    try:
+        for number in range(sampling.max_new_tokens):
+            ids = torch.tensor([seen[computed:]], device=generator.device)
+            # The whole prompt is large products, which all threads compute.
+            with torch.no_grad(), faster.token() if number else nullcontext():
+                out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
+                scores = head(model)(out.last_hidden_state[:, -1]).float()
+            computed = len(seen)
+            before = torch.tensor([seen], device=generator.device)
+            scores = processors(before, scores)  # type: ignore[arg-type]
+            token = _choose(scores, sampling, generator)
+            if token in stop_ids:
+                return
+            yield token
+            seen.append(token)
+    finally:  # also where the reply is stopped; after an error, the cache may be in pieces
+        if cache.get_seq_length() == computed:
+            remembered.put(cache, seen[:computed])
 
 
 def _processors(sampling: Sampling) -> LogitsProcessorList:

@@ -47,6 +47,7 @@ class TorchEngine:
     ) -> None:
         self.model, self.template = model, template
         self.has_adapter, self.strength = isinstance(model, PeftModel), 1.0
+        self._remembered = Remembered()
         self._generator = torch.Generator(model.device)
         if seed is None:
             self._generator.seed()
@@ -70,16 +71,11 @@ class TorchEngine:
                 fix="leave out --strength, or train without lora.use_dora",
             )
         set_strength(model, strength)
-        self.strength = strength
+        self.strength, self._remembered = strength, Remembered()
 
-    def reply(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        base: bool = False,
-        remembered: Remembered | None = None,
-    ) -> TorchReply:
-        """Begin a reply; see `ReplyEngine`, and for `remembered` see `generate`."""
+    def reply(self, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> TorchReply:
+        """Begin a reply; see `ReplyEngine`."""
+        remembered = Remembered() if base else self._remembered
         ids = generate(self.model, prompt, self.stop_ids, sampling, self._generator, remembered)
         return TorchReply(self, ids, sampling.max_new_tokens, base)
 
