@@ -87,7 +87,9 @@ class ModelSettings(Section):
 
     device: str = "auto"
     """What computes. `auto` takes the first GPU of NVIDIA or AMD, or the processor where there is
-    none. `cuda:1` is the second of them, `xpu` is a GPU of Intel, `mps` that of an Apple chip."""
+    none. `cuda:1` is the second of them, `xpu` is a GPU of Intel, `mps` that of an Apple chip. With
+    several names, `cuda:0,cuda:1`, each of the GPUs holds a part of the layers, and they compute
+    in turn: for a base that is too large for one."""
 
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the frozen base. `auto` measures whether this machine multiplies bfloat16
@@ -103,8 +105,9 @@ class ModelSettings(Section):
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
-            raise ValueError("give auto, cpu, cuda, cuda:1, xpu or mps")
+        several = r"cpu(,cpu)*|(?P<kind>cuda|xpu):\d+(,(?P=kind):\d+)+"
+        if not re.fullmatch(rf"auto|mps|(cuda|xpu)(:\d+)?|{several}", value):
+            raise ValueError("give auto, cpu, cuda, cuda:1, xpu or mps, or several: cuda:0,cuda:1")
         return value
 
 

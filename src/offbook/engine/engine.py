@@ -7,8 +7,10 @@ sequences are padded and transformers and PEFT compute them; norms are still rep
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,10 @@ from offbook.engine.batching import MIN_SHARED_TOKENS, MicroBatch, Step, make_st
 from offbook.engine.dropout import Masks
 from offbook.engine.layers import (
     Attention,
-    DecoderLayer,
-    LastLayer,
     RMSNorm,
+    decoder_layer,
     is_replaceable,
+    last_layer,
     replacement,
 )
 from offbook.engine.layout import Layout
@@ -62,20 +64,21 @@ class Engine:
         """Prepare a model: replace the layers that are recognized.
 
         Args:
-            model: on its device and in its format; neither may change afterwards.
+            model: on its devices and in its format; neither may change afterwards.
             fast: whether to replace layers.
             min_shared_tokens: see `batching.make_step`.
         """
         self.model = model
         self._min_shared_tokens = min_shared_tokens
         self.dropouts = list(number_dropouts(backbone(model)))
-        self._swaps: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
+        # A module, the name of a part or of its `forward`, what it was, and what replaces it.
+        self._swaps: list[tuple[nn.Module, str, Any, Any]] = []
         unrecognized: dict[str, None] = {}
         weight = next(head(model).parameters())  # [V, D]
         if fast:
             for parent in list(backbone(model).modules()):
                 for name, plain in list(parent.named_children()):
-                    replaced = replacement(plain, weight.device, weight.dtype)
+                    replaced = replacement(plain, weight.dtype)
                     if replaced is not None:
                         self._swaps.append((parent, name, plain, replaced))
                     elif is_replaceable(plain):
@@ -93,8 +96,10 @@ class Engine:
         if self.packed:
             layers: Any = backbone(model).layers
             for k, layer in enumerate(layers):
-                kind = LastLayer if k == len(layers) - 1 else DecoderLayer
-                self._swaps.append((layers, str(k), layer, kind(layer)))
+                compute = last_layer if k == len(layers) - 1 else decoder_layer
+                # A proxy, or a layer would hold itself, and its memory stay until Python looks.
+                ours = partial(compute, weakref.proxy(layer))
+                self._swaps.append((layer, "forward", layer.forward, ours))
             self._install()
             self._head_ops = choose(weight.device, weight.dtype, weight.shape)
 
@@ -212,10 +217,10 @@ class Engine:
         """
         if not self.packed:
             return padded_loss(self.model, batch)
-        hidden_ND = self._wanted_states(batch, prefix, masks)
-        return cross_entropy(
-            self._head_ops, hidden_ND, head(self.model), batch.targets[batch.wanted]
-        )
+        hidden_ND, output = self._wanted_states(batch, prefix, masks), head(self.model)
+        device = next(output.parameters()).device
+        targets_N = batch.targets[batch.wanted].to(device)
+        return cross_entropy(self._head_ops, hidden_ND.to(device), output, targets_N)
 
     def hidden_states(self, step: Step) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
         """Each micro-batch with the last hidden states [N, D] of its wanted tokens.
@@ -338,7 +343,7 @@ def padded_states(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
     input_ids_BT = batch.padded(batch.input_ids, 0)
     targets_BT = batch.padded(batch.targets, IGNORED)
     hidden_BTD = backbone(model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-    hidden_ND: torch.Tensor = hidden_BTD[targets_BT != IGNORED]
+    hidden_ND: torch.Tensor = hidden_BTD[(targets_BT != IGNORED).to(hidden_BTD.device)]
     return hidden_ND
 
 

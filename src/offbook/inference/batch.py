@@ -114,7 +114,7 @@ def _write(
         seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(seen_BT), 1)], 1)
         positions_BT, ids_BT = positions_BT[:, -1:] + 1, tokens_B[:, None]
         if len(open_rows) <= (1 - ENDED) * len(going):
-            kept = torch.tensor(open_rows, device=device)
+            kept = torch.tensor(open_rows)  # the layers' caches may be on several devices
             cache.batch_select_indices(kept)
             seen_BT, positions_BT, ids_BT = seen_BT[kept], positions_BT[kept], ids_BT[kept]
             going = [going[row] for row in open_rows]

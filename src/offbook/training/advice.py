@@ -12,7 +12,8 @@ import torch
 from offbook.config import Config
 
 if TYPE_CHECKING:
-    from offbook.training.plan import Memory, ModelShape
+    from offbook.training.memory import Memory
+    from offbook.training.plan import ModelShape
 
 GB = 1e9
 SHORTEST = 256  # tokens; shorter examples save nothing, since micro-batches are not smaller
@@ -121,6 +122,9 @@ def _settings(case: Case) -> Iterator[str]:
         yield "model.precision=bfloat16"
     if config.model.quantization == "none":
         yield "model.quantization=nf4"
+    cards = torch.cuda.device_count()
+    if case.device.type == "cuda" and config.model.device in ("auto", "cuda") and cards > 1:
+        yield f"model.device={','.join(f'cuda:{k}' for k in range(cards))}"
     if config.train.gradient_checkpointing is False:
         yield "train.gradient_checkpointing=true"
     if config.train.engine == "plain":

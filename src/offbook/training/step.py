@@ -32,7 +32,8 @@ from offbook.training.curve import describe_rate
 from offbook.training.distributed import ALONE, Processes
 from offbook.training.interrupt import Stopped
 from offbook.training.log import Log
-from offbook.training.plan import Memory, least_memory
+from offbook.training.memory import Memory
+from offbook.training.plan import least_memory
 from offbook.training.schedule import fitting_rate, warmup_steps
 from offbook.training.setup import LoadedRun
 
