@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,18 +167,42 @@ def train(
         OffbookError: its class says what kind of thing is wrong.
         KeyboardInterrupt: after Ctrl-C, when the run is saved; its text says how to go on.
     """
-    if callable(monitor):
-        with LineMonitor(monitor) as lines:
-            return train(
-                config,
-                resume=resume,
-                overwrite=overwrite,
-                within=within,
-                monitor=lines,
-                should_stop=should_stop,
-                share=share,
-                shared=shared,
-            )
+    with ExitStack() as lines:
+        if callable(monitor):
+            monitor = lines.enter_context(LineMonitor(monitor))
+        steps = train_by_steps(
+            config,
+            resume=resume,
+            overwrite=overwrite,
+            within=within,
+            monitor=monitor or Monitor(),
+            should_stop=should_stop,
+            share=share,
+            shared=shared,
+        )
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: TrainResult = end.value
+                return result
+
+
+def train_by_steps(
+    config: Config,
+    *,
+    monitor: Monitor,
+    should_stop: Callable[[], bool],
+    resume: bool = False,
+    overwrite: bool = False,
+    within: float | None = None,
+    share: float = 1.0,
+    shared: SharedBase | None = None,
+) -> Generator[None, None, TrainResult]:
+    """As `train`, pausing when all is loaded and after each step.
+
+    A new run that is closed before its first step leaves nothing behind.
+    """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other", fix="give one of them")
     config = with_template_text(config)
@@ -187,9 +211,11 @@ def train(
     refuse_forked_child()
     with join(config.model.device) as processes, ExitStack() as claims:
         # The first process alone reports, and touches the run directory.
-        monitor = monitor if monitor and processes.leads else Monitor()
+        monitor = monitor if processes.leads else Monitor()
         if processes.size > 1 and shared:
-            raise ConfigError("a sweep is trained by one process", fix="start it as one process")
+            raise ConfigError(
+                "runs that share a base are trained by one process", fix="start it as one process"
+            )
         if processes.restarted and processes.leads and not resume:
             resume = has_begun(run) if overwrite else run.begun
             overwrite = overwrite and not resume
@@ -212,10 +238,11 @@ def train(
         )
         try:
             with Interrupt(should_stop) as interrupt:
-                seconds, examples, finished = _train(
+                yield
+                seconds, examples, finished = yield from _train(
                     run, loaded, optimizer, progress, monitor, interrupt, share, processes
                 )
-        except OffbookError:
+        except (OffbookError, GeneratorExit):
             if progress.step == 0 and not opened["resume"] and processes.leads:
                 run.undo_begin()
             raise
@@ -267,7 +294,7 @@ def _train(
     should_stop: Callable[[], bool],
     share: float,
     processes: Processes,
-) -> tuple[float, int, bool]:
+) -> Generator[None, None, tuple[float, int, bool]]:
     """Take the steps that are left of a share of all, and save where the run is stopped.
 
     Returns:
@@ -284,6 +311,7 @@ def _train(
             for result in training_steps(run, stepper, monitor, share):
                 seconds += result.seconds
                 examples += result.examples
+                yield
         except Stopped:
             if progress.step > 0:
                 stepper.save(run, stepper.validations(run))

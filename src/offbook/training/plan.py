@@ -37,6 +37,7 @@ BUFFERS = ByDevice(cpu=200_000_000, gpu=40_000_000)
 FRAGMENTS = ByDevice(cpu=0.15, gpu=0.05)
 # Share of the free memory that is not used.
 RESERVE = 0.05
+BYTES_OF_A_WEIGHT = 16  # of an adapter, in float32: itself, its gradient, two moments
 GB = 1e9
 
 
@@ -269,7 +270,7 @@ def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
         micro_batch_tokens=tokens,
         checkpointing=checkpointing,
         weights=_weight_bytes(config, shape, dtype),
-        adapter=shape.adapter * 16,  # float32: itself, its gradient, two moments
+        adapter=shape.adapter * BYTES_OF_A_WEIGHT,
         activations=int(per_token * tokens * (1 + FRAGMENTS.on(case.device))),
         loss=loss_bytes,
         process=case.memory.used + int(BUFFERS.on(case.device) * isinstance(ops, Torch)),

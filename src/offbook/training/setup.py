@@ -213,7 +213,7 @@ def gather(
     for note in (*shape.notes, *notes_for_readers(config.lora)):
         monitor.announce(note)
     dtype = choose_precision(config.model.precision, device)
-    memory = shared.memory(device) if shared else Memory.of(device, available)
+    memory = shared.memory(device, base, shape) if shared else Memory.of(device, available)
     case = Case(config, shape, data.longest, dtype, device, memory)
     case = _resolve_precision(case, monitor)
     case, data = _resolve_max_length(case, data, template, limit, monitor, start.commits)
