@@ -1,7 +1,8 @@
-"""Several runs trained together: in one process, in turn, on one base that is loaded once.
+"""Several runs trained together: in one process, on one base that is loaded once.
 
 Each has its own rows, seed, schedule and run directory, and ends in the adapter of training it
-alone. They take their steps in turn, so each is as far as the others until the shorter ones end.
+alone. They take their steps side by side, so each is as far as the others until the shorter ones
+end. Steps that together fit a micro-batch are computed in one pass.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.training.interrupt import Interrupt
 from offbook.training.loop import TrainResult, train_by_steps
+from offbook.training.packing import compute_together
 from offbook.training.shared import SharedBase
+from offbook.training.step import Wanted
 
-Steps = Generator[None, None, TrainResult]
+Steps = Generator[Wanted | None, None, TrainResult]
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,13 @@ def _take_steps(
     monitors: Mapping[str, Monitor],
     faults: list[Exception],
 ) -> None:
-    """Take steps in turn until all have ended; errors of the program are added to `faults`."""
+    """Take steps until all have ended; errors of the program are added to `faults`."""
     while going:
+        wanted = []
         for name, steps in list(going.items()):
             try:
-                next(steps)
+                if one := next(steps):
+                    wanted.append(one)
                 continue
             except StopIteration as end:
                 endings[name] = Ending(end.value)
@@ -126,6 +131,10 @@ def _take_steps(
             except Exception as error:  # noqa: BLE001  # raised when the others are saved
                 faults.append(error)
             del going[name]
+        try:
+            compute_together(wanted)
+        except Exception as error:  # noqa: BLE001  # as above
+            faults.append(error)
 
 
 def named(configs: Sequence[Config]) -> dict[str, Config]:

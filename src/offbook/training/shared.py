@@ -24,7 +24,7 @@ class SharedBase:
     """
 
     def __init__(self, together: Sequence[LoraSettings] = ()) -> None:
-        self._together = together
+        self.together = together
         self._memory: Memory | None = None
         self._adapters: dict[LoraSettings, int] = {}
         self._kind: tuple[Path, torch.dtype, torch.device, str] | None = None
@@ -45,11 +45,11 @@ class SharedBase:
         """
         if self._memory is None:
             self._memory = Memory.of(device)
-        for lora in self._together:
+        for lora in self.together:
             if lora not in self._adapters:
                 self._adapters[lora] = ModelShape.of(base, lora).adapter
-        others = sum(self._adapters[lora] for lora in self._together)
-        others -= shape.adapter * bool(self._together)
+        others = sum(self._adapters[lora] for lora in self.together)
+        others -= shape.adapter * bool(self.together)
         available, used = self._memory
         return Memory(available, used + others * BYTES_OF_A_WEIGHT)
 
@@ -63,7 +63,7 @@ class SharedBase:
         """
         kind = (folder, dtype, device, quantization)
         if self._base is None or kind != self._kind:
-            if self._base is not None and self._together:
+            if self._base is not None and self.together:
                 raise ConfigError(
                     f"it needs {folder} in {dtype}, which is not the base of the runs before it",
                     fix="train it alone",
