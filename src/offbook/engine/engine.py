@@ -152,9 +152,13 @@ class Engine:
             The mean loss in nats per token, of several processes the share of this one; None, and
             no gradients, if `should_stop` was true.
         """
+        self.train_mode()
+        return self.forward_backward(step, seed, should_stop, losses, scale)
+
+    def train_mode(self) -> None:
+        """Have dropout act."""
         if not (self.model.training and backbone(self.model).training):
             self.model.train()  # it goes through all modules
-        return self.forward_backward(step, seed, should_stop, losses, scale)
 
     def forward_backward(
         self,
@@ -169,7 +173,7 @@ class Engine:
         masks = Masks.draw(seed, len(self.dropouts), step.prefix.device)
         if next(head(self.model).parameters()).dtype != torch.float16:
             scale = 1.0
-        with self._threads():
+        with self.threads():
             prefix = self._prefix(step, masks)
             for batch in step.micro_batches:
                 if should_stop():
@@ -199,7 +203,7 @@ class Engine:
         the end.
         """
         losses = []
-        with torch.no_grad(), evaluating(self.model), self._threads():
+        with torch.no_grad(), evaluating(self.model), self.threads():
             prefix = self._prefix(step)
             for batch in step.micro_batches:
                 if should_stop():
@@ -227,7 +231,7 @@ class Engine:
 
         In evaluation mode and without gradients; the output head makes logits of them.
         """
-        with torch.no_grad(), evaluating(self.model), self._threads():
+        with torch.no_grad(), evaluating(self.model), self.threads():
             prefix = self._prefix(step)
             for batch in step.micro_batches:
                 if self.packed:
@@ -239,11 +243,15 @@ class Engine:
         self, batch: MicroBatch, prefix: Prefix | None, masks: Masks | None = None
     ) -> torch.Tensor:
         padding = -len(batch.input_ids) % TOKEN_MULTIPLE
-        lengths = (*batch.lengths, padding) if padding else batch.lengths
-        layout = Layout(lengths, batch.offset, batch.wanted, holds_prefix=batch.holds_prefix)
+        layout = batch.layout(padding)
         if masks is not None:
             masks = masks.of(F.pad(batch.numbers, (0, padding)))
         return self._hidden(F.pad(batch.input_ids, (0, padding)), layout, prefix, masks=masks)
+
+    def projections(self) -> Iterator[nn.Module]:
+        """The linear layers of attention and MLPs, in the order of all models of this base."""
+        for *_, layer in self._swaps:
+            yield from (m for name, m in layer.named_children() if name.endswith("_proj"))
 
     def compute_with(self, ops: Backend) -> None:
         """Let a backend that supports all layers compute them."""
@@ -263,7 +271,8 @@ class Engine:
         finally:
             self._install()
 
-    def _threads(self) -> AbstractContextManager[None]:
+    def threads(self) -> AbstractContextManager[None]:
+        """The threads to compute on."""
         if not self.packed:
             return nullcontext()
         layers = (vars(layer).values() for *_, layer in self._swaps)

@@ -39,6 +39,7 @@ AGAIN = 1.4  # time of a step that computes activations again; measured, see doc
 # the allocator cannot use again, as a share of the activations.
 BUFFERS = ByDevice(cpu=200_000_000, gpu=40_000_000)
 FRAGMENTS = ByDevice(cpu=0.15, gpu=0.05)
+BYTES_OF_A_WEIGHT = 16  # of an adapter, in float32: itself, its gradient, two moments
 GB = 1e9
 
 
@@ -297,7 +298,7 @@ def _plan_of(case: Case, tokens: int, depth: int, *, first: bool, last: bool, ag
         micro_batch_tokens=tokens,
         checkpointing=again,
         weights=int(weights),
-        adapter=int(shape.adapter * share) * 16,  # float32: itself, its gradient, two moments
+        adapter=int(shape.adapter * share) * BYTES_OF_A_WEIGHT,
         activations=int(per_token * tokens * (1 + FRAGMENTS.on(case.device))),
         loss=loss_bytes * has_head,
         process=case.memory.used + int(BUFFERS.on(case.device) * isinstance(ops, Torch)),

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +65,37 @@ class StepResult:
         return self.examples / self.seconds
 
 
+class Computed(NamedTuple):
+    """A step whose gradients are computed.
+
+    Attributes:
+        loss: mean over its supervised tokens, in nats.
+        tokens: supervised ones.
+        by_row: the loss of each example that has any, by its number in the step.
+        seconds: it took.
+    """
+
+    loss: float
+    tokens: int
+    by_row: dict[int, float]
+    seconds: float
+
+
+@dataclass
+class Wanted:
+    """Gradients that a run waits for, which may be computed with those of other runs.
+
+    Attributes:
+        stepper: of the run.
+        examples: of the step.
+        found: set where they are computed; else the run does it.
+    """
+
+    stepper: Stepper
+    examples: Sequence[Example]
+    found: Computed | None = None
+
+
 @dataclass(frozen=True)
 class Stepper:
     """The state of a run in training, and the operations of its steps.
@@ -75,6 +108,7 @@ class Stepper:
         announce: receives messages for the user.
         should_stop: called before each micro-batch.
         processes: that train together.
+        together: whether the run waits in each step, so that others can be computed with it.
     """
 
     loaded: LoadedRun
@@ -84,6 +118,12 @@ class Stepper:
     announce: Callable[[str], None]
     should_stop: Callable[[], bool]
     processes: Processes = ALONE
+    together: bool = False
+
+    @property
+    def seed(self) -> list[int]:
+        """Of dropout in the next step."""
+        return [self.settings.seed, self.progress.step]
 
     @property
     def settings(self) -> TrainSettings:
@@ -103,25 +143,27 @@ class Stepper:
         engine, device = self.loaded.engine, self.loaded.inputs.device
         self.processes.each(lambda: check_or_fall_back(engine, examples, device, self.announce))
 
-    def forward_backward(self, examples: Sequence[Example]) -> tuple[float, int, dict[int, float]]:
-        """Compute the gradients of the mean loss over the supervised tokens of `examples`.
+    def gradients(self, examples: Sequence[Example]) -> Generator[Wanted, None, Computed]:
+        """As `forward_backward`; of runs that are trained together, after a pause."""
+        wanted = Wanted(self, examples)
+        if self.together:
+            yield wanted
+        return wanted.found or self.forward_backward(examples)
 
-        Returns:
-            The mean loss in nats per token, the number of supervised tokens, and the loss of each
-            example that has any, by its number in the step.
+    def forward_backward(self, examples: Sequence[Example]) -> Computed:
+        """Compute the gradients of the mean loss over the supervised tokens of `examples`.
 
         Raises:
             Stopped: when a process was asked to stop; gradients are to be discarded then.
             MemoryPlanError: when memory is not enough for a single row.
         """
-        engine = self.loaded.engine
-        seed = [self.settings.seed, self.progress.step]
+        engine, started = self.loaded.engine, time.perf_counter()
         losses: Losses = []
 
         def accumulate(step: Step) -> float | None:
             losses.clear()  # of an attempt before this one
             scale = LOSS_SCALE / 2**self.progress.halvings
-            return engine.accumulate(step, seed, self.should_stop, losses, scale)
+            return engine.accumulate(step, self.seed, self.should_stop, losses, scale)
 
         def compute() -> list[float]:
             loss = self._within_memory(examples, accumulate)
@@ -134,7 +176,8 @@ class Stepper:
         loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute)
         while self._halve_loss_scale(loss):
             loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute)
-        return loss, sum(supervised), {row: by_row[row] for row, n in enumerate(supervised) if n}
+        found = {row: by_row[row] for row, n in enumerate(supervised) if n}
+        return Computed(loss, sum(supervised), found, time.perf_counter() - started)
 
     def evaluate(self, examples: Sequence[Example]) -> float:
         """The mean loss per supervised token, in nats, without dropout.
@@ -287,7 +330,7 @@ class Stepper:
         while True:
             step = engine.make_step(examples, self.progress.micro_batch_tokens, device, mine)
             try:
-                with _deterministic(self.settings.deterministic):
+                with deterministic(self.settings.deterministic):
                     loss = compute(step)
                 if loss is None:
                     raise Stopped
@@ -339,7 +382,7 @@ class Stepper:
 
 
 @contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
+def deterministic(wanted: bool) -> Iterator[None]:
     """Use only operations that give the same bits each time, if wanted, while the context lasts."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(wanted or before)
