@@ -167,14 +167,15 @@ def _cannot_tell(facts: Facts) -> Finding:
         return Finding(
             "cannot tell",
             f"{n} held-out prompts are too few",
-            "hold out more: raise data.validation, or name other rows with --data",
+            "hold out more: raise data.validation, or name other rows with `offbook eval --data`",
         )
     because = f"on held-out rows the loss changed by {_figure(loss.change)} nats per token"
     if -loss.change.high > needed:
         because += ", but it is not certain that the replies sound like the role"
     else:
         because += f"; a fall of {needed:.2f}, which would be learning the lines, is not certain"
-    return Finding("cannot tell", because, "name more rows with --data, or train longer")
+    advice = "name more rows with `offbook eval --data`, or train longer"
+    return Finding("cannot tell", because, advice)
 
 
 def _figure(figure: Figure) -> str:
