@@ -89,10 +89,11 @@ class ModelSettings(Section):
     """What computes. `auto` takes the first GPU of NVIDIA or AMD, or the processor where there is
     none. `cuda:1` is the second of them, `xpu` is a GPU of Intel, `mps` that of an Apple chip."""
 
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the frozen base. `auto` measures whether this machine multiplies bfloat16
     (arXiv:1905.12322) faster than float32, and takes bfloat16 where float32 does not fit in memory.
-    Adapters are always float32."""
+    On NVIDIA cards without bfloat16 (Turing, Volta) it is `float16`, in which the loss is scaled so
+    that small gradients are not lost (arXiv:1710.03740). Adapters are always float32."""
 
     quantization: Literal["none", "nf4"] = "none"
     """Whether the base is held in 4 bits. `nf4` does so with its linear layers (arXiv:2305.14314),
@@ -328,7 +329,8 @@ class TrainSettings(Section):
 
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass (arXiv:1604.06174). Needs much less memory and
-    about a third more time. `auto` does so only when a run would not fit in memory otherwise."""
+    about 40% more time. `auto` does so when a run would not fit in memory otherwise, or only with
+    micro-batches so small that they take longer."""
 
     engine: Literal["fast", "plain"] = "fast"
     """Which code computes losses and gradients. `fast` uses offbook's own code for the layers it

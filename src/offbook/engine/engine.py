@@ -38,6 +38,10 @@ from offbook.tokens.examples import IGNORED, Example
 # products with some odd numbers of rows are slower by a third.
 TOKEN_MULTIPLE = 16
 
+# In float16, gradients of less than 6e-8 are lost. Those of the loss times this are not, and most
+# are far below 65,504, where it ends (arXiv:1710.03740).
+LOSS_SCALE = 2.0**15
+
 Losses = list[tuple[MicroBatch, torch.Tensor]]  # micro-batches, and the losses of their tokens
 
 
@@ -125,6 +129,7 @@ class Engine:
         seed: Sequence[int],
         should_stop: Callable[[], bool] = lambda: False,
         losses: Losses | None = None,
+        scale: float = LOSS_SCALE,
     ) -> float | None:
         """Add up the gradients of one optimizer step over its micro-batches, in training mode.
 
@@ -136,6 +141,7 @@ class Engine:
             seed: of dropout.
             should_stop: called before each micro-batch.
             losses: receives each micro-batch with the losses [N] of its supervised tokens.
+            scale: of the loss in the backward pass, where the model is in float16.
 
         Returns:
             The mean loss in nats per token, of several processes the share of this one; None, and
@@ -143,7 +149,7 @@ class Engine:
         """
         if not (self.model.training and backbone(self.model).training):
             self.model.train()  # it goes through all modules
-        return self.forward_backward(step, seed, should_stop, losses)
+        return self.forward_backward(step, seed, should_stop, losses, scale)
 
     def forward_backward(
         self,
@@ -151,10 +157,13 @@ class Engine:
         seed: Sequence[int],
         should_stop: Callable[[], bool] = lambda: False,
         losses: Losses | None = None,
+        scale: float = LOSS_SCALE,
     ) -> float | None:
         """As `accumulate`, in the modes that the modules are in."""
         means = []  # not read before the end, so that a GPU has work all the time
         masks = Masks.draw(seed, len(self.dropouts), step.prefix.device)
+        if next(head(self.model).parameters()).dtype != torch.float16:
+            scale = 1.0
         with self._threads():
             prefix = self._prefix(step, masks)
             for batch in step.micro_batches:
@@ -164,12 +173,16 @@ class Engine:
                 with self._masks_in_peft(batch, masks):
                     loss_N = self.loss(batch, prefix, masks)
                     mean = loss_N.sum() / step.supervised
-                    mean.backward()
+                    (mean * scale).backward()
                 means.append(mean.detach())
                 if losses is not None:
                     losses.append((batch, loss_N.detach()))
             if prefix:
                 prefix.backward()
+        if scale != 1:
+            for p in self.model.parameters():
+                if p.grad is not None:
+                    p.grad.div_(scale)
         return sum(mean.item() for mean in means)
 
     def mean_loss(

@@ -122,9 +122,9 @@ def listen(
 
 
 def reply_limit(rows: Sequence[Row]) -> int:
-    """Tokens that a reply may have: twice those of most lines, so that a reply can end itself."""
+    """Tokens that a reply may have: half as many again as most lines, so that it can end itself."""
     longest = np.quantile([int((row.example.labels != IGNORED).sum()) for row in rows], 0.9)
-    return int(np.clip(2 * longest, LEAST_TOKENS, MOST_TOKENS))
+    return int(np.clip(1.5 * longest, LEAST_TOKENS, MOST_TOKENS))
 
 
 def _copied(

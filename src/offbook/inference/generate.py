@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -59,12 +60,39 @@ def make_sampling(options: dict[str, Any]) -> Sampling:
         raise ConfigError("\n".join(problems)) from None
 
 
+class Remembered:
+    """What was computed of the tokens of a conversation so far, for one model and adapter."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._cache = DynamicCache()
+
+    def begin(self, prompt_ids: Sequence[int]) -> tuple[DynamicCache, int]:
+        """Forget all but what this prompt begins with; returns that, and how many tokens it is.
+
+        At least one token of the prompt is left.
+        """
+        pairs = zip(self._ids, prompt_ids[:-1], strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if not shared:
+            self._cache = DynamicCache()
+        elif shared < len(self._ids):
+            self._cache.crop(shared - len(self._ids))
+        self._ids = []  # until they are computed
+        return self._cache, shared
+
+    def note(self, ids: Sequence[int]) -> None:
+        """These tokens are computed now."""
+        self._ids = list(ids)
+
+
 def generate(
     model: nn.Module,
     prompt_ids: Sequence[int],
     stop_ids: Collection[int],
     sampling: Sampling,
     generator: torch.Generator,
+    remembered: Remembered | None = None,
 ) -> Iterator[int]:
     """Yield the tokens of a reply, without the stop token.
 
@@ -74,10 +102,12 @@ def generate(
         stop_ids: the tokens that end it.
         sampling: how tokens are chosen.
         generator: of random numbers, on the model's device.
+        remembered: of the conversation that the prompt goes on with; it is used and changed.
     """
-    cache = DynamicCache()
+    remembered = remembered or Remembered()
+    cache, known = remembered.begin(prompt_ids)
     seen = list(prompt_ids)
-    ids = torch.tensor([seen], device=generator.device)
+    ids = torch.tensor([seen[known:]], device=generator.device)
     processors = _processors(sampling)
     faster = FasterThreads()
     for number in range(sampling.max_new_tokens):
@@ -85,6 +115,7 @@ def generate(
         with torch.no_grad(), faster.token() if number else nullcontext():
             out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
             scores = head(model)(out.last_hidden_state[:, -1]).float()
+        remembered.note(seen)
         before = torch.tensor([seen], device=generator.device)
         scores = processors(before, scores)  # type: ignore[arg-type]
         token = _choose(scores, sampling, generator)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from offbook.errors import ConfigError
 from offbook.inference.batch import greedy_replies
-from offbook.inference.generate import Sampling, generate
+from offbook.inference.generate import Remembered, Sampling, generate
 from offbook.models.adapter import set_strength
 from offbook.models.load import base_of
 from offbook.tokens.template import ChatTemplate
@@ -72,9 +72,15 @@ class TorchEngine:
         set_strength(model, strength)
         self.strength = strength
 
-    def reply(self, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> TorchReply:
-        """Begin a reply; see `ReplyEngine`."""
-        ids = generate(self.model, prompt, self.stop_ids, sampling, self._generator)
+    def reply(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        base: bool = False,
+        remembered: Remembered | None = None,
+    ) -> TorchReply:
+        """Begin a reply; see `ReplyEngine`, and for `remembered` see `generate`."""
+        ids = generate(self.model, prompt, self.stop_ids, sampling, self._generator, remembered)
         return TorchReply(self, ids, sampling.max_new_tokens, base)
 
     def replies(

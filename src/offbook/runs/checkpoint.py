@@ -41,6 +41,7 @@ class Progress:
         window_loss, window_tokens: loss and supervised tokens, summed since the last logged step.
         recent_losses: of the last steps, oldest first; filled where loss spikes are skipped.
         first_losses: of the first steps, which tell whether the learning rate fits.
+        halvings: of the loss's scale in float16, after gradients did not fit.
     """
 
     micro_batch_tokens: int
@@ -49,6 +50,7 @@ class Progress:
     window_tokens: int = 0
     recent_losses: list[float] = field(default_factory=list)
     first_losses: list[float] = field(default_factory=list)
+    halvings: int = 0
 
     def add(self, loss: float, tokens: int) -> None:
         """Count an optimizer step with this mean loss over this number of supervised tokens."""

@@ -31,6 +31,10 @@ from offbook.training.advice import Case, describe
 # result of a step does not depend on it. On a processor, this holds a step of 16 short examples.
 MOST_TOKENS = ByDevice(cpu=2048, gpu=8192)
 FEWEST_TOKENS = 256
+# What a micro-batch takes beside its arithmetic, reading weights and launching kernels, in tokens.
+# An H200 took 3,500 (docs/gpu.md); a card of a third of its speed does a third of them meanwhile.
+EXTRA_TOKENS = ByDevice(cpu=32, gpu=1000)
+AGAIN = 1.4  # time of a step that computes activations again; measured, see docs/performance.md
 # Measured, beyond the arithmetic: bytes of PyTorch's buffers where it computes the layers, and what
 # the allocator cannot use again, as a share of the activations.
 BUFFERS = ByDevice(cpu=200_000_000, gpu=40_000_000)
@@ -211,13 +215,16 @@ def _plans(case: Case, preferred: int | None = None) -> list[Plan]:
     choices = (False, True) if setting == "auto" else (setting,)
     whole_step = case.longest * case.config.train.batch_size
     sizes = _sizes(min(int(MOST_TOKENS.on(case.device)), whole_step), case.longest)
-    return [
-        plan_for(case, tokens, checkpointing=checkpointing)
-        for tokens, checkpointing in (
-            *product([preferred] if preferred else [], choices),
-            *((tokens, checkpointing) for checkpointing in choices for tokens in sizes),
-        )
-    ]
+
+    def time_per_token(plan: Plan) -> float:
+        extra = EXTRA_TOKENS.on(case.device) / plan.micro_batch_tokens
+        return (1 + extra) * (AGAIN if plan.checkpointing else 1)
+
+    def plans(sizes: list[int]) -> list[Plan]:
+        found = [plan_for(case, n, checkpointing=again) for n, again in product(sizes, choices)]
+        return sorted(found, key=time_per_token)
+
+    return plans([preferred] if preferred else []) + plans(sizes)
 
 
 def longest_that_fits(case: Case) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from offbook.config import TrainSettings
 from offbook.engine.batching import Step
 from offbook.engine.check import check_or_fall_back
-from offbook.engine.engine import Losses, row_losses
+from offbook.engine.engine import LOSS_SCALE, Losses, row_losses
 from offbook.engine.memory import is_out_of_memory, release_cached
 from offbook.errors import MemoryPlanError, NonFiniteError
 from offbook.models.load import require_finite_weights
@@ -118,8 +118,9 @@ class Stepper:
         losses: Losses = []
 
         def accumulate(step: Step) -> float | None:
-            losses.clear()  # of a step in larger micro-batches, for which memory was not enough
-            return engine.accumulate(step, seed, self.should_stop, losses)
+            losses.clear()  # of an attempt before this one
+            scale = LOSS_SCALE / 2**self.progress.halvings
+            return engine.accumulate(step, seed, self.should_stop, losses, scale)
 
         def compute() -> list[float]:
             loss = self._within_memory(examples, accumulate)
@@ -130,6 +131,8 @@ class Stepper:
         # Without a supervised token there are no gradients, and the optimizer must see none.
         weights = self._weights() if any(supervised) else []
         loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute)
+        while self._halve_loss_scale(loss):
+            loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute)
         return loss, sum(supervised), {row: by_row[row] for row, n in enumerate(supervised) if n}
 
     def evaluate(self, examples: Sequence[Example]) -> float:
@@ -295,6 +298,22 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
             release_cached(device)
             self._halve_micro_batches(step)
+
+    def _halve_loss_scale(self, loss: float) -> bool:
+        """Whether the step is to be taken again, since its gradients did not fit in float16."""
+        progress = self.progress
+        if self.loaded.inputs.dtype != torch.float16 or not math.isfinite(loss):
+            return False
+        gradients = [p.grad for p in self._weights() if p.grad is not None]
+        if math.isfinite(_norm(gradients)) or 2**progress.halvings == LOSS_SCALE:
+            return False
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.halvings += 1
+        self.announce(
+            f"step {progress.step + 1}: gradients did not fit in float16; the loss is scaled by "
+            f"{LOSS_SCALE / 2**progress.halvings:,.0f} now"
+        )
+        return True
 
     def _halve_micro_batches(self, failed: Step) -> None:
         longest = max(len(batch.input_ids) for batch in failed.micro_batches) + len(failed.prefix)
