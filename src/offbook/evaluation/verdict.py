@@ -167,7 +167,7 @@ def _cannot_tell(facts: Facts) -> Finding:
         return Finding(
             "cannot tell",
             f"{n} held-out prompts are too few",
-            "hold out more: raise data.validation, or name other rows with `offbook eval --data`",
+            "hold out more: raise data.validation, or give `offbook eval --data` other rows",
         )
     because = f"on held-out rows the loss changed by {_figure(loss.change)} nats per token"
     if -loss.change.high > needed:
