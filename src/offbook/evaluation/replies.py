@@ -111,7 +111,7 @@ def listen(
             length=compare(*(list(map(len, texts)) for texts in (before, after))),
             reference_length=figure(list(map(len, references))),
             openings=compare_shares(*map(own_openings, (before, after))),
-            repetition=compare(*(list(map(repetition, t)) for t in (before, after))),
+            repetition=compare_shares(*(list(map(repetition, t)) for t in (before, after))),
             probability=probability,
         ),
         stops=compare_shares([r.stopped for r in base[: len(rows)]], [r.stopped for r in tuned]),
