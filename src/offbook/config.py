@@ -340,6 +340,11 @@ class TrainSettings(Section):
     supports, without padding, after comparing its gradients with those of transformers and PEFT;
     `plain` uses transformers and PEFT alone."""
 
+    shard_base: bool | Literal["auto"] = "auto"
+    """Whether the processes of a training (`--nproc`) share the base (FSDP, arXiv:2304.11277): each
+    keeps a part of every layer, and all gather a layer when they compute it. Slower than a whole
+    base in each process. `auto` does so only when that would not fit in memory."""
+
     deterministic: bool = False
     """On a GPU, use only operations that give the same bits each time, which are slower. Without
     it, a run that is resumed or repeated there ends in weights that differ by rounding. On a

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from offbook.config import Config, LoraSettings
 from offbook.errors import ConfigError, DataError, NonFiniteError
 from offbook.models import load
-from offbook.models.adapter import WEIGHTS
+from offbook.models.base import ADAPTER_WEIGHTS as WEIGHTS
 from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.training import shared

@@ -34,6 +34,7 @@ from offbook.engine.ops import Backend, choose, threads_for
 from offbook.engine.prefix import Prefix, Recorder
 from offbook.engine.projection import number_dropouts
 from offbook.models.load import backbone, head
+from offbook.models.sharding import gathered
 from offbook.tokens.examples import IGNORED, Example
 
 # Tokens of a micro-batch are padded to a multiple of this, by a dummy sequence: oneDNN's matrix
@@ -79,7 +80,9 @@ class Engine:
             for parent in list(backbone(model).modules()):
                 for name, plain in list(parent.named_children()):
                     replaced = replacement(plain, weight.dtype)
-                    if replaced is not None:
+                    if isinstance(replaced, RMSNorm):
+                        self._swaps.append((plain, "forward", plain.forward, replaced))
+                    elif replaced is not None:
                         self._swaps.append((parent, name, plain, replaced))
                     elif is_replaceable(plain):
                         unrecognized[type(plain).__name__] = None
@@ -114,10 +117,12 @@ class Engine:
         max_tokens: int,
         device: torch.device,
         mine: Sequence[int] | None = None,
+        apart: bool = False,
     ) -> Step:
         """Examples as micro-batches of at most `max_tokens` tokens for this model.
 
-        `mine` are those that this process computes; by default, all of them.
+        `mine` are those that this process computes; by default, all of them. For `apart`, see
+        `batching.make_step`.
         """
         return make_step(
             examples,
@@ -126,6 +131,7 @@ class Engine:
             packed=self.packed,
             min_shared_tokens=self._min_shared_tokens,
             mine=mine,
+            apart=apart,
         )
 
     def accumulate(
@@ -187,7 +193,9 @@ class Engine:
                 if losses is not None:
                     losses.append((batch, loss_N.detach()))
             if prefix:
-                prefix.backward()
+                layers: Any = backbone(self.model).layers
+                with gathered(layers[-1]):  # entered by its keys and values, not by its output
+                    prefix.backward()
         if scale != 1:
             for p in self.model.parameters():
                 if p.grad is not None:
@@ -224,7 +232,8 @@ class Engine:
         hidden_ND, output = self._wanted_states(batch, prefix, masks), head(self.model)
         device = next(output.parameters()).device
         targets_N = batch.targets[batch.wanted].to(device)
-        return cross_entropy(self._head_ops, hidden_ND.to(device), output, targets_N)
+        with gathered(output):
+            return cross_entropy(self._head_ops, hidden_ND.to(device), output, targets_N)
 
     def hidden_states(self, step: Step) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
         """Each micro-batch with the last hidden states [N, D] of its wanted tokens.

@@ -1,12 +1,13 @@
 """Our replacements for layers of transformers, and which layers get one.
 
 An instance in the model is replaced by one that holds the same projections under the same names;
-classes are never patched. Decoder layers stay, with their hooks, and get another `forward`. What is
-not recognized stays as it is.
+classes are never patched. Decoder layers and norms stay, with their hooks, and get another
+`forward`. What is not recognized stays as it is.
 """
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import Any
 
@@ -32,17 +33,19 @@ MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 CHECKPOINTS_CALLS = "__call__" in vars(GradientCheckpointingLayer)
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a frozen weight (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
+class RMSNorm:
+    """Root-mean-square norm with a frozen weight (Zhang and Sennrich, 2019, arXiv:1910.07467).
+
+    It takes the place of the `forward` of a norm of transformers, which keeps the weight.
+    """
 
     def __init__(self, plain: Any, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight, self.eps = plain.weight, plain.variance_epsilon
-        self.ops = choose(device, dtype, self.weight.shape)
+        self._plain, self.eps = weakref.proxy(plain), plain.variance_epsilon
+        self.ops = choose(device, dtype, plain.weight.shape)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., D]."""
-        return self.ops.norm(x, self.weight, self.eps)
+        return self.ops.norm(x, self._plain.weight, self.eps)
 
 
 class MLP(nn.Module):
@@ -69,8 +72,8 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = plain.q_proj, plain.k_proj, plain.v_proj
         self.o_proj = plain.o_proj
         normed = hasattr(plain, "q_norm")  # Qwen3 norms each head
-        self.q_norm = RMSNorm(plain.q_norm, device, dtype) if normed else nn.Identity()
-        self.k_norm = RMSNorm(plain.k_norm, device, dtype) if normed else nn.Identity()
+        self.q_norm = plain.q_norm if normed else nn.Identity()
+        self.k_norm = plain.k_norm if normed else nn.Identity()
         self.layer, self.channels, self.scaling = plain.layer_idx, plain.head_dim, plain.scaling
         window = getattr(plain, "sliding_window", None)
         if type(plain).__name__ == "MistralAttention":  # it has the window in its configuration
@@ -162,8 +165,8 @@ def _after_attention(
     return after
 
 
-def replacement(plain: Any, dtype: torch.dtype) -> nn.Module | None:
-    """A faster module that computes the same as one of transformers; None where there is none.
+def replacement(plain: Any, dtype: torch.dtype) -> nn.Module | RMSNorm | None:
+    """What computes the same as a module of transformers, faster; None where there is nothing.
 
     Args:
         plain: the module of transformers, on the device that computes.

@@ -22,6 +22,7 @@ from offbook.errors import ConfigError, ModelError, NonFiniteError
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.base import read_config, require_weights
 from offbook.models.pipeline import spread
+from offbook.models.sharding import shard
 from offbook.models.weights import check_report, check_weights
 
 
@@ -71,6 +72,7 @@ def load_base(
     device: torch.device,
     quantization: str = "none",
     others: Sequence[torch.device] = (),
+    sharded: bool = False,
 ) -> PreTrainedModel:
     """Load a base model, frozen and in evaluation mode, from safetensors alone.
 
@@ -82,8 +84,9 @@ def load_base(
         dtype: of the weights.
         device: to load it on.
         quantization: `none`, or a 4-bit format.
-        others: that hold parts of it, too; see `pipeline.spread`. It is loaded by the processor
-            then, and moved.
+        others: that hold parts of it, too; see `pipeline.spread`.
+        sharded: whether processes share it; see `sharding.shard`. In both cases it is loaded by the
+            processor, and then moved.
 
     Raises:
         ConfigError: when `quantization` needs a package that is not installed, or the base cannot
@@ -97,7 +100,7 @@ def load_base(
     check_weights(folder, config)
     stored_quantized = getattr(config, "quantization_config", None) is not None
     require_quantization("nf4" if stored_quantized else quantization)
-    by = torch.device("cpu") if others else device
+    by = torch.device("cpu") if others or sharded else device
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -121,6 +124,8 @@ def load_base(
         _compute_in(dtype, model)
     if others:
         spread(model, (device, *others))
+    elif sharded:
+        shard(model, device)
     else:
         nn.Module.to(model, device)
     model.requires_grad_(False)
@@ -179,6 +184,8 @@ def require_finite_weights(model: nn.Module, name: str) -> None:
     for parameter, p in base_of(model).named_parameters():
         if p.requires_grad or not p.is_floating_point():
             continue
+        if hasattr(p, "to_local"):  # processes share it, and each looks at its part
+            p = p.to_local()
         if bad := int((~torch.isfinite(p)).sum()):
             raise NonFiniteError(
                 f"{bad:,} of the {p.numel():,} numbers of {parameter.replace('.base_layer', '')} "

@@ -50,15 +50,8 @@ def spread(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
     Raises:
         ConfigError: when the base has no list of decoder layers, or fewer than there are devices.
     """
-    body: Any = model.get_submodule(model.base_model_prefix)
-    head: Any = model.get_output_embeddings()
-    layers = getattr(body, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not hasattr(body, "norm"):
-        raise ConfigError(
-            f"a {model.config.model_type} model cannot be divided over devices",
-            where="model.device",
-            fix="name one device, or use a Llama-family model",
-        )
+    body, head = parts_of(model, "model.device")
+    layers = body.layers
     if len(layers) < len(devices):
         raise ConfigError(
             f"{len(devices)} devices for {len(layers)} layers",
@@ -79,6 +72,26 @@ def spread(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
         if part is not layers and part not in place:
             nn.Module.to(part, devices[0])
     head.register_forward_hook(lambda module, inputs, logits: logits.to(devices[0]))
+
+
+def parts_of(model: PreTrainedModel, setting: str) -> tuple[Any, Any]:
+    """The backbone of a base whose layers can be divided, and its head.
+
+    Args:
+        model: the base.
+        setting: that divides it, for the message.
+
+    Raises:
+        ConfigError: when the base has no list of decoder layers.
+    """
+    body = model.get_submodule(model.base_model_prefix)
+    if not isinstance(getattr(body, "layers", None), nn.ModuleList) or not hasattr(body, "norm"):
+        raise ConfigError(
+            f"the layers of a {model.config.model_type} model cannot be divided",
+            where=setting,
+            fix="leave it at auto, or use a Llama-family model",
+        )
+    return body, model.get_output_embeddings()
 
 
 def _linear(body: nn.Module) -> float:

@@ -32,6 +32,7 @@ class Case:
         device: that computes.
         memory: of the device.
         whole: whether its rows have to stay as long as they are.
+        shards: processes that share the base; 1 where each has the whole.
     """
 
     config: Config
@@ -41,6 +42,7 @@ class Case:
     device: torch.device
     memory: Memory
     whole: bool = False
+    shards: int = 1
 
     def changed(self, setting: str) -> Case:
         """The same run with another setting, `key=value`."""

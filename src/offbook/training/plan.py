@@ -289,11 +289,16 @@ def _plan_of(case: Case, tokens: int, depth: int, *, first: bool, last: bool, ag
         per_token += depth * (6 * hidden + inner) * wide * (1 + dropout)
         loss_bytes = tokens * vocabulary * (2 * dtype.itemsize + 2 * wide)
     weights = _linear_bytes(case) * share
-    if _in_4_bits(case):  # one weight matrix at a time is dequantized
+    if in_4_bits(case):  # one weight matrix at a time is dequantized
         weights += 2 * hidden * inner * dtype.itemsize
     own_head = 0 if shape.config.tie_word_embeddings else shape.head
     rest = shape.parameters - shape.linear - own_head
-    weights += (rest * first + own_head * last) * dtype.itemsize
+    if case.shards > 1:  # two layers are whole, one of them gathered ahead, or embedding or head
+        ends = rest if own_head else 0  # a tied embedding is not shared
+        whole = max(2 * shape.linear // shape.config.num_hidden_layers, ends) + rest - ends
+        weights = ((shape.linear + own_head + ends) / case.shards + whole) * dtype.itemsize
+    else:
+        weights += (rest * first + own_head * last) * dtype.itemsize
     return Plan(
         micro_batch_tokens=tokens,
         checkpointing=again,
@@ -306,14 +311,15 @@ def _plan_of(case: Case, tokens: int, depth: int, *, first: bool, last: bool, ag
     )
 
 
-def _in_4_bits(case: Case) -> bool:
+def in_4_bits(case: Case) -> bool:
+    """Whether the base's linear layers are held in 4 bits."""
     stored = getattr(case.shape.config, "quantization_config", None) or {}
     return case.config.model.quantization != "none" or bool(stored.get("load_in_4bit"))
 
 
 def _linear_bytes(case: Case) -> float:
     """Bytes of the linear layers below the head."""
-    return case.shape.linear * (BYTES_IN_4_BITS if _in_4_bits(case) else case.dtype.itemsize)
+    return case.shape.linear * (BYTES_IN_4_BITS if in_4_bits(case) else case.dtype.itemsize)
 
 
 def _sizes(most: int, longest: int) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 
 from offbook.config import Config
@@ -77,6 +78,7 @@ from offbook.training.schedule import (
     fitting_rate,
     mixed_rows,
 )
+from offbook.training.shards import resolve_shards
 from offbook.training.shared import SharedBase
 
 FLOAT32 = 4  # bytes of a trained parameter
@@ -99,6 +101,7 @@ class RunInputs:
         devices: that compute, one after the other.
         commits: of what came from the hub, by setting; `commits.get("model.base")` is the base's.
         start: the adapter that the run goes on from; None for a new one.
+        sharded: whether the processes share the base.
     """
 
     config: Config
@@ -114,6 +117,7 @@ class RunInputs:
     devices: tuple[torch.device, ...]
     commits: dict[str, str]
     start: Start | None
+    sharded: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -224,7 +228,8 @@ def gather(
     else:
         memory = Memory.of(device, available) if available else Memory.of_each(devices)
     case = Case(config, shape, data.longest, dtype, device, memory)
-    case = _resolve_precision(case, monitor)
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    case = resolve_shards(_resolve_precision(case, monitor), processes, monitor)
     case, data = _resolve_max_length(case, data, template, limit, monitor, start.commits)
     lengths = np.concatenate([part.lengths for part in data.parts])
     if beyond := beyond_context(setting, context, lengths):
@@ -245,6 +250,7 @@ def gather(
         devices=devices,
         commits=commits_of(case.config, {BASE: base, **data.places}),
         start=beginning,
+        sharded=case.shards > 1,
     )
 
 
@@ -258,9 +264,8 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
     config, device = inputs.config, inputs.device
     prepare_allocator(device)
     monitor.busy("loading the base")
-    load_this = shared.load if shared else load_base
-    quantization, others = config.model.quantization, inputs.devices[1:]
-    base = load_this(inputs.base, inputs.dtype, device, quantization, others)
+    what = inputs.base, inputs.dtype, device, config.model.quantization, inputs.devices[1:]
+    base = shared.load(*what) if shared else load_base(*what, sharded=inputs.sharded)
     name, revision = published_name(config.model.base, inputs.base)
     model = attach_adapter(base, config.lora, config.train.seed, name, revision)
     if inputs.start:
@@ -281,6 +286,7 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
         f"{inputs.shape.adapter:,} parameters to train; "
         f"{len(inputs.training):,} examples to learn, {len(inputs.validation):,} held out"
         + (f", {len(inputs.mixed):,} general ones to mix in" if inputs.mixed else "")
+        + ("; the processes share the base" if inputs.sharded else "")
     )
     return LoadedRun(inputs, model, engine)
 
