@@ -1,11 +1,12 @@
-"""How much of its speed a training step keeps while other programs keep cores busy.
+"""How much of its speed a training step keeps while other programs keep cores busy; or replies.
 
-    python benchmarks/busy_core.py [--busy 1] [--rounds 8] [--rows FILE] [--base smollm2-135m]
-        [--precision auto] [--kernels native] [--markdown FILE]
+    python benchmarks/busy_core.py [--replies] [--busy 1] [--rounds 8] [--rows FILE]
+        [--base smollm2-135m] [--precision auto] [--kernels native] [--markdown FILE]
 
-The same step of 16 rows, by turns on the machine as it is and with programs that do nothing but
-count, of the same priority. A program that shares cores fairly keeps cores / (cores + busy) of its
-speed where the system moves programs between cores, and 1 - busy / (2 cores) where it leaves them.
+The same step of 16 rows, or 20 tokens of 16 replies written together by PyTorch's operations, by
+turns on the machine as it is and with programs that do nothing but count, of the same priority. A
+program that shares cores fairly keeps cores / (cores + busy) of its speed where the system moves
+programs between cores, and 1 - busy / (2 cores) where it leaves them.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from train_speed import build_rows
 from offbook.config import LoraSettings
 from offbook.engine.engine import Engine
 from offbook.engine.memory import prepare_allocator
+from offbook.inference.batch import greedy_replies
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import choose_precision, load_base
-from offbook.tokens.examples import Example
+from offbook.tokens.examples import IGNORED, Example
 from offbook.training.plan import MOST_TOKENS
+
+REPLY_TOKENS = 20
 
 
 @contextmanager
@@ -52,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--replies", action="store_true")
     parser.add_argument("--busy", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--rows", default="lighthouse", help="a file or a sample role")
@@ -76,11 +81,19 @@ def main() -> None:
     ]
     step = engine.make_step(examples, MOST_TOKENS.on(DEVICE), DEVICE)
 
-    def seconds() -> float:
-        start = now()
+    def train() -> None:
         engine.accumulate(step, [0])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    def reply() -> None:
+        prompts = [row["input_ids"][: row["labels"].count(IGNORED)] for row in rows]
+        with engine.plain():
+            greedy_replies(engine.model.eval(), prompts, set(), REPLY_TOKENS)
+
+    def seconds() -> float:
+        start = now()
+        reply() if options.replies else train()
         return now() - start
 
     taken: tuple[list[float], list[float]] = [], []
@@ -90,8 +103,10 @@ def main() -> None:
             with busy_cores(busy * options.busy):
                 times += seconds(), seconds()
     free, shared = map(median, taken)
+    unit = "tokens/s" if options.replies else "examples/s"
+    amount = len(rows) * (REPLY_TOKENS if options.replies else 1)
     report = (
-        f"{len(rows) / free:.2f} examples/s alone, {len(rows) / shared:.2f} beside "
+        f"{amount / free:.2f} {unit} alone, {amount / shared:.2f} beside "
         f"{options.busy} busy programs: {free / shared:.0%} (rounds: "
         + ", ".join(f"{a / b:.0%}" for a, b in zip(*taken, strict=True))
         + f"). {describe_machine(dtype)}.\n"

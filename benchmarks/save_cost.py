@@ -30,7 +30,7 @@ from offbook.training.log import Log
 from offbook.training.loop import training_steps
 from offbook.training.resume import make_optimizer
 from offbook.training.setup import prepare
-from offbook.training.step import Stepper
+from offbook.training.step import Stepper, StepResult
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--base", default="smollm2-135m")
@@ -59,7 +59,7 @@ saves: list[float] = []
 with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
     run = RunDirectory(Path(folder))
     stepper = Stepper(loaded, optimizer, progress, Log(run, monitor), print, lambda: False)
-    steps = training_steps(run, stepper, monitor)
+    steps = (r for r in training_steps(run, stepper, monitor) if isinstance(r, StepResult))
     next(steps)  # warms up
     step = median(result.seconds for result in islice(steps, arguments.steps))
     keep = config.train.save_total_limit

@@ -744,6 +744,19 @@ TESTS: dict[str, tuple[str, ...]] = {
     f"{SWEEP}a_rate_that_is_too_high_ends_one_run_and_not_the_sweep": (
         "lower the values of train.learning_rate",
     ),
+    "tests/training/test_many.py::test_runs_have_names_and_places_of_their_own": (
+        "give each its own",
+    ),
+    "tests/training/test_many.py::test_runs_without_a_common_base_are_trained_apart_as_advised": (
+        "set it alike, or train them apart",
+    ),
+    "tests/training/test_many.py::test_a_run_on_another_base_is_resumed_alone_as_advised": (
+        "train it alone",
+    ),
+    "tests/cli/test_many.py::test_what_is_refused_is_done_as_advised": (
+        "leave them out, or train the runs one after another",
+        "name two or more, as in a.yaml b.yaml",
+    ),
     # Chats.
     "tests/cli/test_chat.py::test_combinations_that_make_no_sense_say_so": (
         "in a chat, type /base",
@@ -773,7 +786,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "name it: {chat} --base {quoted(name)}`",
     ),
     "tests/training/test_ancestor.py::test_a_run_goes_on_from_another": (
-        "give a run, or a folder with {WEIGHTS}",
+        "give a run, or a folder with {ADAPTER_WEIGHTS}",
         "restore it, or say where it is now: {SETTING}=PATH",
         "set {' '.join(other)}",
     ),

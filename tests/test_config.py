@@ -215,12 +215,12 @@ def test_a_section_is_suggested_for_a_section(override, meant):
     [
         ("train.load_in_4bit=true", "model.quantization=nf4"),
         ("bf16=true", "model.precision=bfloat16"),
-        ("train.fp16=true", "model.precision=bfloat16"),
+        ("train.fp16=true", "model.precision=float16"),
         ("warmup_steps=10", "train.warmup_ratio=0.1"),
         ("train.micro_batch_size=4", "train.batch_size=16"),
         ("train.per_device_train_batch_size=4", "train.batch_size=16"),
         ("gradient_accumulation_steps=4", "train.batch_size=16"),
-        ("fp16=true", "model.precision=float32"),
+        ("fp16=true", "model.precision=bfloat16"),
         ("trust_remote_code=true", ""),
     ],
 )

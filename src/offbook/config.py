@@ -91,10 +91,11 @@ class ModelSettings(Section):
     several names, `cuda:0,cuda:1`, each of the GPUs holds a part of the layers, and they compute
     in turn: for a base that is too large for one."""
 
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the frozen base. `auto` measures whether this machine multiplies bfloat16
     (arXiv:1905.12322) faster than float32, and takes bfloat16 where float32 does not fit in memory.
-    Adapters are always float32."""
+    On NVIDIA cards without bfloat16 (Turing, Volta) it is `float16`, in which the loss is scaled so
+    that small gradients are not lost (arXiv:1710.03740). Adapters are always float32."""
 
     quantization: Literal["none", "nf4"] = "none"
     """Whether the base is held in 4 bits. `nf4` does so with its linear layers (arXiv:2305.14314),
@@ -139,15 +140,15 @@ class DataSettings(Section):
     mix: MixSettings | None = None
     """General rows to mix in, so that the model forgets less of what it knew, such as
     `{data: general, share: 0.2}`: a fifth of the examples of each optimizer step is taken from
-    them, in turn. `general` comes with offbook, in English and Chinese; any other data may be
-    given as for `train`. An epoch is a pass over the rows of `train` alone, so it has more
-    steps."""
+    them, in turn. `general` comes with offbook, 200 rows each in English and Chinese; any other
+    data may be given as for `train`. An epoch is a pass over the rows of `train` alone, so it has
+    more steps."""
 
     validation: float | str = Field(default="auto", union_mode="left_to_right")
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
-    that no prompt is in both sets; or another file or data set. `auto` is 0.02, or more where that
-    are fewer than 20 rows, up to 0.1: with fewer, no evaluation can tell anything. 0 turns
-    validation off."""
+    that no prompt is in both sets; or another file or data set. `auto` is 0.02; where that is less
+    than 20 rows, it is the share that gives 20, but at most 0.1. With fewer, an evaluation can tell
+    little. 0 turns validation off."""
 
     max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     """Most tokens of an example. A longer conversation becomes several examples, each with as much
@@ -331,7 +332,8 @@ class TrainSettings(Section):
 
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass (arXiv:1604.06174). Needs much less memory and
-    about a third more time. `auto` does so only when a run would not fit in memory otherwise."""
+    about 40% more time. `auto` does so when a run would not fit in memory otherwise, or only with
+    micro-batches so small that they take longer."""
 
     engine: Literal["fast", "plain"] = "fast"
     """Which code computes losses and gradients. `fast` uses offbook's own code for the layers it

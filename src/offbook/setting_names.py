@@ -39,7 +39,7 @@ FOREIGN_KEYS = {
     "warmup_steps": "set train.warmup_ratio to their share of all steps",
     "per_device_train_batch_size": BATCH_ADVICE,
     "gradient_accumulation_steps": BATCH_ADVICE,
-    "fp16": "set model.precision=bfloat16 or float32; pure float16 loses small gradients",
+    "fp16": "set model.precision=float16, or bfloat16 where the card has it",
     "bf16": "set model.precision=bfloat16",
     "trust_remote_code": "remove it; offbook never runs code that comes with a model",
 }

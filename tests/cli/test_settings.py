@@ -64,7 +64,7 @@ def test_an_unknown_setting_is_refused_with_a_suggestion(cli: Cli, key: str, fix
 @pytest.mark.parametrize(
     ("key", "kind", "default"),
     [
-        ("model.precision", "`auto`, `bfloat16` or `float32`", "auto"),
+        ("model.precision", "`auto`, `bfloat16`, `float16` or `float32`", "auto"),
         ("data.input_separator", "text", '"\\n"'),
         ("data.ignore_keys", "list of texts", "[]"),
         ("lora.lora_dropout", "number, at least 0, less than 1", "0.1"),

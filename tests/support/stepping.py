@@ -51,7 +51,8 @@ def make_stepper(
 def steps_of(stepper: Stepper) -> Iterator[StepResult]:
     """The steps of a run, each taken when asked for."""
     run = RunDirectory(Path(stepper.loaded.inputs.config.output_dir))
-    return training_steps(run, stepper, Monitor())
+    steps = training_steps(run, stepper, Monitor())
+    return (result for result in steps if isinstance(result, StepResult))
 
 
 def flat(stepper: Stepper) -> torch.Tensor:

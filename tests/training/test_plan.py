@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,21 @@ def test_less_memory_means_smaller_micro_batches_then_checkpointing(
     assert chosen == sorted(chosen, key=lambda choice: (choice[0], -choice[1]))
     assert chosen[-1][0], "the smallest needs checkpointing"
     assert len(set(chosen)) == 4
+
+
+def test_a_gpu_recomputes_rather_than_launch_small_micro_batches(shape: ModelShape) -> None:
+    """On a processor, small ones cost little."""
+    case = replace(case_of(shape, 0), device=torch.device("cuda"), memory=Memory(0, 0))
+
+    def chosen(tokens: int) -> tuple[bool, int]:
+        """With memory for micro-batches of so many tokens, nothing recomputed."""
+        peak = planner.plan_for(case, tokens, checkpointing=False).peak
+        plan = make_plan(replace(case, memory=Memory(int(peak / 0.94), 0)))
+        return plan.checkpointing, plan.micro_batch_tokens
+
+    assert chosen(3200) == (False, 3200)
+    assert chosen(1600) == (False, 1600)
+    assert chosen(800) == (True, 3200)
 
 
 @needs_kernels

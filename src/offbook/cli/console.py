@@ -129,13 +129,24 @@ def _say_dim(text: str) -> None:
     say(text, "dim")
 
 
-class ProgressMonitor(LineMonitor):
-    """A progress bar on a terminal; elsewhere, lines."""
+def make_bar() -> Progress:
+    """A progress bar with the facts beside it; it has a row for each task."""
+    facts = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
+    return Progress(BarColumn(bar_width=None), facts, console=err)
 
-    def __init__(self) -> None:
-        super().__init__(say)
-        facts = TextColumn("{task.description}", table_column=Column(no_wrap=True))
-        self._bar = Progress(BarColumn(bar_width=None), facts, console=err)
+
+class ProgressMonitor(LineMonitor):
+    """A progress bar on a terminal; elsewhere, lines.
+
+    Args:
+        name: of the run, where several are trained together; it precedes all that is shown.
+        bar: that they share.
+    """
+
+    def __init__(self, name: str = "", bar: Progress | None = None) -> None:
+        super().__init__(lambda text: say(self._name + text))
+        self._name = f"{name}: " if name else ""
+        self._bar = bar or make_bar()
         self._task: TaskID | None = None
 
     def __exit__(
@@ -150,14 +161,15 @@ class ProgressMonitor(LineMonitor):
 
     def announce(self, text: str) -> None:
         self._heartbeat.end()
-        say(text, "dim")
+        say(self._name + text, "dim")
 
     def begin(self, step: int, total: int) -> None:
         super().begin(step, total)
         if err.is_terminal:
             if self._task is not None:  # of a run before, in a sweep
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(f"{step}/{total}", total=total, completed=step)
+            facts = f"{self._name}{step}/{total}"
+            self._task = self._bar.add_task(facts, total=total, completed=step)
             self._bar.start()
 
     def step(self, step: int, loss: float, examples_per_second: float) -> None:
@@ -168,7 +180,7 @@ class ProgressMonitor(LineMonitor):
         self.pace.step(step)
         speed = f"{examples_per_second:.1f} examples/s  " if err.width >= NARROW else ""
         facts = f"{step}/{self.pace.total}  loss {loss:.3f}  {speed}left {self.pace.left()}"
-        self._bar.update(self._task, completed=step, description=facts)
+        self._bar.update(self._task, completed=step, description=self._name + facts)
 
     def metrics(self, record: Metrics) -> None:
         if self._task is None or not isinstance(record, StepMetrics):

@@ -40,6 +40,9 @@ def train(
         Path | None, typer.Argument(help="A YAML file, or the directory of a run.")
     ] = None,
     settings: Settings = None,
+    many: Annotated[
+        bool, typer.Option("--many", help="Train several files' runs together, on one base.")
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue from the newest checkpoint, or start."),
@@ -75,11 +78,50 @@ def train(
     offbook train runs/myrole --resume
     offbook train runs/myrole --resume train.num_train_epochs=5
     offbook train myrole/config.yaml --nproc 2
+    offbook train --many recipes/*.yaml
+    """
+    if many:
+        if within or nproc > 1:
+            raise ConfigError(
+                "they are for one run",
+                where="--many with --within or --nproc",
+                fix="leave them out, or train the runs one after another",
+            )
+        from offbook.cli.many import train_many_files
+
+        arguments = [*([str(config)] if config else []), *(settings or [])]
+        raise typer.Exit(
+            train_many_files(
+                arguments, resume=resume, overwrite=overwrite, evaluate=evaluate, as_json=as_json
+            )
+        )
+    loaded = load_config(*file_and_settings(config, settings))
+    seconds = parse_duration(within) if within else None
+    if nproc > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+        raise typer.Exit(launch(nproc, without_nproc(sys.argv[1:])))
+    result, code = run_training(loaded, resume, overwrite, seconds)
+    if not leads():
+        raise typer.Exit(code)
+    if as_json:
+        print(json.dumps({**asdict(result), "run": str(result.run)}))
+    else:
+        report(result, evaluate)
+    raise typer.Exit(code)
+
+
+def load_config(config: Path | None, settings: list[str]) -> Config:
+    """The settings of a run that is to be trained.
+
+    Args:
+        config: a YAML file, or the directory of a run.
+        settings: override those of the file.
+
+    Raises:
+        ConfigError: when it is no configuration, or names no rows.
     """
     from offbook.config import Config
     from offbook.data.formats import file_type
 
-    config, settings = file_and_settings(config, settings)
     if config is not None and file_type(config):
         fix = f"train on them: `offbook train {quoted(f'data.train={config}')}`"
         raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)
@@ -93,17 +135,7 @@ def train(
             fix="add data.train=FILE; or run `offbook demo` for a sample role, or, for a folder to "
             "start from, `offbook init myrole`",
         )
-    seconds = parse_duration(within) if within else None
-    if nproc > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
-        raise typer.Exit(launch(nproc, without_nproc(sys.argv[1:])))
-    result, code = run_training(loaded, resume, overwrite, seconds)
-    if not leads():
-        raise typer.Exit(code)
-    if as_json:
-        print(json.dumps({**asdict(result), "run": str(result.run)}))
-    else:
-        report(result, evaluate)
-    raise typer.Exit(code)
+    return loaded
 
 
 def parse_duration(text: str) -> float:
@@ -184,10 +216,11 @@ def report(result: TrainResult, evaluate: bool = True) -> None:
 
 
 @contextmanager
-def stop_signals(pace: Pace) -> Iterator[list[int]]:
+def stop_signals(*paces: Pace) -> Iterator[list[int]]:
     """A list of the stop signals received so far. The second SIGINT or SIGTERM exits at once.
 
-    A second SIGHUP does not, since a closing terminal may send several.
+    A second SIGHUP does not, since a closing terminal may send several. `paces` are those of the
+    runs that are trained.
     """
     received: list[int] = []
 
@@ -201,7 +234,7 @@ def stop_signals(pace: Pace) -> Iterator[list[int]]:
         received.append(number)  # before the message, since the next signal may follow at once
         if len(received) == 1 and leads():
             again = "press Ctrl-C again to exit at once"
-            if pace.done:
+            if any(pace.done for pace in paces):
                 _write_stderr(f"saving and stopping; {again}, without saving\n")
             else:
                 _write_stderr(f"stopping; {again}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from offbook.engine.joint import JointLayout
 from offbook.engine.layout import Layout
 from offbook.engine.ops import Backend
 
@@ -33,6 +34,13 @@ def attend(
     Returns:
         [T, H, C].
     """
+    if isinstance(layout, JointLayout):
+        parts = zip(
+            *(x.split(layout.sizes) for x in (q_THC, k_TKC, v_TKC)), layout.each, strict=True
+        )
+        return torch.cat(
+            [attend(ops, q, k, v, None, own, scaling, window) for q, k, v, own in parts]
+        )
     if not layout.holds_prefix:
         return ops.attend(q_THC, k_TKC, v_TKC, past, layout, scaling, window)
     prefix, others = layout.parts

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from offbook.engine.layout import Layout
 from offbook.engine.transfer import on_device
 from offbook.tokens.examples import IGNORED, Example
 
@@ -60,6 +61,11 @@ class MicroBatch:
         ends = before + np.cumsum(self.lengths)
         sequences = np.searchsorted(ends, self.wanted.numpy(force=True), side="right")
         return np.array(self.rows, dtype=np.int64)[sequences]
+
+    def layout(self, padding: int) -> Layout:
+        """Where the sequences lie, with a dummy sequence of so many tokens after them."""
+        lengths = (*self.lengths, padding) if padding else self.lengths
+        return Layout(lengths, self.offset, self.wanted, holds_prefix=self.holds_prefix)
 
     def padded(self, x_T: torch.Tensor, value: int) -> torch.Tensor:
         """A packed tensor [T] as sequences padded on the right [B, T]."""

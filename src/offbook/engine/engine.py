@@ -41,6 +41,10 @@ from offbook.tokens.examples import IGNORED, Example
 # products with some odd numbers of rows are slower by a third.
 TOKEN_MULTIPLE = 16
 
+# In float16, gradients of less than 6e-8 are lost. Those of the loss times this are not, and most
+# are far below 65,504, where it ends (arXiv:1710.03740).
+LOSS_SCALE = 2.0**15
+
 Losses = list[tuple[MicroBatch, torch.Tensor]]  # micro-batches, and the losses of their tokens
 
 
@@ -136,6 +140,7 @@ class Engine:
         seed: Sequence[int],
         should_stop: Callable[[], bool] = lambda: False,
         losses: Losses | None = None,
+        scale: float = LOSS_SCALE,
     ) -> float | None:
         """Add up the gradients of one optimizer step over its micro-batches, in training mode.
 
@@ -147,14 +152,19 @@ class Engine:
             seed: of dropout.
             should_stop: called before each micro-batch.
             losses: receives each micro-batch with the losses [N] of its supervised tokens.
+            scale: of the loss in the backward pass, where the model is in float16.
 
         Returns:
             The mean loss in nats per token, of several processes the share of this one; None, and
             no gradients, if `should_stop` was true.
         """
+        self.train_mode()
+        return self.forward_backward(step, seed, should_stop, losses, scale)
+
+    def train_mode(self) -> None:
+        """Have dropout act."""
         if not (self.model.training and backbone(self.model).training):
             self.model.train()  # it goes through all modules
-        return self.forward_backward(step, seed, should_stop, losses)
 
     def forward_backward(
         self,
@@ -162,11 +172,14 @@ class Engine:
         seed: Sequence[int],
         should_stop: Callable[[], bool] = lambda: False,
         losses: Losses | None = None,
+        scale: float = LOSS_SCALE,
     ) -> float | None:
         """As `accumulate`, in the modes that the modules are in."""
         means = []  # not read before the end, so that a GPU has work all the time
         masks = Masks.draw(seed, len(self.dropouts), step.prefix.device)
-        with self._threads():
+        if next(head(self.model).parameters()).dtype != torch.float16:
+            scale = 1.0
+        with self.threads():
             prefix = self._prefix(step, masks)
             for batch in step.micro_batches:
                 if should_stop():
@@ -175,7 +188,7 @@ class Engine:
                 with self._masks_in_peft(batch, masks):
                     loss_N = self.loss(batch, prefix, masks)
                     mean = loss_N.sum() / step.supervised
-                    mean.backward()
+                    (mean * scale).backward()
                 means.append(mean.detach())
                 if losses is not None:
                     losses.append((batch, loss_N.detach()))
@@ -183,6 +196,10 @@ class Engine:
                 layers: Any = backbone(self.model).layers
                 with gathered(layers[-1]):  # entered by its keys and values, not by its output
                     prefix.backward()
+        if scale != 1:
+            for p in self.model.parameters():
+                if p.grad is not None:
+                    p.grad.div_(scale)
         return sum(mean.item() for mean in means)
 
     def mean_loss(
@@ -194,7 +211,7 @@ class Engine:
         the end.
         """
         losses = []
-        with torch.no_grad(), evaluating(self.model), self._threads():
+        with torch.no_grad(), evaluating(self.model), self.threads():
             prefix = self._prefix(step)
             for batch in step.micro_batches:
                 if should_stop():
@@ -223,7 +240,7 @@ class Engine:
 
         In evaluation mode and without gradients; the output head makes logits of them.
         """
-        with torch.no_grad(), evaluating(self.model), self._threads():
+        with torch.no_grad(), evaluating(self.model), self.threads():
             prefix = self._prefix(step)
             for batch in step.micro_batches:
                 if self.packed:
@@ -235,11 +252,15 @@ class Engine:
         self, batch: MicroBatch, prefix: Prefix | None, masks: Masks | None = None
     ) -> torch.Tensor:
         padding = -len(batch.input_ids) % TOKEN_MULTIPLE
-        lengths = (*batch.lengths, padding) if padding else batch.lengths
-        layout = Layout(lengths, batch.offset, batch.wanted, holds_prefix=batch.holds_prefix)
+        layout = batch.layout(padding)
         if masks is not None:
             masks = masks.of(F.pad(batch.numbers, (0, padding)))
         return self._hidden(F.pad(batch.input_ids, (0, padding)), layout, prefix, masks=masks)
+
+    def projections(self) -> Iterator[nn.Module]:
+        """The linear layers of attention and MLPs, in the order of all models of this base."""
+        for *_, layer in self._swaps:
+            yield from (m for name, m in layer.named_children() if name.endswith("_proj"))
 
     def compute_with(self, ops: Backend) -> None:
         """Let a backend that supports all layers compute them."""
@@ -259,7 +280,8 @@ class Engine:
         finally:
             self._install()
 
-    def _threads(self) -> AbstractContextManager[None]:
+    def threads(self) -> AbstractContextManager[None]:
+        """The threads to compute on."""
         if not self.packed:
             return nullcontext()
         layers = (vars(layer).values() for *_, layer in self._swaps)

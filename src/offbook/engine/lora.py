@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from offbook.engine.dropout import Masks
+from offbook.engine.joint import JointMasks
 from offbook.engine.ops import Backend, choose
 from offbook.engine.projection import Projection
 
@@ -48,7 +49,10 @@ def project(
     """
     x_TI = x.reshape(-1, x.shape[-1])
     gate_TI = None if gate is None else gate.reshape(x_TI.shape)
-    projections = [p for p in map(Projection.of, layers) if p is not None]
-    assert len(projections) == len(layers)
-    outputs = ops.project(x_TI, gate_TI, projections, masks)
+    if isinstance(masks, JointMasks):
+        outputs = ops.project_parts(x_TI, gate_TI, masks.parts(layers))
+    else:
+        projections = [p for p in map(Projection.of, layers) if p is not None]
+        assert len(projections) == len(layers)
+        outputs = ops.project(x_TI, gate_TI, projections, masks)
     return tuple(y_TO.view(*x.shape[:-1], y_TO.shape[-1]) for y_TO in outputs)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from peft.tuners import lora as peft_lora
 from torch import nn
 
-from offbook.engine.dropout import TokenDropout, drop_probability
+from offbook.engine.dropout import Masks, TokenDropout, drop_probability
 
 QUANTIZED = "Linear4bit"  # bitsandbytes' layer, and PEFT's layer for it
 ADAPTED = ("Linear", QUANTIZED)
@@ -83,6 +83,21 @@ class Projection:
         bias = self.base.bias
         assert bias is None or isinstance(bias, torch.Tensor)
         return bias
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens of one adapter among those of several.
+
+    Attributes:
+        rows: which these are.
+        projections: of the adapter, in the places of those of the others.
+        masks: of its dropout, for these tokens.
+    """
+
+    rows: slice
+    projections: Sequence[Projection]
+    masks: Masks | None
 
 
 def number_dropouts(model: nn.Module) -> Iterator[TokenDropout]:

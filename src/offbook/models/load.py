@@ -57,10 +57,13 @@ def _device(setting: str) -> torch.device:
 
 
 def choose_precision(setting: str, device: torch.device) -> torch.dtype:
-    """The data type of the base: as set, or for `auto` the faster of two on this device."""
+    """The data type of the base: as set, or for `auto` the fastest on this device."""
     if setting != "auto":
-        return torch.bfloat16 if setting == "bfloat16" else torch.float32
-    return torch.bfloat16 if _bfloat16_is_faster(device) else torch.float32
+        dtype: torch.dtype = getattr(torch, setting)
+        return dtype
+    if _bfloat16_is_faster(device):
+        return torch.bfloat16
+    return torch.float32 if device.type == "cpu" else torch.float16
 
 
 def load_base(

@@ -20,7 +20,8 @@ from safetensors.torch import save as to_bytes
 
 from offbook.errors import CheckpointError
 from offbook.files import storage
-from offbook.models.adapter import WEIGHTS, adapter_files, restore_adapter
+from offbook.models.adapter import adapter_files, restore_adapter
+from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.monitor import EvalMetrics
 from offbook.runs.directory import COMMITTED, OPTIMIZER, STATE, RunDirectory
 
@@ -40,6 +41,7 @@ class Progress:
         window_loss, window_tokens: loss and supervised tokens, summed since the last logged step.
         recent_losses: of the last steps, oldest first; filled where loss spikes are skipped.
         first_losses: of the first steps, which tell whether the learning rate fits.
+        halvings: of the loss's scale in float16, after gradients did not fit.
     """
 
     micro_batch_tokens: int
@@ -48,6 +50,7 @@ class Progress:
     window_tokens: int = 0
     recent_losses: list[float] = field(default_factory=list)
     first_losses: list[float] = field(default_factory=list)
+    halvings: int = 0
 
     def add(self, loss: float, tokens: int) -> None:
         """Count an optimizer step with this mean loss over this number of supervised tokens."""
@@ -143,7 +146,7 @@ def is_result(run: RunDirectory) -> bool:
     return (
         last is not None
         and storage.verify(run.adapter) is None
-        and storage.sha256(run.adapter / WEIGHTS) == storage.sha256(last / WEIGHTS)
+        and storage.sha256(run.adapter / ADAPTER_WEIGHTS) == storage.sha256(last / ADAPTER_WEIGHTS)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,15 @@ from offbook.training.resume import begin
 from offbook.training.schedule import learning_rate_at
 from offbook.training.setup import LoadedRun
 from offbook.training.shared import SharedBase
-from offbook.training.step import Stepper, StepResult
+from offbook.training.step import Stepper, StepResult, Wanted
 
 
 def training_steps(
     run: RunDirectory, stepper: Stepper, monitor: Monitor, share: float = 1.0
-) -> Iterator[StepResult]:
+) -> Iterator[StepResult | Wanted]:
     """Take the steps that are left of a share of all, yielding the result of each.
+
+    A run that is trained together with others also yields what gradients it waits for.
 
     The checkpoint of a step is saved before its evaluation. A run that is killed in the evaluation
     resumes from the checkpoint and evaluates there, as `metrics.jsonl` has no result of it yet.
@@ -79,18 +81,18 @@ def training_steps(
         if finished:
             return
 
-        started = time.perf_counter()
         rows = schedule.rows(step)
         examples = inputs.examples(step)
         learning_rate = learning_rate_at(step, total, settings)
-        loss, tokens, by_row = stepper.forward_backward(examples)
+        loss, tokens, by_row, seconds = yield from stepper.gradients(examples)
+        started = time.perf_counter()
         grad_norm = stepper.clip_gradients()
         stepper.require_finite(loss, grad_norm, examples)
         if not stepper.is_loss_spike(loss):
             stepper.update(learning_rate)
         stepper.optimizer.zero_grad(set_to_none=True)
         progress.add(loss, tokens)
-        seconds = time.perf_counter() - started
+        seconds += time.perf_counter() - started
 
         result = StepResult(loss, grad_norm, learning_rate, len(examples), seconds)
         monitor.step(progress.step, loss, result.examples_per_second)
@@ -167,18 +169,46 @@ def train(
         OffbookError: its class says what kind of thing is wrong.
         KeyboardInterrupt: after Ctrl-C, when the run is saved; its text says how to go on.
     """
-    if callable(monitor):
-        with LineMonitor(monitor) as lines:
-            return train(
-                config,
-                resume=resume,
-                overwrite=overwrite,
-                within=within,
-                monitor=lines,
-                should_stop=should_stop,
-                share=share,
-                shared=shared,
-            )
+    with ExitStack() as lines:
+        if callable(monitor):
+            monitor = lines.enter_context(LineMonitor(monitor))
+        steps = train_by_steps(
+            config,
+            resume=resume,
+            overwrite=overwrite,
+            within=within,
+            monitor=monitor or Monitor(),
+            should_stop=should_stop,
+            share=share,
+            shared=shared,
+        )
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: TrainResult = end.value
+                return result
+
+
+def train_by_steps(
+    config: Config,
+    *,
+    monitor: Monitor,
+    should_stop: Callable[[], bool],
+    resume: bool = False,
+    overwrite: bool = False,
+    within: float | None = None,
+    share: float = 1.0,
+    shared: SharedBase | None = None,
+) -> Generator[Wanted | None, None, TrainResult]:
+    """As `train`, pausing when all is loaded, and where it waits for gradients.
+
+    Yields:
+        What gradients it waits for; those that nobody computes, it computes itself. None when all
+        is loaded.
+
+    A new run that is closed before its first step leaves nothing behind.
+    """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other", fix="give one of them")
     config = with_template_text(config)
@@ -187,9 +217,11 @@ def train(
     refuse_forked_child()
     with join(config.model.device) as processes, ExitStack() as claims:
         # The first process alone reports, and touches the run directory.
-        monitor = monitor if monitor and processes.leads else Monitor()
+        monitor = monitor if processes.leads else Monitor()
         if processes.size > 1 and shared:
-            raise ConfigError("a sweep is trained by one process", fix="start it as one process")
+            raise ConfigError(
+                "runs that share a base are trained by one process", fix="start it as one process"
+            )
         if processes.restarted and processes.leads and not resume:
             resume = has_begun(run) if overwrite else run.begun
             overwrite = overwrite and not resume
@@ -212,10 +244,12 @@ def train(
         )
         try:
             with Interrupt(should_stop) as interrupt:
-                seconds, examples, finished = _train(
-                    run, loaded, optimizer, progress, monitor, interrupt, share, processes
+                yield None
+                seconds, examples, finished = yield from _train(
+                    *(run, loaded, optimizer, progress, monitor, interrupt, share, processes),
+                    together=bool(shared and shared.together),
                 )
-        except OffbookError:
+        except (OffbookError, GeneratorExit):
             if progress.step == 0 and not opened["resume"] and processes.leads:
                 run.undo_begin()
             raise
@@ -267,7 +301,8 @@ def _train(
     should_stop: Callable[[], bool],
     share: float,
     processes: Processes,
-) -> tuple[float, int, bool]:
+    together: bool,
+) -> Generator[Wanted, None, tuple[float, int, bool]]:
     """Take the steps that are left of a share of all, and save where the run is stopped.
 
     Returns:
@@ -278,12 +313,16 @@ def _train(
         run if processes.leads else None, loaded.inputs.config.train, monitor, progress.step
     ) as log:
         stepper = Stepper(
-            loaded, optimizer, progress, log, monitor.announce, should_stop, processes
+            *(loaded, optimizer, progress, log, monitor.announce, should_stop, processes),
+            together=together,
         )
         try:
             for result in training_steps(run, stepper, monitor, share):
-                seconds += result.seconds
-                examples += result.examples
+                if isinstance(result, Wanted):
+                    yield result
+                else:
+                    seconds += result.seconds
+                    examples += result.examples
         except Stopped:
             if progress.step > 0:
                 stepper.save(run, stepper.validations(run))

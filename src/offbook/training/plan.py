@@ -31,10 +31,15 @@ from offbook.training.memory import RESERVE
 # result of a step does not depend on it. On a processor, this holds a step of 16 short examples.
 MOST_TOKENS = ByDevice(cpu=2048, gpu=8192)
 FEWEST_TOKENS = 256
+# What a micro-batch takes beside its arithmetic, reading weights and launching kernels, in tokens.
+# An H200 took 3,500 (docs/gpu.md); a card of a third of its speed does a third of them meanwhile.
+EXTRA_TOKENS = ByDevice(cpu=32, gpu=1000)
+AGAIN = 1.4  # time of a step that computes activations again; measured, see docs/performance.md
 # Measured, beyond the arithmetic: bytes of PyTorch's buffers where it computes the layers, and what
 # the allocator cannot use again, as a share of the activations.
 BUFFERS = ByDevice(cpu=200_000_000, gpu=40_000_000)
 FRAGMENTS = ByDevice(cpu=0.15, gpu=0.05)
+BYTES_OF_A_WEIGHT = 16  # of an adapter, in float32: itself, its gradient, two moments
 GB = 1e9
 
 
@@ -195,13 +200,16 @@ def _plans(case: Case, preferred: int | None = None) -> list[Plan]:
     choices = (False, True) if setting == "auto" else (setting,)
     whole_step = case.longest * case.config.train.batch_size
     sizes = _sizes(min(int(MOST_TOKENS.on(case.device)), whole_step), case.longest)
-    return [
-        plan_for(case, tokens, checkpointing=checkpointing)
-        for tokens, checkpointing in (
-            *product([preferred] if preferred else [], choices),
-            *((tokens, checkpointing) for checkpointing in choices for tokens in sizes),
-        )
-    ]
+
+    def time_per_token(plan: Plan) -> float:
+        extra = EXTRA_TOKENS.on(case.device) / plan.micro_batch_tokens
+        return (1 + extra) * (AGAIN if plan.checkpointing else 1)
+
+    def plans(sizes: list[int]) -> list[Plan]:
+        found = [plan_for(case, n, checkpointing=again) for n, again in product(sizes, choices)]
+        return sorted(found, key=time_per_token)
+
+    return plans([preferred] if preferred else []) + plans(sizes)
 
 
 def longest_that_fits(case: Case) -> int:
@@ -295,7 +303,7 @@ def _plan_of(case: Case, tokens: int, depth: int, *, first: bool, last: bool, ag
         micro_batch_tokens=tokens,
         checkpointing=again,
         weights=int(weights),
-        adapter=int(shape.adapter * share) * 16,  # float32: itself, its gradient, two moments
+        adapter=int(shape.adapter * share) * BYTES_OF_A_WEIGHT,
         activations=int(per_token * tokens * (1 + FRAGMENTS.on(case.device))),
         loss=loss_bytes * has_head,
         process=case.memory.used + int(BUFFERS.on(case.device) * isinstance(ops, Torch)),

@@ -224,7 +224,7 @@ def gather(
         monitor.announce(note)
     dtype = choose_precision(config.model.precision, device)
     if shared:
-        memory = shared.memory(devices)
+        memory = shared.memory(devices, base, shape)
     else:
         memory = Memory.of(device, available) if available else Memory.of_each(devices)
     case = Case(config, shape, data.longest, dtype, device, memory)

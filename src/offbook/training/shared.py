@@ -1,4 +1,4 @@
-"""A base that several runs are trained on, one after another; it is loaded once."""
+"""A base that several runs are trained on, one after another or together; it is loaded once."""
 
 from __future__ import annotations
 
@@ -8,26 +8,53 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from offbook.config import LoraSettings
+from offbook.errors import ConfigError
 from offbook.models.load import load_base, with_same_weights
 from offbook.training.memory import Memory
+from offbook.training.plan import BYTES_OF_A_WEIGHT, ModelShape
 
 
 class SharedBase:
     """Loads a base when a run needs it, and keeps it for the next one.
 
     Runs do not see each other: each gets layers of its own, and the weights are frozen.
+
+    Args:
+        together: of each run, where all are in memory at the same time; then all need one base.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, together: Sequence[LoraSettings] = ()) -> None:
+        self.together = together
         self._memory: Memory | None = None
-        self._kind: tuple[object, ...] | None = None
+        self._adapters: dict[LoraSettings, int] = {}
+        self._kind: tuple[Path, torch.dtype, torch.device, str, Sequence[torch.device]] | None = (
+            None
+        )
         self._base: PreTrainedModel | None = None
 
-    def memory(self, devices: Sequence[torch.device]) -> Memory:
-        """The memory of each device without the base, for the plan of a run, which counts it."""
+    @property
+    def precision(self) -> str | None:
+        """The number format of the base, as `model.precision` has it; None until it is loaded."""
+        return self._kind and str(self._kind[1]).removeprefix("torch.")
+
+    def memory(self, devices: Sequence[torch.device], base: Path, shape: ModelShape) -> Memory:
+        """The memory of each device without the base, for the plan of a run, which counts it.
+
+        Args:
+            devices: that compute.
+            base: the folder of the base.
+            shape: of the run, whose plan counts its own adapter, too.
+        """
         if self._memory is None:
             self._memory = Memory.of_each(devices)
-        return self._memory
+        for lora in self.together:
+            if lora not in self._adapters:
+                self._adapters[lora] = ModelShape.of(base, lora).adapter
+        others = sum(self._adapters[lora] for lora in self.together)
+        others -= shape.adapter * bool(self.together)
+        available, used = self._memory
+        return Memory(available, used + others * BYTES_OF_A_WEIGHT)
 
     def load(
         self,
@@ -37,9 +64,18 @@ class SharedBase:
         quantization: str,
         others: Sequence[torch.device],
     ) -> PreTrainedModel:
-        """A base without an adapter; see `load_base`."""
+        """A base without an adapter; see `load_base`.
+
+        Raises:
+            ConfigError: when runs that are trained together need another than the one before.
+        """
         kind = (folder, dtype, device, quantization, others)
         if self._base is None or kind != self._kind:
+            if self._base is not None and self.together:
+                raise ConfigError(
+                    f"it needs {folder} in {dtype}, which is not the base of the runs before it",
+                    fix="train it alone",
+                )
             self._base = None  # frees it first
             self._base, self._kind = load_base(*kind), kind
         return with_same_weights(self._base)

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from offbook.config import TrainSettings
 from offbook.engine.batching import Step
 from offbook.engine.check import check_gradients, check_or_fall_back
-from offbook.engine.engine import Losses, row_losses
+from offbook.engine.engine import LOSS_SCALE, Losses, row_losses
 from offbook.engine.memory import is_out_of_memory, release_cached
 from offbook.errors import MemoryPlanError, NonFiniteError
 from offbook.models.load import require_finite_weights
@@ -63,6 +65,37 @@ class StepResult:
         return self.examples / self.seconds
 
 
+class Computed(NamedTuple):
+    """A step whose gradients are computed.
+
+    Attributes:
+        loss: mean over its supervised tokens, in nats.
+        tokens: supervised ones.
+        by_row: the loss of each example that has any, by its number in the step.
+        seconds: it took.
+    """
+
+    loss: float
+    tokens: int
+    by_row: dict[int, float]
+    seconds: float
+
+
+@dataclass
+class Wanted:
+    """Gradients that a run waits for, which may be computed with those of other runs.
+
+    Attributes:
+        stepper: of the run.
+        examples: of the step.
+        found: set where they are computed; else the run does it.
+    """
+
+    stepper: Stepper
+    examples: Sequence[Example]
+    found: Computed | None = None
+
+
 @dataclass(frozen=True)
 class Stepper:
     """The state of a run in training, and the operations of its steps.
@@ -75,6 +108,7 @@ class Stepper:
         announce: receives messages for the user.
         should_stop: called before each micro-batch.
         processes: that train together.
+        together: whether the run waits in each step, so that others can be computed with it.
     """
 
     loaded: LoadedRun
@@ -84,6 +118,12 @@ class Stepper:
     announce: Callable[[str], None]
     should_stop: Callable[[], bool]
     processes: Processes = ALONE
+    together: bool = False
+
+    @property
+    def seed(self) -> list[int]:
+        """Of dropout in the next step."""
+        return [self.settings.seed, self.progress.step]
 
     @property
     def settings(self) -> TrainSettings:
@@ -109,24 +149,27 @@ class Stepper:
             lambda: check_or_fall_back(engine, examples, inputs.device, self.announce)
         )
 
-    def forward_backward(self, examples: Sequence[Example]) -> tuple[float, int, dict[int, float]]:
-        """Compute the gradients of the mean loss over the supervised tokens of `examples`.
+    def gradients(self, examples: Sequence[Example]) -> Generator[Wanted, None, Computed]:
+        """As `forward_backward`; of runs that are trained together, after a pause."""
+        wanted = Wanted(self, examples)
+        if self.together:
+            yield wanted
+        return wanted.found or self.forward_backward(examples)
 
-        Returns:
-            The mean loss in nats per token, the number of supervised tokens, and the loss of each
-            example that has any, by its number in the step.
+    def forward_backward(self, examples: Sequence[Example]) -> Computed:
+        """Compute the gradients of the mean loss over the supervised tokens of `examples`.
 
         Raises:
             Stopped: when a process was asked to stop; gradients are to be discarded then.
             MemoryPlanError: when memory is not enough for a single row.
         """
-        engine = self.loaded.engine
-        seed = [self.settings.seed, self.progress.step]
+        engine, started = self.loaded.engine, time.perf_counter()
         losses: Losses = []
 
         def accumulate(step: Step) -> float | None:
-            losses.clear()  # of a step in larger micro-batches, for which memory was not enough
-            return engine.accumulate(step, seed, self._should_stop, losses)
+            losses.clear()  # of an attempt before this one
+            scale = LOSS_SCALE / 2**self.progress.halvings
+            return engine.accumulate(step, self.seed, self._should_stop, losses, scale)
 
         def compute() -> list[float]:
             loss = self._within_memory(examples, accumulate)
@@ -138,7 +181,10 @@ class Stepper:
         weights = self._weights() if any(supervised) else []
         sharded = self.loaded.inputs.sharded
         loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute, sharded)
-        return loss, sum(supervised), {row: by_row[row] for row, n in enumerate(supervised) if n}
+        while self._halve_loss_scale(loss):
+            loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute, sharded)
+        found = {row: by_row[row] for row, n in enumerate(supervised) if n}
+        return Computed(loss, sum(supervised), found, time.perf_counter() - started)
 
     def evaluate(self, examples: Sequence[Example]) -> float:
         """The mean loss per supervised token, in nats, without dropout.
@@ -295,7 +341,7 @@ class Stepper:
             if sharded:
                 step = self._as_others(step)
             try:
-                with _deterministic(self.settings.deterministic):
+                with deterministic(self.settings.deterministic):
                     loss = compute(step)
                 if loss is None:
                     raise Stopped
@@ -324,6 +370,22 @@ class Stepper:
             raise Stopped
         return step.filled(max(count for count, _ in told))
 
+    def _halve_loss_scale(self, loss: float) -> bool:
+        """Whether the step is to be taken again, since its gradients did not fit in float16."""
+        progress = self.progress
+        if self.loaded.inputs.dtype != torch.float16 or not math.isfinite(loss):
+            return False
+        gradients = [p.grad for p in self._weights() if p.grad is not None]
+        if math.isfinite(_norm(gradients)) or 2**progress.halvings == LOSS_SCALE:
+            return False
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.halvings += 1
+        self.announce(
+            f"step {progress.step + 1}: gradients did not fit in float16; the loss is scaled by "
+            f"{LOSS_SCALE / 2**progress.halvings:,.0f} now"
+        )
+        return True
+
     def _halve_micro_batches(self, failed: Step) -> None:
         longest = max(len(batch.input_ids) for batch in failed.micro_batches) + len(failed.prefix)
         single = all(len(batch.lengths) == 1 for batch in failed.micro_batches)
@@ -349,7 +411,7 @@ class Stepper:
 
 
 @contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
+def deterministic(wanted: bool) -> Iterator[None]:
     """Use only operations that give the same bits each time, if wanted, while the context lasts."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(wanted or before)

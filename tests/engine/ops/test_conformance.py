@@ -19,7 +19,7 @@ from offbook.engine.loss import cross_entropy
 from offbook.engine.ops import BACKENDS, Backend, cuda_attention
 from offbook.engine.ops.cuda import Cuda
 from offbook.engine.ops.torch import Torch
-from offbook.engine.projection import Projection
+from offbook.engine.projection import Part, Projection
 from support.engines import DEVICE
 from support.flash import Flash
 
@@ -160,6 +160,65 @@ def test_projection(
     wanted = torch.autograd.grad(expected, wide, dy.double())
     for one, other in zip((y, *got), (expected, *wanted), strict=True):
         assert close(ops, dtype, one, other)
+
+
+@backends
+@formats
+@pytest.mark.parametrize("gated", [False, True])
+def test_projections_of_several_adapters(ops: Backend, dtype: torch.dtype, gated: bool) -> None:
+    """Each has tokens, a rank and dropout of its own, and one has no adapter in the first layer."""
+    outputs, sizes, ranks = (96, 32), (5, 48, 30), (4, 8, 4)
+    needs(ops, dtype, 64, *outputs)
+    torch.manual_seed(0)
+    bases = [linear_layer(n, 64, bias, dtype) for n, bias in zip(outputs, (1, 0), strict=True)]
+    inputs = [random(sum(sizes), 64, dtype=dtype, seed=k) for k in range(1 + gated)]
+    adapters = {
+        (k, n): [random(*shape, seed=9 * k + n) * 0.3 for shape in ((rank, 64), (width, rank))]
+        for k, rank in enumerate(ranks)
+        for n, width in enumerate(outputs)
+        if (k, n) != (1, 0)
+    }
+    masks = [
+        Masks.draw([k], 2, DEVICE).of(torch.randperm(1000, device=DEVICE)[:size])
+        for k, size in enumerate(sizes)
+    ]
+    rows = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+    def made(flat: Sequence[torch.Tensor]) -> list[list[Projection]]:
+        given = iter(flat)
+        return [
+            [
+                Projection(base, next(given), next(given), 2.0, 0.1 * k, n)
+                if (k, n) in adapters
+                else Projection(base)
+                for n, base in enumerate(bases)
+            ]
+            for k in range(3)
+        ]
+
+    def compute(*given: torch.Tensor) -> torch.Tensor:
+        x_TI, *others = given
+        gate_TI = others.pop(0) if gated else None
+        parts = [Part(*one) for one in zip(rows, made(others), masks, strict=True)]
+        return torch.cat(ops.project_parts(x_TI, gate_TI, parts), -1)
+
+    def reference(*given: torch.Tensor) -> torch.Tensor:
+        x_TI, *others = given
+        x_TI = F.silu(others.pop(0)) * x_TI if gated else x_TI
+        found = []
+        for own, projections, drawn in zip(rows, made(others), masks, strict=True):
+            ys = []
+            for p in projections:
+                bias = None if p.bias is None else p.bias.double()
+                ys.append(F.linear(x_TI[own], p.base.weight.double(), bias))
+                if p.lora_A is not None:
+                    seen = torch.where(drawn.keep(p.place, 64, p.dropout), x_TI[own], 0)
+                    ys[-1] = ys[-1] + p.scale * seen @ p.lora_A.t() @ p.lora_B.t()
+            found.append(torch.cat(ys, -1))
+        return torch.cat(found)
+
+    flat = [matrix for pair in adapters.values() for matrix in pair]
+    compare(ops, compute, reference, [*inputs, *flat])
 
 
 def attention_reference(

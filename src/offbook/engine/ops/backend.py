@@ -9,7 +9,7 @@ import torch
 
 from offbook.engine.dropout import Masks
 from offbook.engine.layout import Layout
-from offbook.engine.projection import Projection
+from offbook.engine.projection import Part, Projection
 
 
 class Backend(ABC):
@@ -47,6 +47,21 @@ class Backend(ABC):
 
         Where a projection has dropout, its masks are those of `Masks.keep`.
         """
+
+    def project_parts(
+        self, x_TI: torch.Tensor, gate_TI: torch.Tensor | None, parts: Sequence[Part]
+    ) -> tuple[torch.Tensor, ...]:
+        """As `project`, for the tokens of several adapters, which lie one after another."""
+        each = [
+            self.project(
+                x_TI[part.rows],
+                None if gate_TI is None else gate_TI[part.rows],
+                part.projections,
+                part.masks,
+            )
+            for part in parts
+        ]
+        return tuple(torch.cat(outputs) for outputs in zip(*each, strict=True))
 
     @abstractmethod
     def attend(

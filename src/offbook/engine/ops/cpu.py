@@ -19,7 +19,7 @@ from offbook.engine.ops import kernels
 from offbook.engine.ops.backend import Backend
 from offbook.engine.ops.library import library
 from offbook.engine.ops.threads import own_threads
-from offbook.engine.projection import Projection
+from offbook.engine.projection import Part, Projection
 
 
 class _Norm(torch.autograd.Function):
@@ -53,31 +53,34 @@ class _Rotate(torch.autograd.Function):
 
 
 class _Project(torch.autograd.Function):
+    """Frozen products for all tokens, and to each of these, the adapter of its part."""
+
     @staticmethod
     def forward(
         ctx: Any,
         x_TI: torch.Tensor,
         gate_TI: torch.Tensor | None,
-        projections: Sequence[Projection],
-        masks: Masks | None,
+        parts: Sequence[Part],
         *adapters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         outputs: list[torch.Tensor] = []
         saved: list[torch.Tensor | None] = [x_TI, gate_TI]
         if gate_TI is not None:
             x_TI = kernels.swiglu(gate_TI, x_TI)
-        ctx.projections, ctx.dropouts = projections, []
-        for p in projections:
-            h_TR = a_RI = b_RO = None
-            dropout = kernels.NONE
-            if p.lora_A is not None:
-                a_RI, b_RO = _adapter(p)
-                dropout = kernels.Dropout.of(p, masks)
-                h_TR = kernels.lora_a(x_TI, a_RI, dropout)
-            product = kernels.Product(x_TI, p.weight().contiguous(), h_TR, b_RO)
-            outputs.append(kernels.multiply([product], p.bias))
-            ctx.dropouts.append(dropout)
-            saved += h_TR, a_RI, b_RO
+        ctx.parts, ctx.dropouts = parts, []
+        for n, frozen in enumerate(parts[0].projections):
+            products = [kernels.Product(x_TI, frozen.weight().contiguous())]
+            for part in parts:
+                p, h_TR, a_RI, b_RO = part.projections[n], None, None, None
+                dropout = kernels.NONE
+                if p.lora_A is not None:
+                    a_RI, b_RO = _adapter(p)
+                    dropout = kernels.Dropout.of(p, part.masks)
+                    h_TR = kernels.lora_a(x_TI[part.rows], a_RI, dropout)
+                    _add(products, part.rows, h_TR, b_RO)
+                ctx.dropouts.append(dropout)
+                saved += h_TR, a_RI, b_RO
+            outputs.append(kernels.multiply(products, frozen.bias))
         ctx.save_for_backward(*saved)
         return tuple(outputs)
 
@@ -89,23 +92,45 @@ class _Project(torch.autograd.Function):
             x_TI = kernels.swiglu(gate_TI, up_TI)
         products: list[kernels.Product] = []
         adapters: list[torch.Tensor | None] = []
-        for p, dy_TO, h_TR, a_RI, b_RO, dropout in zip(
-            ctx.projections, grads, saved[::3], saved[1::3], saved[2::3], ctx.dropouts, strict=True
-        ):
-            dy_TO, dh_TR = dy_TO.contiguous(), None
-            if p.lora_A is None:
-                adapters += None, None
-            else:
-                dh_TR, da_RI, db_RO = kernels.lora_backward(x_TI, dy_TO, b_RO, h_TR, dropout)
+        own = zip(saved[::3], saved[1::3], saved[2::3], ctx.dropouts, strict=True)
+        for n, dy_TO in enumerate(grads):
+            dy_TO = dy_TO.contiguous()
+            weight_IO = ctx.parts[0].projections[n].weight().contiguous().t()
+            of_layer = [kernels.Product(dy_TO, weight_IO)]
+            for part in ctx.parts:
+                h_TR, a_RI, b_RO, dropout = next(own)
+                p, rows = part.projections[n], part.rows
+                if p.lora_A is None:
+                    adapters += None, None
+                    continue
+                dh_TR, da_RI, db_RO = kernels.lora_backward(
+                    x_TI[rows], dy_TO[rows], b_RO, h_TR, dropout
+                )
                 rank = len(p.lora_A)
                 # Contiguous as B is, or autograd would copy it.
                 adapters += da_RI[:rank], db_RO[:rank].t().contiguous().mul_(p.scale)
-            weight_IO = p.weight().contiguous().t()
-            products.append(kernels.Product(dy_TO, weight_IO, dh_TR, a_RI, dropout))
+                _add(of_layer, rows, dh_TR, a_RI, dropout)
+            products += of_layer
         dx_TI = kernels.multiply(products) if any(ctx.needs_input_grad[:2]) else None
         if dx_TI is not None and gate_TI is not None:
             dgate_TI, dx_TI = kernels.swiglu_backward(dx_TI, gate_TI, up_TI)
-        return dx_TI, dgate_TI, None, None, *adapters
+        return dx_TI, dgate_TI, None, *adapters
+
+
+def _add(
+    products: list[kernels.Product],
+    rows: slice,
+    h_TR: torch.Tensor,
+    b_RO: torch.Tensor,
+    dropout: kernels.Dropout = kernels.NONE,
+) -> None:
+    """Add an adapter to the product of some rows: a term of its own, where that has one already."""
+    last = products[-1]
+    if last.h is None:
+        products[-1] = kernels.Product(last.x, last.weight, h_TR, b_RO, dropout, rows)
+    else:
+        nothing = last.x[:, :0], last.weight[:, :0]
+        products.append(kernels.Product(*nothing, h_TR, b_RO, dropout, rows))
 
 
 def _adapter(p: Projection) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,10 +200,14 @@ class Cpu(Backend):
         projections: Sequence[Projection],
         masks: Masks | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        adapters = [t for p in projections for t in (p.lora_A, p.lora_B)]
-        outputs: tuple[torch.Tensor, ...] = _Project.apply(
-            x_TI, gate_TI, projections, masks, *adapters
-        )
+        return self.project_parts(x_TI, gate_TI, [Part(slice(len(x_TI)), projections, masks)])
+
+    def project_parts(
+        self, x_TI: torch.Tensor, gate_TI: torch.Tensor | None, parts: Sequence[Part]
+    ) -> tuple[torch.Tensor, ...]:
+        of_layers = zip(*(part.projections for part in parts), strict=True)
+        adapters = [t for layer in of_layers for p in layer for t in (p.lora_A, p.lora_B)]
+        outputs: tuple[torch.Tensor, ...] = _Project.apply(x_TI, gate_TI, parts, *adapters)
         return outputs
 
     def attend(

@@ -18,7 +18,7 @@ from offbook.engine.dropout import LEVELS, Masks
 from offbook.engine.layout import Layout
 from offbook.engine.ops.cuda_attention import WIDEST_HEAD, AttendPacked, can_attend
 from offbook.engine.ops.torch import Torch
-from offbook.engine.projection import Projection
+from offbook.engine.projection import Part, Projection
 
 if find_spec("triton"):
     from offbook.engine.ops import cuda_kernels as kernels
@@ -69,10 +69,7 @@ class _Project(torch.autograd.Function):
         if not adapted:
             ctx.save_for_backward(x_TI)
             return tuple(outputs)
-        first = projections[adapted[0]]
-        ctx.dropout = kernels.Dropout(
-            first.scale, round(first.dropout * LEVELS), first.place, masks
-        )
+        ctx.dropout = _dropout(projections[adapted[0]], masks)
         a_NRI = torch.stack([adapters[2 * n] for n in adapted])
         b = [adapters[2 * n + 1] for n in adapted]
         sizes = [len(b_OR) for b_OR in b]
@@ -106,6 +103,78 @@ class _Project(torch.autograd.Function):
             if dx_TI is not None:
                 kernels.add_gradient_of_x(dx_TI, dh_NTR, a_NRI, ctx.dropout)
         return dx_TI, None, None, *adapters
+
+
+class _ProjectParts(torch.autograd.Function):
+    """As `_Project`, with one product for the tokens of all adapters; they are added to it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TI: torch.Tensor, parts: Sequence[Part], *adapters: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        outputs = [F.linear(x_TI, p.weight(), p.bias) for p in parts[0].projections]
+        saved = [x_TI]
+        ctx.parts, ctx.dropouts = parts, []
+        own = iter(adapters)
+        for part in parts:
+            pairs = [(next(own), next(own)) for _ in part.projections]
+            adapted = [n for n, p in enumerate(part.projections) if p.lora_A is not None]
+            if not adapted:
+                continue
+            ctx.dropouts.append(_dropout(part.projections[adapted[0]], part.masks))
+            a_NRI, b = torch.stack([pairs[n][0] for n in adapted]), [pairs[n][1] for n in adapted]
+            b_SR = torch.cat(b, out=x_TI.new_empty(sum(map(len, b)), b[0].shape[1]))
+            h_NTR = kernels.down(x_TI[part.rows], a_NRI, ctx.dropouts[-1])
+            for n, h_TR, b_OR in zip(adapted, h_NTR, b_SR.split(list(map(len, b))), strict=True):
+                outputs[n][part.rows].addmm_(h_TR, b_OR.t())
+            saved += a_NRI, b_SR, h_NTR
+        ctx.save_for_backward(*saved)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_TI, *saved = ctx.saved_tensors
+        dx_TI: torch.Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            for p, dy_TO in zip(ctx.parts[0].projections, grads, strict=True):
+                dx_TI = dy_TO @ p.weight() if dx_TI is None else dx_TI.addmm_(dy_TO, p.weight())
+        own = zip(saved[::3], saved[1::3], saved[2::3], ctx.dropouts, strict=True)
+        adapters: list[torch.Tensor | None] = []
+        for part in ctx.parts:
+            found: list[torch.Tensor | None] = list(repeat(None, 2 * len(part.projections)))
+            adapted = [n for n, p in enumerate(part.projections) if p.lora_A is not None]
+            if adapted:
+                a_NRI, b_SR, h_NTR, dropout = next(own)
+                dh_NTR = torch.empty_like(h_NTR)
+                heights = [part.projections[n].weight_shape[0] for n in adapted]
+                of_layers = zip(adapted, h_NTR, dh_NTR, b_SR.split(heights), strict=True)
+                for n, h_TR, dh_TR, b_OR in of_layers:
+                    dy_TO = grads[n][part.rows]
+                    torch.mm(dy_TO, b_OR, out=dh_TR)
+                    found[2 * n + 1] = _wide_product(dy_TO.t(), h_TR)
+                da_NRI = kernels.gradient_of_a(x_TI[part.rows], dh_NTR, dropout)
+                for n, da_RI in zip(adapted, da_NRI, strict=True):
+                    found[2 * n] = da_RI
+                if dx_TI is not None:
+                    kernels.add_gradient_of_x(dx_TI[part.rows], dh_NTR, a_NRI, dropout)
+            adapters += found
+        return dx_TI, None, *adapters
+
+
+def _dropout(first: Projection, masks: Masks | None) -> kernels.Dropout:
+    """That of projections of which this is the first."""
+    return kernels.Dropout(first.scale, round(first.dropout * LEVELS), first.place, masks)
+
+
+def _have_one_kernel(projections: Sequence[Projection]) -> bool:
+    """Whether one launch computes the adapters of all of them."""
+    adapted = [p for p in projections if p.lora_A is not None]
+    kinds = {
+        (p.scale, p.dropout, p.place - n, len(p.lora_A))
+        for n, p in enumerate(adapted)
+        if p.lora_A is not None
+    }
+    return len(kinds) <= 1 and all(rank <= WIDEST_RANK for *_, rank in kinds)
 
 
 def _wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -144,18 +213,23 @@ class Cuda(Torch):
     ) -> tuple[torch.Tensor, ...]:
         if gate_TI is not None:
             x_TI = _Gate.apply(x_TI.contiguous(), gate_TI.contiguous())
-        adapted = [p for p in projections if p.lora_A is not None]
-        kinds = {
-            (p.scale, p.dropout, p.place - n, len(p.lora_A))
-            for n, p in enumerate(adapted)
-            if p.lora_A is not None
-        }
-        if len(kinds) > 1 or any(rank > WIDEST_RANK for *_, rank in kinds):
+        if not _have_one_kernel(projections):
             return super().project(x_TI, None, projections, masks)
         adapters = [t for p in projections for t in (p.lora_A, p.lora_B)]
         outputs: tuple[torch.Tensor, ...] = _Project.apply(
             x_TI.contiguous(), projections, masks, *adapters
         )
+        return outputs
+
+    def project_parts(
+        self, x_TI: torch.Tensor, gate_TI: torch.Tensor | None, parts: Sequence[Part]
+    ) -> tuple[torch.Tensor, ...]:
+        if gate_TI is not None:
+            x_TI = _Gate.apply(x_TI.contiguous(), gate_TI.contiguous())
+        if not all(_have_one_kernel(part.projections) for part in parts):
+            return super().project_parts(x_TI, None, parts)
+        adapters = [t for part in parts for p in part.projections for t in (p.lora_A, p.lora_B)]
+        outputs: tuple[torch.Tensor, ...] = _ProjectParts.apply(x_TI.contiguous(), parts, *adapters)
         return outputs
 
     def attend(

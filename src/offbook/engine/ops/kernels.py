@@ -133,6 +133,7 @@ class Product(NamedTuple):
         h: [T, R], float32.
         b: [R, O], float32.
         dropout: of `h B`.
+        rows: that `h` has; the others have no LoRA. By default, all.
     """
 
     x: torch.Tensor
@@ -140,6 +141,7 @@ class Product(NamedTuple):
     h: torch.Tensor | None = None
     b: torch.Tensor | None = None
     dropout: Dropout = NONE
+    rows: slice | None = None
 
 
 def linear(
@@ -155,14 +157,16 @@ def multiply(products: Sequence[Product], bias_O: torch.Tensor | None = None) ->
     if not library().multiplies(first.dtype):
         return _multiply_in_pytorch(products, bias_O)
     terms, inputs = (Term * len(products))(), 0
-    for term, (x, weight, h, b, dropout) in zip(terms, products, strict=True):
+    for term, (x, weight, h, b, dropout, rows) in zip(terms, products, strict=True):
         assert x.dtype == weight.dtype == first.dtype
         assert weight.is_contiguous() or weight.t().is_contiguous()
         term.x, term.weight, term.inner = _address(x), _address(weight), x.shape[1]
         term.transposed = weight.is_contiguous()
         if h is not None and b is not None:
             term.h, term.b, term.rank = _address(h), _address(b), len(b)
-            term.seed, term.threshold, term.numbers = dropout.arguments(len(first))
+            term.first, term.last, _ = (rows or slice(None)).indices(len(first))
+            term.seed, term.threshold, term.numbers = dropout.arguments(term.last - term.first)
+            assert len(h) == term.last - term.first
         inputs += x.shape[1]
     y_TO = first.new_empty(len(first), len(products[0].weight))
     workspace = _workspace(_linear_workspace(inputs, first.dtype))
@@ -191,10 +195,11 @@ def _multiply_in_pytorch(products: Sequence[Product], bias_O: torch.Tensor | Non
     first, *others = products
     y_TO = F.linear(first.x, first.weight, bias_O)
     for other in others:
-        y_TO.addmm_(other.x, other.weight.t())
-    for _, _, h, b, dropout in products:
+        if other.x.shape[1]:
+            y_TO.addmm_(other.x, other.weight.t())
+    for _, _, h, b, dropout, rows in products:
         if h is not None and b is not None:
-            lora_b_(y_TO, h, b, dropout)
+            lora_b_(y_TO[rows or slice(None)], h, b, dropout)
     return y_TO
 
 

@@ -48,6 +48,7 @@ class Term(ctypes.Structure):
     _fields_ = (
         *(("x", _TENSOR), ("weight", _TENSOR), ("inner", _INT), ("transposed", _INT)),
         *(("h", _TENSOR), ("b", _TENSOR), ("rank", _INT), *_DROPOUT),
+        *(("first", _INT), ("last", _INT)),
     )
 
 

@@ -15,6 +15,7 @@ struct Term {
   const float *h, *b;
   int64_t rank;  // 0 without LoRA
   Dropout drop;
+  int64_t first, last;  // the rows that h has; the others have no LoRA of this term
 };
 
 constexpr int64_t PANEL = 64;    // columns of the result that are computed together
@@ -91,10 +92,19 @@ inline void finish(const Term<E>* terms, int64_t count, const E* bias, const flo
       low[m] = load(c + m * columns + n) + (bias ? load(bias + column) : Floats{});
       high[m] = load(c + m * columns + n + HALF) + (bias ? load(bias + column + HALF) : Floats{});
     }
-    for (int64_t i = 0; i < count; i++)
-      if (terms[i].rank)
-        add_lora_b<M>(low, high, terms[i].h, terms[i].b, width, terms[i].rank, row, column,
-                      terms[i].drop);
+    for (int64_t i = 0; i < count; i++) {
+      const Term<E>& term = terms[i];
+      if (!term.rank || row + M <= term.first || row >= term.last) continue;
+      const float* h = term.h - term.first * term.rank;
+      Dropout drop = term.drop;
+      if (drop.numbers) drop.numbers -= term.first;
+      if (row >= term.first && row + M <= term.last)
+        add_lora_b<M>(low, high, h, term.b, width, term.rank, row, column, drop);
+      else
+        for (int m = 0; m < M; m++)
+          if (row + m >= term.first && row + m < term.last)
+            add_lora_b<1>(low + m, high + m, h, term.b, width, term.rank, row + m, column, drop);
+    }
     for (int m = 0; m < M; m++) {
       store(y + (row + m) * width + column, low[m]);
       store(y + (row + m) * width + column + HALF, high[m]);

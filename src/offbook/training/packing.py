@@ -1,0 +1,73 @@
+"""Steps of several runs that fill less than a micro-batch, computed in one pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from offbook.engine.batching import Step
+from offbook.engine.engine import row_losses
+from offbook.engine.memory import is_out_of_memory, release_cached
+from offbook.engine.together import Share, accumulate_together, can_share
+from offbook.training.step import Computed, Wanted, deterministic
+
+Pass = list[tuple[Wanted, Step]]
+
+
+def compute_together(wanted: Sequence[Wanted]) -> None:
+    """Compute gradients that runs wait for, where a micro-batch has room for several runs' steps.
+
+    The others, and those for which memory was not enough, each run computes by itself.
+    """
+    for one in _passes(wanted):
+        if len(one) > 1:
+            _compute(one)
+
+
+def _passes(wanted: Sequence[Wanted]) -> list[Pass]:
+    """Steps that fit one micro-batch, together: each in the first pass that has room."""
+    passes: list[Pass] = []
+    for one in wanted:
+        stepper = one.stepper
+        engine, inputs = stepper.loaded.engine, stepper.loaded.inputs
+        step = engine.make_step(one.examples, stepper.progress.micro_batch_tokens, inputs.device)
+        if not can_share(engine, step) or inputs.dtype == torch.float16:  # whose loss is scaled
+            continue
+        for found in passes:
+            first = found[0][0].stepper
+            alike = first.loaded.inputs.plan.checkpointing == inputs.plan.checkpointing
+            room = min(w.stepper.progress.micro_batch_tokens for w, _ in [*found, (one, step)])
+            if alike and sum(s.tokens for _, s in found) + step.tokens <= room:
+                found.append((one, step))
+                break
+        else:
+            passes.append([(one, step)])
+    return passes
+
+
+def _compute(one: Pass) -> None:
+    """Compute the gradients of a pass; nothing is found where it was stopped, or memory ran out."""
+    started = time.perf_counter()
+    steppers = [wanted.stepper for wanted, _ in one]
+    shares = [Share(w.stepper.loaded.engine, step, w.stepper.seed) for w, step in one]
+    try:
+        with deterministic(any(s.settings.deterministic for s in steppers)):
+            results = accumulate_together(shares, steppers[0].should_stop)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        results = None
+    if results is None:
+        # Outside the except block, where the error still holds the tensors of what failed.
+        for stepper in steppers:
+            stepper.optimizer.zero_grad(set_to_none=True)
+        release_cached(steppers[0].loaded.inputs.device)
+        return
+    seconds = time.perf_counter() - started
+    tokens = sum(step.tokens for _, step in one)
+    for (wanted, step), (loss, losses) in zip(one, results, strict=True):
+        wanted.found = Computed(
+            loss, step.supervised, row_losses(losses), seconds * step.tokens / tokens
+        )
