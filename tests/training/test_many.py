@@ -265,5 +265,5 @@ def test_a_plan_counts_the_adapters_of_the_others(tiny_base: Path) -> None:
     settings = [LoraSettings(r=8), LoraSettings(r=16)]
     shapes = [ModelShape.of(tiny_base, lora) for lora in settings]
     together = SharedBase(settings)
-    small, large = (together.memory(torch.device("cpu"), tiny_base, s).used for s in shapes)
+    small, large = (together.memory((torch.device("cpu"),), tiny_base, s).used for s in shapes)
     assert small - large == 16 * (shapes[1].adapter - shapes[0].adapter)

@@ -70,7 +70,7 @@ class Masks:
     def to(self, device: torch.device) -> Masks:
         """The same with its tensors on another device."""
         seeds, numbers = (x.to(device) for x in (self.seeds_on_device, self.numbers))
-        return Masks(self.seeds, seeds, numbers)
+        return replace(self, seeds_on_device=seeds, numbers=numbers)
 
     def some(self, tokens_N: torch.Tensor) -> Masks:
         """The masks of some of the tokens, by index."""

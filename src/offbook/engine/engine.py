@@ -260,7 +260,8 @@ class Engine:
     def projections(self) -> Iterator[nn.Module]:
         """The linear layers of attention and MLPs, in the order of all models of this base."""
         for *_, layer in self._swaps:
-            yield from (m for name, m in layer.named_children() if name.endswith("_proj"))
+            if isinstance(layer, nn.Module):
+                yield from (m for name, m in layer.named_children() if name.endswith("_proj"))
 
     def compute_with(self, ops: Backend) -> None:
         """Let a backend that supports all layers compute them."""
