@@ -231,7 +231,7 @@ def test_each_layer_of_a_model_is_decided_on_its_own() -> None:
     Engine(model)
     layer = model.get_base_model().model.layers[0]
     chosen = {
-        "norm": layer.input_layernorm.ops,
+        "norm": layer.input_layernorm.forward.ops,
         "q, k, v": layer.self_attn.ops_in,
         "heads": layer.self_attn.ops,
         "o": layer.self_attn.ops_out,
