@@ -31,6 +31,7 @@ class Case:
         device: that computes.
         memory: of the device.
         whole: whether its rows have to stay as long as they are.
+        rows: of a step, with those of the runs that are trained together; by default, its own.
     """
 
     config: Config
@@ -40,6 +41,7 @@ class Case:
     device: torch.device
     memory: Memory
     whole: bool = False
+    rows: int | None = None
 
     def changed(self, setting: str) -> Case:
         """The same run with another setting, `key=value`."""

@@ -214,7 +214,8 @@ def gather(
         monitor.announce(note)
     dtype = choose_precision(config.model.precision, device)
     memory = shared.memory(device, base, shape) if shared else Memory.of(device, available)
-    case = Case(config, shape, data.longest, dtype, device, memory)
+    rows = shared.rows_of_a_step if shared else None
+    case = Case(config, shape, data.longest, dtype, device, memory, rows=rows)
     case = _resolve_precision(case, monitor)
     case, data = _resolve_max_length(case, data, template, limit, monitor, start.commits)
     lengths = np.concatenate([part.lengths for part in data.parts])
