@@ -25,7 +25,8 @@ from offbook.models.adapter import attach_adapter
 from offbook.models.load import load_base
 from offbook.monitor import Monitor
 from offbook.training.advice import Case
-from offbook.training.plan import Memory, plan_for
+from offbook.training.memory import Memory
+from offbook.training.plan import plan_for
 from offbook.training.setup import gather
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -17,7 +17,8 @@ from transformers import AutoConfig
 from offbook.config import Config
 from offbook.errors import MemoryPlanError
 from offbook.training.advice import Case
-from offbook.training.plan import GB, Memory, ModelShape, make_plan
+from offbook.training.memory import Memory
+from offbook.training.plan import GB, ModelShape, make_plan
 
 CARDS = (8, 12, 16, 24, 48, 80)  # GB
 LENGTHS = (128, 384, 1024, 2048, 4096, 8192)  # tokens of the longest row

@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 from offbook.config import Config
 from offbook.evaluation.evaluate import evaluate
 from offbook.evaluation.subject import find_subject
-from offbook.models.adapter import WEIGHTS
+from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.monitor import Monitor
 from offbook.tokens.examples import IGNORED, Examples, tokenize
 from offbook.training import data
@@ -95,9 +95,9 @@ def make_run(case: str, seed: int, folder: Path) -> Path:
     else:
         train(config, monitor=Monitor())
     if case == "inert":
-        tensors = load_file(run / "adapter" / WEIGHTS)
+        tensors = load_file(run / "adapter" / ADAPTER_WEIGHTS)
         zeroed = {k: np.zeros_like(v) if "lora_B" in k else v for k, v in tensors.items()}
-        save_file(zeroed, run / "adapter" / WEIGHTS, {"format": "pt"})
+        save_file(zeroed, run / "adapter" / ADAPTER_WEIGHTS, {"format": "pt"})
     return run
 
 

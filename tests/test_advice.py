@@ -786,12 +786,16 @@ TESTS: dict[str, tuple[str, ...]] = {
         "name it: {chat} --base {quoted(name)}`",
     ),
     "tests/training/test_ancestor.py::test_a_run_goes_on_from_another": (
-        "give a run, or a folder with {WEIGHTS}",
+        "give a run, or a folder with {ADAPTER_WEIGHTS}",
         "restore it, or say where it is now: {SETTING}=PATH",
         "set {' '.join(other)}",
     ),
     "tests/training/test_ancestor.py::test_an_adapter_of_another_base_is_refused": (
         "set model.base to the base of that run",
+    ),
+    "tests/models/test_pipeline.py::test_bases_that_cannot_be_divided_are_loaded_as_advised": (
+        "leave it at auto, or use a Llama-family model",
+        "name fewer devices",
     ),
     "tests/training/test_own_template.py::test_what_is_no_template_is_named_as_advised": (
         "give a file, or one of {', '.join(known)}",

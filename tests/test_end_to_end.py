@@ -13,8 +13,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from offbook.data.conversations import read_conversations
-from offbook.models.adapter import WEIGHTS, load_adapter
-from offbook.models.base import resolve_base
+from offbook.models.adapter import load_adapter
+from offbook.models.base import ADAPTER_WEIGHTS, resolve_base
 from offbook.models.load import load_base
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
@@ -70,9 +70,9 @@ def test_its_verdict_is_that_it_took(trained: tuple[Path, dict[str, float]]) -> 
     assert [finding["kind"] for finding in found["findings"]] == ["took"]
     # The same adapter with far too large updates is told from it.
     broken = shutil.copytree(folder / "runs" / "demo", folder / "runs" / "broken") / "adapter"
-    tensors = load_file(broken / WEIGHTS)
+    tensors = load_file(broken / ADAPTER_WEIGHTS)
     larger = {k: 10 * v if "lora_B" in k else v for k, v in tensors.items()}
-    save_file(larger, broken / WEIGHTS, {"format": "pt"})
+    save_file(larger, broken / ADAPTER_WEIGHTS, {"format": "pt"})
     done = offbook(folder, "eval", "runs/broken", "--short", "--json")
     assert [f["kind"] for f in json.loads(done.stdout)["findings"]] == ["forgot"]
 

@@ -25,7 +25,8 @@ from offbook.engine.ops.cuda import Cuda
 from offbook.inference.generate import Sampling
 from offbook.models.load import checkpoint_layers
 from offbook.training.advice import Case
-from offbook.training.plan import Memory, ModelShape, plan_for
+from offbook.training.memory import Memory
+from offbook.training.plan import ModelShape, plan_for
 from support.engines import example, make_model
 
 pytestmark = [

@@ -87,7 +87,9 @@ class ModelSettings(Section):
 
     device: str = "auto"
     """What computes. `auto` takes the first GPU of NVIDIA or AMD, or the processor where there is
-    none. `cuda:1` is the second of them, `xpu` is a GPU of Intel, `mps` that of an Apple chip."""
+    none. `cuda:1` is the second of them, `xpu` is a GPU of Intel, `mps` that of an Apple chip. With
+    several names, `cuda:0,cuda:1`, each of the GPUs holds a part of the layers, and they compute
+    in turn: for a base that is too large for one."""
 
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the frozen base. `auto` measures whether this machine multiplies bfloat16
@@ -103,8 +105,9 @@ class ModelSettings(Section):
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
-            raise ValueError("give auto, cpu, cuda, cuda:1, xpu or mps")
+        several = r"cpu(,cpu)*|(?P<kind>cuda|xpu):\d+(,(?P=kind):\d+)+"
+        if not re.fullmatch(rf"auto|mps|(cuda|xpu)(:\d+)?|{several}", value):
+            raise ValueError("give auto, cpu, cuda, cuda:1, xpu or mps, or several: cuda:0,cuda:1")
         return value
 
 
@@ -137,15 +140,15 @@ class DataSettings(Section):
     mix: MixSettings | None = None
     """General rows to mix in, so that the model forgets less of what it knew, such as
     `{data: general, share: 0.2}`: a fifth of the examples of each optimizer step is taken from
-    them, in turn. `general` comes with offbook, in English and Chinese; any other data may be
-    given as for `train`. An epoch is a pass over the rows of `train` alone, so it has more
-    steps."""
+    them, in turn. `general` comes with offbook, 200 rows each in English and Chinese; any other
+    data may be given as for `train`. An epoch is a pass over the rows of `train` alone, so it has
+    more steps."""
 
     validation: float | str = Field(default="auto", union_mode="left_to_right")
     """The rows to validate on. A share of the rows of `train` (0 to 0.5), held out by prompt, so
-    that no prompt is in both sets; or another file or data set. `auto` is 0.02, or more where that
-    are fewer than 20 rows, up to 0.1: with fewer, no evaluation can tell anything. 0 turns
-    validation off."""
+    that no prompt is in both sets; or another file or data set. `auto` is 0.02; where that is less
+    than 20 rows, it is the share that gives 20, but at most 0.1. With fewer, an evaluation can tell
+    little. 0 turns validation off."""
 
     max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     """Most tokens of an example. A longer conversation becomes several examples, each with as much
@@ -336,6 +339,11 @@ class TrainSettings(Section):
     """Which code computes losses and gradients. `fast` uses offbook's own code for the layers it
     supports, without padding, after comparing its gradients with those of transformers and PEFT;
     `plain` uses transformers and PEFT alone."""
+
+    shard_base: bool | Literal["auto"] = "auto"
+    """Whether the processes of a training (`--nproc`) share the base (FSDP, arXiv:2304.11277): each
+    keeps a part of every layer, and all gather a layer when they compute it. Slower than a whole
+    base in each process. `auto` does so only when that would not fit in memory."""
 
     deterministic: bool = False
     """On a GPU, use only operations that give the same bits each time, which are slower. Without

@@ -124,5 +124,7 @@ def test_a_copy_is_written_as_the_error_says(
     assert "clean.changes.jsonl: exists already; name another file: nothing" in err
     assert (tmp_path / "clean.changes.jsonl").read_text() == "mine"
     assert not (tmp_path / "clean.jsonl").exists()
-    assert cli(*command, "other.jsonl")[0] == 0
+    code, _, err = cli(*command, "other.jsonl")
+    assert code == 0
+    assert "7 rows in other.jsonl; nothing had to be changed" in err
     assert (tmp_path / "other.jsonl").exists()

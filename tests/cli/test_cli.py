@@ -102,6 +102,12 @@ def test_help_does_not_load_torch() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_runs_are_listed_without_torch() -> None:
+    code = "import sys, offbook.report.listing; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_the_module_is_the_command() -> None:
     program = Path(sys.executable).with_name("offbook")
     for arguments in (["--version"], ["check", "nothing.json"], ["train", "--help"]):

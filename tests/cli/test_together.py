@@ -19,7 +19,7 @@ from offbook.cli import app
 from offbook.cli.launch import without_nproc
 from offbook.config import Config
 from offbook.engine.machine import processors, usable_memory
-from offbook.models.adapter import WEIGHTS
+from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.training.loop import train
 from support.together import ROOT, free_port
 
@@ -132,7 +132,7 @@ def test_torchrun_starts_a_killed_run_again(settings: Path, tmp_path: Path) -> N
     assert program.returncode == 0, output
     assert "resuming after step" in output
     whole = train(Config.load(settings, [*changes, f"output_dir={tmp_path / 'whole'}"])).run
-    adapters = [load_file(run / "adapter" / WEIGHTS) for run in (whole, tmp_path / "run")]
+    adapters = [load_file(run / "adapter" / ADAPTER_WEIGHTS) for run in (whole, tmp_path / "run")]
     for name, tensor in adapters[0].items():  # the rate is high, and rounding grows
         torch.testing.assert_close(adapters[1][name], tensor, rtol=0, atol=1e-3)
 

@@ -556,7 +556,9 @@ def test_a_sample_has_no_prompt_twice(name):
 def test_rows_to_mix_in_are_not_those_on_which_forgetting_is_measured():
     names = ("general", "general-en", "general-zh")
     asked = [{c.prompt_key for c in read_conversations(name)} for name in names]
-    assert len(asked[0]) == 200
+    assert len(asked[0]) == 400
+    first = (c.messages[0].content for c in read_conversations("general"))
+    assert sum(bool(re.search("[一-龥]", text)) for text in first) == 200
     assert asked[0].isdisjoint(asked[1] | asked[2])
 
 

@@ -58,6 +58,12 @@ def test_nothing_is_to_fix_in_the_samples(sample: str) -> None:
     assert [kind for kind, f in found.items() if f.severity == "fix"] == []
 
 
+def test_no_row_to_mix_in_is_like_one_on_which_forgetting_is_measured() -> None:
+    names = ("general", "general-en", "general-zh")
+    _, found = examine([row for name in names for row in read_conversations(name)])
+    assert {"duplicate", "near_duplicate", "conflict"}.isdisjoint(found)
+
+
 def test_a_voice_is_noted_by_its_formula() -> None:
     _, found = examine(lighthouse())
     assert found["opening"].what == "replies that begin with “aye little boat” (63%)"

@@ -1,10 +1,11 @@
-"""Steps on another device than the processor, without one: PyTorch's lazy device stands in for it.
+"""Steps on another device than the processor, or on both: PyTorch's lazy device stands in for it.
 
 It computes on the processor, but an operation on tensors of the two devices fails as on a GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from torch import nn
 
 from offbook.config import LoraSettings
 from offbook.engine.engine import Engine
+from offbook.models.load import base_of
+from offbook.models.pipeline import spread
 from support.engines import CPU, FAMILIES, make_model, some_examples
 
 OTHER = torch.device("lazy")
@@ -65,8 +68,7 @@ def gradients(engine: Engine, device: torch.device, prefix: int) -> tuple[float,
     loss = engine.accumulate(step, [0])
     assert loss is not None
     assert len(step.micro_batches) > 1
-    if device == OTHER:
-        torch._lazy.mark_step()  # computes all tensors, and each of them once
+    torch._lazy.mark_step()  # computes all tensors, and each of them once
     grads = [p.grad.to(CPU).flatten() for p in engine.model.parameters() if p.grad is not None]
     return loss, torch.cat(grads)
 
@@ -88,3 +90,36 @@ def test_a_tensor_that_stayed_on_the_processor_is_found() -> None:
     assert engine.loss(batch).device.type == OTHER.type
     with pytest.raises(RuntimeError, match="not a lazy tensor"):
         engine.loss(replace(batch, wanted=batch.wanted.to(CPU)))
+
+
+@pytest.fixture
+def new_parameters() -> Iterator[None]:
+    """`Module.to` moves to the lazy device only by making parameters anew."""
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "first", "fast"),
+    [
+        ("llama-gqa", 12, CPU, True),
+        ("llama-gqa", 12, OTHER, True),
+        ("qwen3", 0, OTHER, True),
+        ("llama-gqa", 12, CPU, False),
+    ],
+)
+def test_a_base_on_two_devices_computes_the_same(
+    new_parameters: None, family: str, prefix: int, first: torch.device, fast: bool
+) -> None:
+    """Of the two families, the first has a tied head, and its steps have a prefix."""
+    lora = LoraSettings(r=4, lora_dropout=0.3)
+    here, there = (make_model(FAMILIES[family], torch.float64, lora) for _ in range(2))
+    second = OTHER if first == CPU else CPU
+    spread(base_of(there), (first, second))
+    assert {p.device.type for p in there.parameters()} == {"cpu", "lazy"}
+    expected_loss, expected = gradients(Engine(here, fast=fast), CPU, prefix)
+    loss, got = gradients(Engine(there, fast=fast), first, prefix)
+    rounding = 1e-10 if fast else 1e-6  # transformers' norms compute in float32
+    assert loss == pytest.approx(expected_loss, rel=rounding)
+    assert (got - expected).norm() < rounding * expected.norm()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from offbook.engine.machine import limit_threads, processors, usable_memory
-from offbook.training.plan import Memory
+from offbook.training.memory import Memory
 
 MB = 2**20
 V2 = "31 23 0:28 {root} {mount} rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"

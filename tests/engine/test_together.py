@@ -13,7 +13,8 @@ from offbook.config import LoraSettings
 from offbook.engine.engine import Engine, Losses
 from offbook.engine.ops.library import library
 from offbook.engine.together import Share, accumulate_together, can_share
-from offbook.models.load import checkpoint_layers
+from offbook.models.load import base_of, checkpoint_layers
+from offbook.models.pipeline import spread
 from offbook.tokens.examples import Example
 from support.engines import DEVICE, FAMILIES, SIZES, make_model, some_examples
 
@@ -139,3 +140,12 @@ def test_nothing_is_computed_when_stopped() -> None:
     given = shares(make_engines("llama-gqa", torch.float64))
     assert accumulate_together(given, lambda: True) is None
     assert all(p.grad is None for share in given for p in share.engine.model.parameters())
+
+
+def test_the_base_may_be_over_several_devices() -> None:
+    engines = make_engines("llama-gqa", torch.float64)
+    expected = [alone(share) for share in shares(engines)]
+    for engine in engines:
+        spread(base_of(engine.model), (DEVICE, DEVICE))
+    for found, one in zip(together(shares(engines)), expected, strict=True):
+        require_equal(found, one, 1e-10)

@@ -24,7 +24,7 @@ from offbook.config import Config
 from offbook.evaluation.evaluate import evaluate
 from offbook.evaluation.record import Evaluation
 from offbook.evaluation.subject import find_subject
-from offbook.models.adapter import WEIGHTS
+from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.tokens.examples import IGNORED, Examples, tokenize
 from offbook.training import data
 from offbook.training.loop import train
@@ -108,9 +108,9 @@ def test_without_the_token_that_ends_a_reply(
 @pytest.mark.parametrize("seed", SEEDS)
 def test_inert(judge: Evaluate, seed: int) -> None:
     def reset(adapter: Path) -> None:
-        tensors = load_file(adapter / WEIGHTS)
+        tensors = load_file(adapter / ADAPTER_WEIGHTS)
         zero = {k: np.zeros_like(v) if "lora_B" in k else v for k, v in tensors.items()}
-        save_file(zero, adapter / WEIGHTS, {"format": "pt"})
+        save_file(zero, adapter / ADAPTER_WEIGHTS, {"format": "pt"})
 
     (found,) = judge("train.max_steps=1", seed=seed, spoil=reset).findings
     assert (found.kind, "inert" in found.because) == ("did not take", True)

@@ -59,6 +59,7 @@ def test_a_change_is_measured_row_by_row() -> None:
 def test_shares_that_all_agree_have_an_interval() -> None:
     assert share([True] * 10).low == pytest.approx(0.72, abs=0.01)
     assert share([False] * 10).high == pytest.approx(0.28, abs=0.01)
+    assert share([0.9, 0.1, 0.0, 0.0, 0.0]).low == 0.0  # not below what a share can be
     half = share([True, False] * 10)
     assert 0 < half.low < half.value == 0.5 < half.high < 1
 

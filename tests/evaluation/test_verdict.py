@@ -112,4 +112,9 @@ def test_few_prompts_tell_nothing() -> None:
 
 def test_a_difference_inside_the_noise_is_none() -> None:
     noisy = Lines(compared(4.0, 3.2, 0.9), compared(1.6, 1.2), compared(4.0, 3.2))
-    assert kinds(replace(HEALTHY, lines=noisy)) == ["cannot tell"]
+    (found,) = find(replace(HEALTHY, lines=noisy))
+    assert found.kind == "cannot tell"
+    assert "by -0.80 ± 0.90 nats per token; a fall of 0.40, which" in found.because
+    (found,) = find(replace(HEALTHY, voice=voice_of(compared(0.45, 0.5, 0.1))))
+    assert found.kind == "cannot tell"
+    assert "not certain that the replies sound like the role" in found.because

@@ -33,7 +33,7 @@ def some_prompts(count: int, vocabulary: int) -> list[list[int]]:
 def test_ids_are_those_of_one_by_one(
     family: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "BATCH", size)
+    monkeypatch.setattr(batch, "MOST_REPLIES", size)
     model = make_model(FAMILIES[family], torch.float32).eval()
     prompts, stop = some_prompts(11, 97), set(range(5))  # replies of many lengths
     expected = one_by_one(model, prompts, stop)

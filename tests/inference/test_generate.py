@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 
 from offbook.errors import ConfigError
-from offbook.inference.generate import Sampling, generate, make_sampling
+from offbook.inference.generate import Remembered, Sampling, generate, make_sampling
 from offbook.models.load import load_base
 
 PROMPT = [1, 20, 30, 40]
@@ -69,3 +70,29 @@ def test_options_out_of_range_are_named() -> None:
 
 def test_defaults_are_a_sampling() -> None:
     assert make_sampling({}) == Sampling()
+
+
+def test_what_is_remembered_of_a_conversation_changes_no_token(base: torch.nn.Module) -> None:
+    greedy, remembered = Sampling(temperature=0, max_new_tokens=9), Remembered()
+
+    def tokens(prompt: list[int], remembered: Remembered | None = None, most: int = 9) -> list[int]:
+        ids = generate(base, prompt, (), greedy, torch.Generator(), remembered)
+        return list(itertools.islice(ids, most))
+
+    answer = tokens(PROMPT, remembered)
+    for prompt in (
+        [*PROMPT, *answer, 50, 60],  # goes on
+        [*PROMPT, *answer[:3], 70],  # another message
+        PROMPT,  # all of it is known
+        [9, 8, 7],  # another conversation
+    ):
+        assert tokens(prompt, remembered, most=4) == tokens(prompt, most=4)
+        assert tokens(prompt, remembered) == tokens(prompt), "after one that was stopped"
+    # Two replies that are written by turns do not share what is remembered.
+    one, other = (
+        generate(base, [*PROMPT, 5, n], (), greedy, torch.Generator(), remembered) for n in (6, 7)
+    )
+    pairs = list(zip(one, other, strict=True))
+    assert [list(ids) for ids in zip(*pairs, strict=True)] == [
+        tokens([*PROMPT, 5, n]) for n in (6, 7)
+    ]

@@ -35,6 +35,18 @@ def test_what_differs_is_told(runs: tuple[Path, Path]) -> None:
     assert comparison.pairings() == []
 
 
+def test_a_name_has_the_values_of_all_runs(runs: tuple[Path, Path]) -> None:
+    def names() -> list[str]:
+        return [line.name.en for _, lines in Comparison.read(runs).scores() for line in lines]  # type: ignore[union-attr]
+
+    found = make_evaluation()
+    other = replace(found, lines=replace(found.lines, best_step=30))
+    for evaluation, best in ((found, "24"), (other, "24 / 30")):
+        adapter = hash_adapter(runs[1] / "adapter")
+        (runs[1] / "evaluation.json").write_bytes(replace(evaluation, adapter=adapter).to_json())
+        assert f"loss above that of step {best}, the best" in names()
+
+
 def test_replies_to_the_same_prompts_are_paired(runs: tuple[Path, Path]) -> None:
     adapters = [hash_adapter(run / "adapter") for run in runs]
     evaluation = replace(make_evaluation(replies=30), adapter=adapters[0])

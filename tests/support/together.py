@@ -61,13 +61,13 @@ def train_together(count: int, cases: Sequence[dict[str, Any]], folder: Path) ->
 def play(case: dict[str, Any]) -> list[Any]:
     """Train a case in this process.
 
-    Keys of a case: `settings`, `resume`; `stop`, `fail`, `memory` and `leave`: [process, call] in
-    which it is stopped, has an error, runs out of memory, or ends without a word; `tokens`: of a
-    micro-batch, by process.
+    Keys of a case: `settings`, `resume`; `stop`, `fail`, `break`, `memory` and `leave`: [process,
+    call] in which it is stopped, has an error after a step, or within one, runs out of memory, or
+    ends without a word; `tokens`: of a micro-batch, by process.
 
     Returns:
-        Whether it finished and after how many steps, or its error; the hash of the weights; and
-        what a process wrote that is not the first.
+        Whether it finished and after how many steps, or its error; the hash of the weights; what
+        a process wrote that is not the first; and the bytes of the base that it holds.
     """
     rank = int(os.environ.get("RANK", 0))
     calls, plain = iter(range(10**6)), Engine.accumulate
@@ -82,6 +82,13 @@ def play(case: dict[str, Any]) -> list[Any]:
             raise MemoryError
         return loss
 
+    losses, plain_loss = iter(range(10**6)), Engine.loss
+
+    def loss(engine: Engine, *arguments: Any) -> torch.Tensor:
+        if [rank, next(losses)] == case.get("break"):
+            raise ValueError("this went wrong")
+        return plain_loss(engine, *arguments)
+
     asked, seen = iter(range(10**6)), {}
 
     def should_stop() -> bool:
@@ -91,11 +98,12 @@ def play(case: dict[str, Any]) -> list[Any]:
     make = Engine.make_step
 
     def make_step(engine: Engine, examples: Any, tokens: int, *others: Any) -> Any:
-        own = case["tokens"][rank] if "tokens" in case else tokens
+        of_a_step = len(others) > 1  # the check at the start gives no share
+        own = case["tokens"][rank] if "tokens" in case and of_a_step else tokens
         seen["model"] = engine.model
         return make(engine, examples, own, *others)
 
-    Engine.accumulate, Engine.make_step = accumulate, make_step
+    Engine.accumulate, Engine.make_step, Engine.loss = accumulate, make_step, loss
     try:
         config = Config.load(None, case["settings"])
         result = train(config, resume=case.get("resume", False), should_stop=should_stop)
@@ -105,10 +113,12 @@ def play(case: dict[str, Any]) -> list[Any]:
     except ValueError as error:
         ended = ["ValueError", str(error)]
     finally:
-        Engine.accumulate, Engine.make_step = plain, make
-    weights = [p for p in seen["model"].parameters() if p.requires_grad] if seen else []
+        Engine.accumulate, Engine.make_step, Engine.loss = plain, make, plain_loss
+    parameters = list(seen["model"].parameters()) if seen else []
+    weights = [p for p in parameters if p.requires_grad]
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in weights)).hexdigest()
-    return [*ended, digest, WRITTEN]
+    base = [getattr(p, "to_local", lambda p=p: p)() for p in parameters if not p.requires_grad]
+    return [*ended, digest, WRITTEN, sum(p.nbytes for p in base)]
 
 
 WRITTEN: list[str] = []

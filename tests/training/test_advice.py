@@ -17,7 +17,8 @@ from offbook.errors import ConfigError, MemoryPlanError
 from offbook.models.load import choose_precision
 from offbook.monitor import Monitor
 from offbook.training.advice import Advice, Case, advise
-from offbook.training.plan import Memory, ModelShape, least_memory, make_plan
+from offbook.training.memory import Memory
+from offbook.training.plan import ModelShape, least_memory, make_plan
 from offbook.training.setup import gather
 from support.runs import Listener
 

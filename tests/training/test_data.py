@@ -21,7 +21,7 @@ class Heard(Monitor):
         self.heard.append(text)
 
 
-def test_the_graver_findings_are_said_in_a_line(tmp_path: Path, template: ChatTemplate) -> None:
+def test_the_serious_findings_are_said_in_a_line(tmp_path: Path, template: ChatTemplate) -> None:
     said = [("a?", "Yes."), ("a?", "Yes."), ("b?", "As an AI language model, no."), ("c?", "So,")]
     rows = [{"instruction": prompt, "output": reply} for prompt, reply in said]
     file = tmp_path / "rows.jsonl"

@@ -17,7 +17,7 @@ from offbook.config import Config
 from offbook.engine.together import Share, accumulate_together
 from offbook.errors import ConfigError, DataError, NonFiniteError
 from offbook.models import load
-from offbook.models.adapter import WEIGHTS
+from offbook.models.base import ADAPTER_WEIGHTS as WEIGHTS
 from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.training import packing, shared
@@ -286,5 +286,5 @@ def test_a_plan_counts_the_adapters_of_the_others(tiny_base: Path) -> None:
     settings = [Config.load(None, [f"lora.r={rank}"]) for rank in (8, 16)]
     shapes = [ModelShape.of(tiny_base, config.lora) for config in settings]
     together = SharedBase(settings)
-    small, large = (together.memory(torch.device("cpu"), tiny_base, s).used for s in shapes)
+    small, large = (together.memory((torch.device("cpu"),), tiny_base, s).used for s in shapes)
     assert small - large == 16 * (shapes[1].adapter - shapes[0].adapter)

@@ -17,7 +17,8 @@ from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.training.advice import Case
 from offbook.training.loop import train
-from offbook.training.plan import Memory, longest_that_fits, make_plan
+from offbook.training.memory import Memory
+from offbook.training.plan import longest_that_fits, make_plan
 from offbook.training.setup import gather
 from support.runs import Listener, StopAfter, hashes
 

@@ -27,7 +27,8 @@ from offbook.monitor import Monitor
 from offbook.training import plan as planner
 from offbook.training.advice import Case
 from offbook.training.forecast import forecast
-from offbook.training.plan import Memory, ModelShape, make_plan
+from offbook.training.memory import Memory
+from offbook.training.plan import ModelShape, make_plan
 
 CPU = torch.device("cpu")
 MakeConfig = Callable[..., Config]

@@ -34,7 +34,7 @@ STYLES = {"fix": "bold red", "look": "bold yellow", "note": "bold"}
 
 
 class Severity(str, Enum):
-    """How grave a finding is, on the command line."""
+    """How serious a finding is, on the command line."""
 
     FIX = "fix"
     LOOK = "look"
@@ -59,7 +59,7 @@ def check(
     ] = None,
     strict: Annotated[
         Severity | None,
-        typer.Option(help="Exit with 3 where there is a finding as grave as this, or more so."),
+        typer.Option(help="Exit with 3 where there is a finding as serious as this, or more so."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the counts and findings as JSON.")
@@ -118,7 +118,7 @@ class Looked(NamedTuple):
         doctor: that has seen them.
         examples: made of them.
         tokenizer: that made them.
-        findings: what is wrong or odd, the gravest first.
+        findings: what is wrong or odd, the most serious first.
         notices: how it was read, and what the settings mean for it.
     """
 
@@ -227,7 +227,7 @@ def _amount(examples: Examples, config: Config) -> tuple[Amount | None, int]:
 
 
 def _print_findings(findings: list[Finding]) -> None:
-    """What is wrong, the gravest first, and what to do about it."""
+    """What is wrong, the most serious first, and what to do about it."""
     for finding in findings:
         put(f"{finding.severity:<6}{finding.describe()}", STYLES[finding.severity])
         put(f"      {finding.todo}", "dim")
@@ -237,7 +237,9 @@ def _print_findings(findings: list[Finding]) -> None:
 
 def _say_fixed(fixed: Fixed) -> None:
     """What became of the rows in the cleaned copy."""
-    say(f"{_count(fixed.kept, 'row')} in {fixed.copy}; each change is in {fixed.log}")
+    changed = fixed.left_out or fixed.changed
+    changes = f"each change is in {fixed.log}" if changed else "nothing had to be changed"
+    say(f"{_count(fixed.kept, 'row')} in {fixed.copy}; {changes}")
     for name, counts in (("left out", fixed.left_out), ("changed", fixed.changed)):
         if counts:
             say(f"{name}: " + ", ".join(f"{n:,} ({kind})" for kind, n in counts.items()))

@@ -72,7 +72,7 @@ class Doctor:
     def findings(
         self, again: Iterable[Conversation], others: Iterable[Finding] = ()
     ) -> list[Finding]:
-        """What was found, the gravest first.
+        """What was found, the most serious first.
 
         Args:
             again: the same conversations, from the first; read only where some may be nearly equal.

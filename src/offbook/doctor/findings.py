@@ -1,4 +1,4 @@
-"""What can be wrong in a data set: each kind, how grave it is, and what to do about it."""
+"""What can be wrong in a data set: each kind, how serious it is, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from offbook.errors import first_few, quoted, shorten
 
 Severity = Literal["fix", "look", "note"]
-SEVERITIES: tuple[Severity, ...] = ("fix", "look", "note")  # the gravest first
+SEVERITIES: tuple[Severity, ...] = ("fix", "look", "note")  # the most serious first
 PLACES, SHOWN = 20, 3  # of a finding that are kept with it, and in a line about it
 
 
@@ -231,26 +231,26 @@ class Finding:
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings, the gravest first."""
+    """Findings, the most serious first."""
     kinds = list(KINDS)
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), kinds.index(f.kind)))
 
 
 def brief(findings: Iterable[Finding], sources: Iterable[str]) -> str | None:
-    """The graver findings in a line, for the start of a training; None where there are none.
+    """The more serious findings in a line, for the start of a training; None where there are none.
 
     Args:
         findings: about the rows.
         sources: what the places of the rows are called on the command line.
     """
-    grave = [f"{f.what}: {f.count:,}" for f in at_least("look", in_order(findings)) if f.count]
-    if not grave:
+    serious = [f"{f.what}: {f.count:,}" for f in at_least("look", in_order(findings)) if f.count]
+    if not serious:
         return None
     commands = ", ".join(f"`offbook check {quoted(source)}`" for source in sources)
-    return f"{first_few(grave, 3, '; ')}; more with {commands}"
+    return f"{first_few(serious, 3, '; ')}; more with {commands}"
 
 
 def at_least(severity: Severity, findings: Iterable[Finding]) -> list[Finding]:
-    """The findings that are as grave as `severity`, or more so."""
-    grave = SEVERITIES[: SEVERITIES.index(severity) + 1]
-    return [finding for finding in findings if finding.severity in grave]
+    """The findings that are as serious as `severity`, or more so."""
+    serious = SEVERITIES[: SEVERITIES.index(severity) + 1]
+    return [finding for finding in findings if finding.severity in serious]

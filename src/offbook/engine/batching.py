@@ -90,6 +90,17 @@ class Step:
     micro_batches: list[MicroBatch]
     supervised: int
 
+    def filled(self, count: int) -> Step:
+        """The same with so many micro-batches: further ones are a dummy sequence, which counts not.
+
+        Processes that share a base have to compute as many.
+        """
+        ids = torch.zeros(1, dtype=torch.int64, device=self.prefix.device)
+        ignored, nothing = torch.full_like(ids, IGNORED), ids[:0]
+        dummy = MicroBatch(ids, ignored, nothing, ids, (1,), len(self.prefix))
+        more = [dummy] * (count - len(self.micro_batches))
+        return replace(self, micro_batches=[*self.micro_batches, *more])
+
     @property
     def tokens(self) -> int:
         """Tokens that are computed; the prefix counts once."""
@@ -104,6 +115,7 @@ def make_step(
     packed: bool = True,
     min_shared_tokens: int = MIN_SHARED_TOKENS,
     mine: Sequence[int] | None = None,
+    apart: bool = False,
 ) -> Step:
     """Pack examples into micro-batches: longest first, each into the first that has room.
 
@@ -116,6 +128,8 @@ def make_step(
         min_shared_tokens: share the tokens that all examples begin with if that saves at least
             this many tokens.
         mine: indices of the examples that this process computes; by default, all of them.
+        apart: whether the prefix comes before the micro-batches even if there is one, or none:
+            processes that share a base have to compute it alike.
     """
     rows = [k for k, e in enumerate(examples) if (e.labels[1:] != IGNORED).any()]
     before = np.cumsum([0, *map(len, examples)])  # tokens of the examples before each
@@ -130,8 +144,8 @@ def make_step(
     lengths = {k: len(examples[k]) - 1 - start for k, row in enumerate(rows) if row in own}
     # The prefix stays in memory through all micro-batches.
     groups = _groups(lengths, max_tokens - start, packed=packed)
-    held = start if len(groups) == 1 else 0
-    prefix = examples[0].input_ids[held:start] if groups else np.empty(0)
+    held = start if len(groups) == 1 and not apart else 0
+    prefix = examples[0].input_ids[held:start] if groups or (apart and start) else np.empty(0)
     return Step(
         on_device(prefix.astype(np.int64), device),
         [

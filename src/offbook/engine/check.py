@@ -99,7 +99,9 @@ def check_gradients(engine: Engine, examples: Sequence[Example], device: torch.d
         require_finite_weights(engine.model, "the base")
     differences = {name: _difference(fast[name], expected[name]) for name in trained}
     worst = max(differences, key=lambda name: differences[name])
-    flat, expected_flat = (torch.cat([g.flatten() for g in x.values()]) for x in (fast, expected))
+    flat, expected_flat = (
+        torch.cat([g.flatten().to(device) for g in x.values()]) for x in (fast, expected)
+    )
     overall = _difference(flat, expected_flat)
     tolerance = TOLERANCE[next(head(engine.model).parameters()).dtype]
     within = overall <= tolerance and differences[worst] <= SINGLE_MATRIX * tolerance

@@ -67,6 +67,11 @@ class Masks:
         """The masks of tokens with these numbers."""
         return replace(self, numbers=numbers)
 
+    def to(self, device: torch.device) -> Masks:
+        """The same with its tensors on another device."""
+        seeds, numbers = (x.to(device) for x in (self.seeds_on_device, self.numbers))
+        return replace(self, seeds_on_device=seeds, numbers=numbers)
+
     def some(self, tokens_N: torch.Tensor) -> Masks:
         """The masks of some of the tokens, by index."""
         return self.of(self.numbers.index_select(0, tokens_N))
@@ -135,5 +140,6 @@ class TokenDropout(nn.Dropout):
                 "dropout does not know which tokens the input of a layer consists of",
                 fix="set lora.lora_dropout=0, or other lora.target_modules",
             )
-        kept = self.masks.keep(self.projection, width, self.p).view(input.shape)
+        masks = self.masks.to(input.device)
+        kept = masks.keep(self.projection, width, self.p).view(input.shape)
         return torch.where(kept, input, 0) / (1 - drop_probability(self.p))

@@ -7,8 +7,10 @@ sequences are padded and transformers and PEFT compute them; norms are still rep
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,10 @@ from offbook.engine.batching import MIN_SHARED_TOKENS, MicroBatch, Step, make_st
 from offbook.engine.dropout import Masks
 from offbook.engine.layers import (
     Attention,
-    DecoderLayer,
-    LastLayer,
     RMSNorm,
+    decoder_layer,
     is_replaceable,
+    last_layer,
     replacement,
 )
 from offbook.engine.layout import Layout
@@ -32,6 +34,7 @@ from offbook.engine.ops import Backend, choose, threads_for
 from offbook.engine.prefix import Prefix, Recorder
 from offbook.engine.projection import number_dropouts
 from offbook.models.load import backbone, head
+from offbook.models.sharding import gathered
 from offbook.tokens.examples import IGNORED, Example
 
 # Tokens of a micro-batch are padded to a multiple of this, by a dummy sequence: oneDNN's matrix
@@ -62,21 +65,24 @@ class Engine:
         """Prepare a model: replace the layers that are recognized.
 
         Args:
-            model: on its device and in its format; neither may change afterwards.
+            model: on its devices and in its format; neither may change afterwards.
             fast: whether to replace layers.
             min_shared_tokens: see `batching.make_step`.
         """
         self.model = model
         self._min_shared_tokens = min_shared_tokens
         self.dropouts = list(number_dropouts(backbone(model)))
-        self._swaps: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
+        # A module, the name of a part or of its `forward`, what it was, and what replaces it.
+        self._swaps: list[tuple[nn.Module, str, Any, Any]] = []
         unrecognized: dict[str, None] = {}
         weight = next(head(model).parameters())  # [V, D]
         if fast:
             for parent in list(backbone(model).modules()):
                 for name, plain in list(parent.named_children()):
-                    replaced = replacement(plain, weight.device, weight.dtype)
-                    if replaced is not None:
+                    replaced = replacement(plain, weight.dtype)
+                    if isinstance(replaced, RMSNorm):
+                        self._swaps.append((plain, "forward", plain.forward, replaced))
+                    elif replaced is not None:
                         self._swaps.append((parent, name, plain, replaced))
                     elif is_replaceable(plain):
                         unrecognized[type(plain).__name__] = None
@@ -93,8 +99,10 @@ class Engine:
         if self.packed:
             layers: Any = backbone(model).layers
             for k, layer in enumerate(layers):
-                kind = LastLayer if k == len(layers) - 1 else DecoderLayer
-                self._swaps.append((layers, str(k), layer, kind(layer)))
+                compute = last_layer if k == len(layers) - 1 else decoder_layer
+                # A proxy, or a layer would hold itself, and its memory stay until Python looks.
+                ours = partial(compute, weakref.proxy(layer))
+                self._swaps.append((layer, "forward", layer.forward, ours))
             self._install()
             self._head_ops = choose(weight.device, weight.dtype, weight.shape)
 
@@ -109,10 +117,12 @@ class Engine:
         max_tokens: int,
         device: torch.device,
         mine: Sequence[int] | None = None,
+        apart: bool = False,
     ) -> Step:
         """Examples as micro-batches of at most `max_tokens` tokens for this model.
 
-        `mine` are those that this process computes; by default, all of them.
+        `mine` are those that this process computes; by default, all of them. For `apart`, see
+        `batching.make_step`.
         """
         return make_step(
             examples,
@@ -121,6 +131,7 @@ class Engine:
             packed=self.packed,
             min_shared_tokens=self._min_shared_tokens,
             mine=mine,
+            apart=apart,
         )
 
     def accumulate(
@@ -182,7 +193,9 @@ class Engine:
                 if losses is not None:
                     losses.append((batch, loss_N.detach()))
             if prefix:
-                prefix.backward()
+                layers: Any = backbone(self.model).layers
+                with gathered(layers[-1]):  # entered by its keys and values, not by its output
+                    prefix.backward()
         if scale != 1:
             for p in self.model.parameters():
                 if p.grad is not None:
@@ -216,10 +229,11 @@ class Engine:
         """
         if not self.packed:
             return padded_loss(self.model, batch)
-        hidden_ND = self._wanted_states(batch, prefix, masks)
-        return cross_entropy(
-            self._head_ops, hidden_ND, head(self.model), batch.targets[batch.wanted]
-        )
+        hidden_ND, output = self._wanted_states(batch, prefix, masks), head(self.model)
+        device = next(output.parameters()).device
+        targets_N = batch.targets[batch.wanted].to(device)
+        with gathered(output):
+            return cross_entropy(self._head_ops, hidden_ND.to(device), output, targets_N)
 
     def hidden_states(self, step: Step) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
         """Each micro-batch with the last hidden states [N, D] of its wanted tokens.
@@ -246,7 +260,8 @@ class Engine:
     def projections(self) -> Iterator[nn.Module]:
         """The linear layers of attention and MLPs, in the order of all models of this base."""
         for *_, layer in self._swaps:
-            yield from (m for name, m in layer.named_children() if name.endswith("_proj"))
+            if isinstance(layer, nn.Module):
+                yield from (m for name, m in layer.named_children() if name.endswith("_proj"))
 
     def compute_with(self, ops: Backend) -> None:
         """Let a backend that supports all layers compute them."""
@@ -347,7 +362,7 @@ def padded_states(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
     input_ids_BT = batch.padded(batch.input_ids, 0)
     targets_BT = batch.padded(batch.targets, IGNORED)
     hidden_BTD = backbone(model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-    hidden_ND: torch.Tensor = hidden_BTD[targets_BT != IGNORED]
+    hidden_ND: torch.Tensor = hidden_BTD[(targets_BT != IGNORED).to(hidden_BTD.device)]
     return hidden_ND
 
 

@@ -68,6 +68,11 @@ class JointLayout(Layout):
         """int64 [T]: as for one."""
         return torch.cat([layout.positions for layout in self.each])
 
+    def to(self, device: torch.device) -> JointLayout:
+        """The same with its tensors on another device."""
+        each = tuple(layout.to(device) for layout in self.each)
+        return JointLayout(self.lengths, 0, self.wanted.to(device), each=each)
+
     @cached_property
     def sizes(self) -> list[int]:
         """Tokens of each micro-batch, its prefix and its dummy sequence included."""
@@ -96,9 +101,14 @@ class JointMasks(Masks):
         each = tuple(masks.of(part) for masks, part in zip(self.each, parts, strict=True))
         return replace(self, numbers=numbers, each=each)
 
+    def to(self, device: torch.device) -> JointMasks:
+        """The same with its tensors on another device."""
+        each = tuple(masks.to(device) for masks in self.each)
+        return replace(self, numbers=self.numbers.to(device), each=each)
+
     def some(self, tokens_N: torch.Tensor) -> JointMasks:
         """The masks of the tokens that are wanted."""
-        wanted = (batch.wanted for batch in self.batch.each)
+        wanted = (batch.wanted.to(self.numbers.device) for batch in self.batch.each)
         each = tuple(masks.some(part) for masks, part in zip(self.each, wanted, strict=True))
         return replace(self, numbers=self.numbers.index_select(0, tokens_N), each=each)
 

@@ -1,11 +1,14 @@
 """Our replacements for layers of transformers, and which layers get one.
 
 An instance in the model is replaced by one that holds the same projections under the same names;
-classes are never patched. What is not recognized stays as it is.
+classes are never patched. Decoder layers and norms stay, with their hooks, and get another
+`forward`. What is not recognized stays as it is.
 """
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,19 +29,23 @@ from offbook.engine.projection import Projection
 ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
+# transformers before 5.23 checkpoints a layer with its hooks; since then, its `forward` alone.
+CHECKPOINTS_CALLS = "__call__" in vars(GradientCheckpointingLayer)
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a frozen weight (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
+class RMSNorm:
+    """Root-mean-square norm with a frozen weight (Zhang and Sennrich, 2019, arXiv:1910.07467).
+
+    It takes the place of the `forward` of a norm of transformers, which keeps the weight.
+    """
 
     def __init__(self, plain: Any, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight, self.eps = plain.weight, plain.variance_epsilon
-        self.ops = choose(device, dtype, self.weight.shape)
+        self._plain, self.eps = weakref.proxy(plain), plain.variance_epsilon
+        self.ops = choose(device, dtype, plain.weight.shape)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., D]."""
-        return self.ops.norm(x, self.weight, self.eps)
+        return self.ops.norm(x, self._plain.weight, self.eps)
 
 
 class MLP(nn.Module):
@@ -65,8 +72,8 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = plain.q_proj, plain.k_proj, plain.v_proj
         self.o_proj = plain.o_proj
         normed = hasattr(plain, "q_norm")  # Qwen3 norms each head
-        self.q_norm = RMSNorm(plain.q_norm, device, dtype) if normed else nn.Identity()
-        self.k_norm = RMSNorm(plain.k_norm, device, dtype) if normed else nn.Identity()
+        self.q_norm = plain.q_norm if normed else nn.Identity()
+        self.k_norm = plain.k_norm if normed else nn.Identity()
         self.layer, self.channels, self.scaling = plain.layer_idx, plain.head_dim, plain.scaling
         window = getattr(plain, "sliding_window", None)
         if type(plain).__name__ == "MistralAttention":  # it has the window in its configuration
@@ -117,72 +124,67 @@ class Attention(nn.Module):
         return project(self.ops_out, o, self.o_proj, masks=masks)[0]
 
 
-class _Block(nn.Module):
-    """The parts of a decoder layer."""
-
-    def __init__(self, plain: Any) -> None:
-        super().__init__()
-        self.input_layernorm, self.self_attn = plain.input_layernorm, plain.self_attn
-        self.post_attention_layernorm, self.mlp = plain.post_attention_layernorm, plain.mlp
-
-    def after_attention(
-        self, o: torch.Tensor, residual: torch.Tensor, masks: Masks | None
-    ) -> torch.Tensor:
-        """Everything after attention: outputs of all heads [1, T, H * C] -> [1, T, D]."""
-        x = residual + self.self_attn.project_out(o, masks)
-        after: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x), masks)
-        return after
-
-
-class DecoderLayer(_Block, GradientCheckpointingLayer):
+def decoder_layer(layer: Any, hidden_states: torch.Tensor, **packed: Any) -> torch.Tensor:
     """A decoder layer of packed sequences, which tells its MLP, too, which tokens these are.
 
-    transformers' model hands it `layout`, `prefix`, `recorder` and `masks` as keyword arguments.
+    It takes the place of the `forward` of a layer of transformers, whose hooks stay: [1, T, D] ->
+    [1, T, D]. transformers' model hands it `layout`, `prefix`, `recorder` and `masks` as keyword
+    arguments.
     """
-
-    def __init__(self, plain: Any) -> None:
-        super().__init__(plain)
-        if plain.gradient_checkpointing:
-            self.gradient_checkpointing = True
-            self._gradient_checkpointing_func = plain._gradient_checkpointing_func
-
-    def forward(self, hidden_states: torch.Tensor, **packed: Any) -> torch.Tensor:
-        """[1, T, D] -> [1, T, D]."""
-        o = self.self_attn(self.input_layernorm(hidden_states), **packed)
-        return self.after_attention(o, hidden_states, packed["masks"])
+    if layer.gradient_checkpointing and layer.training and not CHECKPOINTS_CALLS:
+        compute = partial(_decoder_layer, layer, **packed)
+        kept: torch.Tensor = layer._gradient_checkpointing_func(compute, hidden_states)
+        return kept
+    return _decoder_layer(layer, hidden_states, **packed)
 
 
-class LastLayer(_Block):
-    """The last decoder layer: after attention, it computes only the wanted tokens."""
+def last_layer(
+    layer: Any, hidden_states: torch.Tensor, layout: Layout, masks: Masks | None, **packed: Any
+) -> torch.Tensor:
+    """The last decoder layer: after attention, it computes only the wanted tokens.
 
-    def forward(
-        self, hidden_states: torch.Tensor, layout: Layout, masks: Masks | None, **packed: Any
-    ) -> torch.Tensor:
-        """[1, T, D] -> [1, N, D]; see `Layout.wanted`."""
-        normed = self.input_layernorm(hidden_states)
-        o = self.self_attn(normed, layout=layout, masks=masks, **packed)
-        o, residual = (x.index_select(1, layout.wanted) for x in (o, hidden_states))
-        return self.after_attention(o, residual, masks and masks.some(layout.wanted))
+    [1, T, D] -> [1, N, D]; see `Layout.wanted`.
+    """
+    normed = layer.input_layernorm(hidden_states)
+    o = layer.self_attn(normed, layout=layout, masks=masks, **packed)
+    o, residual = (x.index_select(1, layout.wanted) for x in (o, hidden_states))
+    return _after_attention(layer, o, residual, masks and masks.some(layout.wanted))
 
 
-def replacement(plain: Any, device: torch.device, dtype: torch.dtype) -> nn.Module | None:
-    """A faster module that computes the same as one of transformers; None where there is none.
+def _decoder_layer(layer: Any, hidden_states: torch.Tensor, **packed: Any) -> torch.Tensor:
+    o = layer.self_attn(layer.input_layernorm(hidden_states), **packed)
+    return _after_attention(layer, o, hidden_states, packed["masks"])
+
+
+def _after_attention(
+    layer: Any, o: torch.Tensor, residual: torch.Tensor, masks: Masks | None
+) -> torch.Tensor:
+    """Everything after attention: outputs of all heads [1, T, H * C] -> [1, T, D]."""
+    x = residual + layer.self_attn.project_out(o, masks)
+    after: torch.Tensor = x + layer.mlp(layer.post_attention_layernorm(x), masks)
+    return after
+
+
+def replacement(plain: Any, dtype: torch.dtype) -> nn.Module | RMSNorm | None:
+    """What computes the same as a module of transformers, faster; None where there is nothing.
 
     Args:
-        plain: the module of transformers.
-        device: that computes.
+        plain: the module of transformers, on the device that computes.
         dtype: of the hidden states.
     """
     name = type(plain).__name__
+    make: type[RMSNorm | MLP | Attention]
     if not is_replaceable(plain):
         return None
     if name in NORMS:
-        return RMSNorm(plain, device, dtype)
-    if name in MLPS and _is_silu(plain.act_fn) and _can_project(plain):
-        return MLP(plain, device, dtype)
-    if name in ATTENTIONS and not plain.attention_dropout and _can_project(plain):
-        return Attention(plain, device, dtype)
-    return None
+        make = RMSNorm
+    elif name in MLPS and _is_silu(plain.act_fn) and _can_project(plain):
+        make = MLP
+    elif name in ATTENTIONS and not plain.attention_dropout and _can_project(plain):
+        make = Attention
+    else:
+        return None
+    return make(plain, next(plain.parameters()).device, dtype)
 
 
 def is_replaceable(module: nn.Module) -> bool:

@@ -87,6 +87,12 @@ class Layout:
     def device(self) -> torch.device:
         return self.wanted.device
 
+    def to(self, device: torch.device) -> Layout:
+        """The same with its tensors on another device."""
+        if device == self.device:
+            return self
+        return Layout(self.lengths, self.offset, self.wanted.to(device), self.holds_prefix)
+
     @cached_property
     def starts(self) -> torch.Tensor:
         """int32 [B + 1]: the first token of each sequence, and the end of the last."""

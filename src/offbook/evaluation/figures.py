@@ -44,9 +44,9 @@ def figure(
 
 
 def share(values: ArrayLike, groups: Sequence[object] | None = None) -> Figure:
-    """The share of rows for which a yes-or-no value is true.
+    """The mean of values from 0 to 1, such as whether something is true of a row.
 
-    Where all rows agree, a bootstrap has no width; the interval is Wilson's (1927).
+    Where it is 0 or 1, a bootstrap has no width; the interval is Wilson's (1927).
     """
     found = figure(np.asarray(values, dtype=float), groups)
     edge = Z**2 / (found.n + Z**2)
@@ -75,7 +75,7 @@ def compare(
 def compare_shares(
     base: ArrayLike, tuned: ArrayLike, groups: Sequence[object] | None = None
 ) -> Compared:
-    """As `compare`, of values that are true or false."""
+    """As `compare`, of values from 0 to 1."""
     change = figure(np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float), groups)
     change = replace(change, low=max(change.low, -1.0), high=min(change.high, 1.0))
     return Compared(share(base, groups), share(tuned, groups), change)

@@ -11,15 +11,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import chain, zip_longest
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from offbook.evaluation.losses import RowScores
 from offbook.evaluation.record import LedgerRow
-from offbook.evaluation.subject import Row
 from offbook.runs.derived import LEDGER_MARK
+
+if TYPE_CHECKING:  # these import PyTorch, which takes longer than to list the runs in a folder
+    from offbook.evaluation.losses import RowScores
+    from offbook.evaluation.subject import Row
 
 WORST = 20  # rows in a report
 UNLEARNED = 0.9  # of the base's loss, or more: what a row never learned has kept

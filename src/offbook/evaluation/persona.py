@@ -11,10 +11,11 @@ from offbook.evaluation.probes import DRILL, QUESTIONS, gives_away
 from offbook.evaluation.record import InRole, Probe
 from offbook.evaluation.subject import Progress
 from offbook.evaluation.voice import VoiceClassifier
+from offbook.inference.generate import Sampling
 from offbook.inference.pytorch import TorchEngine
 
 PROBE_TOKENS = 48  # of an answer: a model says what it is at once
-DRILL_TOKENS = 40  # of a turn
+DRILL_TOKENS = 30  # of a turn
 
 
 def stay_in_role(
@@ -93,15 +94,16 @@ def drill(
         The probability of the role, for each turn that fits in the base's context.
     """
     messages, replies = opening(system), []
+    greedy = Sampling(temperature=0, max_new_tokens=DRILL_TOKENS)
     for number, text in enumerate(DRILL[language]):
         progress("a long conversation", number, len(DRILL[language]))
         messages.append(_user(text))
         prompt = writer.template.build_prompt(messages)
         if writer.context is not None and len(prompt) + DRILL_TOKENS > writer.context:
             break
-        (reply,) = writer.replies([prompt], DRILL_TOKENS)
-        messages.append(Message("assistant", reply.text or " "))
-        replies.append(reply.text)
+        reply = "".join(writer.reply(prompt, greedy))
+        messages.append(Message("assistant", reply or " "))
+        replies.append(reply)
     return [round(float(p), 4) for p in classifier.probability(replies)]
 
 

@@ -266,7 +266,7 @@ class Evaluation:
     """All that an evaluation found. What was not measured is None or empty.
 
     Attributes:
-        findings: the verdict, the gravest first; never empty.
+        findings: the verdict, the most serious first; never empty.
         subject: what was evaluated: `result`, or `step N` of the run.
         step: optimizer steps of the adapter; None where that is not known.
         strength: of the adapter.
@@ -302,7 +302,7 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """The kind of the gravest finding."""
+        """The kind of the most serious finding."""
         return self.findings[0].kind
 
     @classmethod

@@ -111,7 +111,7 @@ def listen(
             length=compare(*(list(map(len, texts)) for texts in (before, after))),
             reference_length=figure(list(map(len, references))),
             openings=compare_shares(*map(own_openings, (before, after))),
-            repetition=compare(*(list(map(repetition, t)) for t in (before, after))),
+            repetition=compare_shares(*(list(map(repetition, t)) for t in (before, after))),
             probability=probability,
         ),
         stops=compare_shares([r.stopped for r in base[: len(rows)]], [r.stopped for r in tuned]),
@@ -122,9 +122,9 @@ def listen(
 
 
 def reply_limit(rows: Sequence[Row]) -> int:
-    """Tokens that a reply may have: twice those of most lines, so that a reply can end itself."""
+    """Tokens that a reply may have: half as many again as most lines, so that it can end itself."""
     longest = np.quantile([int((row.example.labels != IGNORED).sum()) for row in rows], 0.9)
-    return int(np.clip(2 * longest, LEAST_TOKENS, MOST_TOKENS))
+    return int(np.clip(1.5 * longest, LEAST_TOKENS, MOST_TOKENS))
 
 
 def _copied(

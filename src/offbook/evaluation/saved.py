@@ -9,14 +9,14 @@ from offbook.evaluation.ledger import to_parquet
 from offbook.evaluation.record import Evaluation, LedgerRow
 from offbook.files import storage
 from offbook.files.storage import sha256
-from offbook.models.adapter import WEIGHTS
+from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.runs.derived import EVALUATION, LEDGER
 from offbook.runs.directory import RunDirectory
 
 
 def hash_adapter(folder: Path | None) -> str:
     """The SHA-256 of an adapter's weights; empty where there are none."""
-    file = folder and folder / WEIGHTS
+    file = folder and folder / ADAPTER_WEIGHTS
     return sha256(file) if file and file.is_file() else ""
 
 

@@ -13,8 +13,8 @@ from offbook.evaluation.record import AtStrength
 from offbook.evaluation.subject import Progress, Row, prompts_of, spread
 from offbook.models.adapter import set_strength
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-ROWS = 24  # of each kind
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+ROWS, GENERAL_ROWS = 24, 12  # general answers are long
 
 
 def measure_strengths(
@@ -24,8 +24,8 @@ def measure_strengths(
     general: Sequence[Row],
     progress: Progress,
 ) -> list[AtStrength]:
-    """The adapter at several strengths, on some of the rows."""
-    parts = [spread(rows, ROWS) for rows in (held_out, general)]
+    """The base, and the adapter at several strengths, on some of the rows."""
+    parts = spread(held_out, ROWS), spread(general, GENERAL_ROWS)
     own, other = (Meter(engine, [row.example for row in rows]) for rows in parts)
     assert isinstance(engine.model, PeftModel)
     found = []
@@ -41,7 +41,8 @@ def measure_strengths(
             )
         )
     set_strength(engine.model, trained)
-    return found
+    loss = figure(scores.base, prompts_of(parts[0]), scores.tokens)
+    return [AtStrength(0.0, loss, figure(0 * forgot.kl, weights=forgot.tokens)), *found]
 
 
 def best_strength(measured: Sequence[AtStrength]) -> float:

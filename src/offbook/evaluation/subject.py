@@ -102,7 +102,6 @@ def find_subject(
             fix="evaluate the run or the adapter that it was made of",
         )
     found = find_model(path, announce, base=base, checkpoint=checkpoint)
-    template = found.template
     if source == Source.ADAPTER:
         if data is None:
             raise ConfigError(
@@ -110,17 +109,27 @@ def find_subject(
                 where=str(path),
                 fix="name rows in the role, that it was not trained on: --data rows.json",
             )
-        held_out, reader = _read(data, Config(), template)
+        held_out, reader = _read(data, Config(), found.template)
         chosen = as_rows(held_out, reader, rows)
         return Subject(found, path.resolve().name, None, chosen, [], None)
-    run = RunDirectory.open(path)
+    return _of_run(RunDirectory.open(path), found, announce, data, rows)
+
+
+def _of_run(
+    run: RunDirectory,
+    found: FoundModel,
+    announce: Callable[[str], None],
+    data: str | None,
+    rows: int,
+) -> Subject:
+    """The model of a run, and its rows; see `find_subject`."""
     config, receipt = find_data(run, run.config()), run.receipt()
     limit = config.data.max_length if isinstance(config.data.max_length, int) else None
-    known = read_data(config, template, limit, Monitor(), receipt.commits)
+    known = read_data(config, found.template, limit, Monitor(), receipt.commits)
     reader = held_reader = read_training(config.data, receipt.commits)
     held_out = known.validation
     if data is not None:
-        held_out, held_reader = _read(data, config, template)
+        held_out, held_reader = _read(data, config, found.template)
         held_out = _without(held_out, known.training, announce)
     elif isinstance(config.data.validation, str):
         commit = receipt.commits.get("data.validation")
@@ -128,7 +137,7 @@ def find_subject(
     if not len(held_out):
         raise ConfigError(
             "there are no rows that the run was not trained on",
-            where=str(path),
+            where=str(run.path),
             fix="name some with --data FILE",
         )
     steps = [r.step for r in run.metrics() if isinstance(r, StepMetrics)]

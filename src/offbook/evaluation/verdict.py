@@ -42,7 +42,7 @@ class Facts:
 
 
 def find(facts: Facts) -> list[Finding]:
-    """The findings, the gravest first; never empty."""
+    """The findings, the most serious first; never empty."""
     unlearned = _inert(facts) or _did_not_take(facts)
     forgot = _forgot(facts.forgetting)
     findings: list[Finding | None] = [forgot, _overfitted(facts.lines)]
@@ -161,19 +161,21 @@ def _took(facts: Facts) -> Finding | None:
 
 
 def _cannot_tell(facts: Facts) -> Finding:
-    n = facts.lines.loss.change.n
+    loss = facts.lines.loss
+    n, needed = loss.change.n, GAIN * loss.base.value
     if n < FEWEST_PROMPTS:
         return Finding(
             "cannot tell",
             f"{n} held-out prompts are too few",
-            "hold out more: raise data.validation, or name other rows with --data",
+            "hold out more: raise data.validation, or give `offbook eval --data` other rows",
         )
-    return Finding(
-        "cannot tell",
-        f"the change of the loss, {_figure(facts.lines.loss.change)} nats per token, is inside "
-        "the noise, or the replies do not sound like the role",
-        "name more rows with --data, or train longer",
-    )
+    because = f"on held-out rows the loss changed by {_figure(loss.change)} nats per token"
+    if -loss.change.high > needed:
+        because += ", but it is not certain that the replies sound like the role"
+    else:
+        because += f"; a fall of {needed:.2f}, which would be learning the lines, is not certain"
+    advice = "name more rows with `offbook eval --data`, or train longer"
+    return Finding("cannot tell", because, advice)
 
 
 def _figure(figure: Figure) -> str:

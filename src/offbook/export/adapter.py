@@ -8,9 +8,9 @@ from pathlib import Path
 from offbook.errors import CheckpointError
 from offbook.export.certificate import Certificate
 from offbook.files.untrusted import read_json
-from offbook.models.adapter import WEIGHTS, read_adapter
+from offbook.models.adapter import read_adapter
 from offbook.models.adapter_config import config_file
-from offbook.models.base import ADAPTER_CONFIG, published_name, read_config
+from offbook.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS, published_name, read_config
 from offbook.models.skeleton import make_skeleton
 from offbook.runs.card import make_card
 from offbook.runs.trained import TrainedRun
@@ -31,7 +31,7 @@ def write_adapter(folder: Path, run: TrainedRun, strength: float) -> None:
     config.lora_alpha *= strength  # type: ignore[assignment]  # PEFT multiplies by any number
     name, revision = published_name(run.config.model.base, run.base)
     config.base_model_name_or_path, config.revision = name, revision
-    shutil.copyfile(run.adapter / WEIGHTS, folder / WEIGHTS)
+    shutil.copyfile(run.adapter / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS)
     template = run.template
     files = {
         ADAPTER_CONFIG: config_file(config),

@@ -189,9 +189,9 @@ def compare(folder: Path, original: Original, target: str, kind: str) -> Certifi
     else:
         answers = _ask_llama_cpp(folder / MODEL, (), kind, original, prompts)
     dtype, reference = _reference(run, base)
-    model = load_adapter(
-        load_base(run.base, dtype, run.device, run.config.model.quantization), run.adapter
-    )
+    quantization = run.config.model.quantization
+    loaded = load_base(run.base, dtype, run.device, quantization, run.devices[1:])
+    model = load_adapter(loaded, run.adapter)
     set_strength(model, original.strength)
     certificate = certify(
         answers,
@@ -235,7 +235,7 @@ def _reference(run: TrainedRun, base: BaseWeights) -> tuple[torch.dtype, Limits]
     numbers = sum(tensor.elements for _, tensor in base.tensors.values())
     on_cpu = run.device.type == "cpu"
     free = psutil.virtual_memory().available if on_cpu else free_on_gpu(run.device)
-    if 4.5 * numbers < free:
+    if 4.5 * numbers < free * len(set(run.devices)):
         return torch.float32, LIMITS["f32"]
     return run.dtype, LIMITS["bf16"]
 

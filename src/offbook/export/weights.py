@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from offbook.errors import CheckpointError, ModelError
 from offbook.files.untrusted import Tensor, read_base_tensors, read_json, read_tensors
-from offbook.models.adapter import DORA, LORA_A, LORA_B, PREFIX, WEIGHTS, read_adapter
-from offbook.models.base import read_config
+from offbook.models.adapter import DORA, LORA_A, LORA_B, PREFIX, read_adapter
+from offbook.models.base import ADAPTER_WEIGHTS, read_config
 from offbook.models.skeleton import make_skeleton
 
 Float32 = NDArray[np.float32]
@@ -108,7 +108,7 @@ class LoraWeights:
             config.r,
             strength * config.lora_alpha / divisor,
             tuple(sorted(config.target_modules)),
-            read_tensors(folder / WEIGHTS, CheckpointError),
+            read_tensors(folder / ADAPTER_WEIGHTS, CheckpointError),
             config.use_dora,
         )
 
@@ -143,7 +143,7 @@ class LoraWeights:
             )
 
     def _read(self, module: str, part: str) -> Float32:
-        return read_tensor(self.folder / WEIGHTS, self.tensors[PREFIX + module + part])
+        return read_tensor(self.folder / ADAPTER_WEIGHTS, self.tensors[PREFIX + module + part])
 
 
 def read_tensor(path: Path, tensor: Tensor) -> Float32:

@@ -1,7 +1,7 @@
 """Greedy replies to many prompts at once.
 
-A token of one reply reads all weights for a single product; a token of sixteen replies reads them
-once for all. What all prompts begin with is computed once; what follows is padded on the left, so
+A token of one reply reads all weights for a single product; a token of many replies reads them once
+for all. What all prompts begin with is computed once; what follows is padded on the left, so
 that all replies continue at the same place.
 """
 
@@ -14,11 +14,13 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from offbook.engine.layers import head_shape
 from offbook.models.load import backbone, base_of, head
 
-BATCH = 16  # replies at a time
+MOST_REPLIES = 64  # at a time
+CACHE_BYTES = 1_000_000_000  # of their keys and values
 # Replies go on without those that have ended once this share of them has.
-ENDED = 0.5
+ENDED = 0.25
 
 
 def greedy_replies(
@@ -42,13 +44,24 @@ def greedy_replies(
     replies: list[list[int]] = [[] for _ in prompts]
     # Prompts of similar length need little padding.
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-    for first in range(0, len(order), BATCH):
-        chosen = order[first : first + BATCH]
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    size = max(min(MOST_REPLIES, CACHE_BYTES // (longest * _token_bytes(model))), 1)
+    for first in range(0, len(order), size):
+        chosen = order[first : first + size]
         written = _write(model, [prompts[n] for n in chosen], stop_ids, max_new_tokens)
         for n, reply in zip(chosen, written, strict=True):
             replies[n] = reply
         progress(first + len(chosen))
     return replies
+
+
+def _token_bytes(model: nn.Module) -> int:
+    """Bytes of the keys and values of a token."""
+    base = base_of(model)
+    config = base.config.get_text_config()
+    _, heads, channels = head_shape(config)
+    layers: int = config.num_hidden_layers
+    return 2 * layers * heads * channels * base.dtype.itemsize
 
 
 @torch.no_grad()
@@ -101,7 +114,7 @@ def _write(
         seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(seen_BT), 1)], 1)
         positions_BT, ids_BT = positions_BT[:, -1:] + 1, tokens_B[:, None]
         if len(open_rows) <= (1 - ENDED) * len(going):
-            kept = torch.tensor(open_rows, device=device)
+            kept = torch.tensor(open_rows)  # the layers' caches may be on several devices
             cache.batch_select_indices(kept)
             seen_BT, positions_BT, ids_BT = seen_BT[kept], positions_BT[kept], ids_BT[kept]
             going = [going[row] for row in open_rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -59,12 +60,40 @@ def make_sampling(options: dict[str, Any]) -> Sampling:
         raise ConfigError("\n".join(problems)) from None
 
 
+class Remembered:
+    """What was computed of the tokens of a conversation so far, by one model with one adapter."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._cache: DynamicCache | None = None
+
+    def take(self, prompt_ids: Sequence[int]) -> tuple[DynamicCache, int]:
+        """What is known of this prompt, which is forgotten here, and how many tokens it is.
+
+        At least one token of the prompt is left.
+        """
+        pairs = zip(self._ids, prompt_ids[:-1], strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        cache, beyond = self._cache, len(self._ids) - shared
+        self._ids, self._cache = [], None
+        if cache is None or not shared:
+            return DynamicCache(), 0
+        if beyond:
+            cache.crop(-beyond)
+        return cache, shared
+
+    def put(self, cache: DynamicCache, ids: Sequence[int]) -> None:
+        """Remember what was computed of these tokens."""
+        self._ids, self._cache = list(ids), cache
+
+
 def generate(
     model: nn.Module,
     prompt_ids: Sequence[int],
     stop_ids: Collection[int],
     sampling: Sampling,
     generator: torch.Generator,
+    remembered: Remembered | None = None,
 ) -> Iterator[int]:
     """Yield the tokens of a reply, without the stop token.
 
@@ -74,25 +103,31 @@ def generate(
         stop_ids: the tokens that end it.
         sampling: how tokens are chosen.
         generator: of random numbers, on the model's device.
+        remembered: of the conversation that the prompt goes on with; it is used and changed.
     """
-    cache = DynamicCache()
-    seen = list(prompt_ids)
-    ids = torch.tensor([seen], device=generator.device)
+    remembered = remembered or Remembered()
+    cache, known = remembered.take(prompt_ids)
+    seen, computed = list(prompt_ids), known
     processors = _processors(sampling)
     faster = FasterThreads()
-    for number in range(sampling.max_new_tokens):
-        # The whole prompt is large products, which all threads compute.
-        with torch.no_grad(), faster.token() if number else nullcontext():
-            out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
-            scores = head(model)(out.last_hidden_state[:, -1]).float()
-        before = torch.tensor([seen], device=generator.device)
-        scores = processors(before, scores)  # type: ignore[arg-type]
-        token = _choose(scores, sampling, generator)
-        if token in stop_ids:
-            return
-        yield token
-        seen.append(token)
-        ids = torch.tensor([[token]], device=generator.device)
+    try:
+        for number in range(sampling.max_new_tokens):
+            ids = torch.tensor([seen[computed:]], device=generator.device)
+            # The whole prompt is large products, which all threads compute.
+            with torch.no_grad(), faster.token() if number else nullcontext():
+                out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
+                scores = head(model)(out.last_hidden_state[:, -1]).float()
+            computed = len(seen)
+            before = torch.tensor([seen], device=generator.device)
+            scores = processors(before, scores)  # type: ignore[arg-type]
+            token = _choose(scores, sampling, generator)
+            if token in stop_ids:
+                return
+            yield token
+            seen.append(token)
+    finally:  # also where the reply is stopped; after an error, the cache may be in pieces
+        if cache.get_seq_length() == computed:
+            remembered.put(cache, seen[:computed])
 
 
 def _processors(sampling: Sampling) -> LogitsProcessorList:

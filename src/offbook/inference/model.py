@@ -29,7 +29,7 @@ class FoundModel:
         adapter: folder of the adapter; None for a whole model.
         template: tokenizer and chat template.
         system: system text of a run, if any.
-        device, dtype, quantization: what `load` uses.
+        devices, dtype, quantization: what `load` uses.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class FoundModel:
     adapter: Path | None
     template: ChatTemplate
     system: str | None
-    device: torch.device
+    devices: tuple[torch.device, ...]
     dtype: torch.dtype
     quantization: str
 
@@ -48,7 +48,8 @@ class FoundModel:
             ModelError: when the base cannot be loaded.
             CheckpointError: when the adapter does not fit it.
         """
-        model = load_base(self.base, self.dtype, self.device, self.quantization)
+        device, *others = self.devices
+        model = load_base(self.base, self.dtype, device, self.quantization, others)
         return load_adapter(model, self.adapter) if self.adapter else model
 
 
@@ -70,7 +71,7 @@ def find_model(
             run.adapter,
             run.template,
             run.config.data.system,
-            run.device,
+            run.devices,
             run.dtype,
             run.config.model.quantization,
         )
@@ -81,4 +82,4 @@ def find_model(
     template = ChatTemplate(load_tokenizer(path if has_own else folder))
     device = choose_device()
     dtype = choose_precision("auto", device)
-    return FoundModel(path, folder, adapter, template, None, device, dtype, "none")
+    return FoundModel(path, folder, adapter, template, None, (device,), dtype, "none")

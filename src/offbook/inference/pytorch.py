@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from offbook.errors import ConfigError
 from offbook.inference.batch import greedy_replies
-from offbook.inference.generate import Sampling, generate
+from offbook.inference.generate import Remembered, Sampling, generate
 from offbook.models.adapter import set_strength
 from offbook.models.load import base_of
 from offbook.tokens.template import ChatTemplate
@@ -47,6 +47,7 @@ class TorchEngine:
     ) -> None:
         self.model, self.template = model, template
         self.has_adapter, self.strength = isinstance(model, PeftModel), 1.0
+        self._remembered = Remembered()
         self._generator = torch.Generator(model.device)
         if seed is None:
             self._generator.seed()
@@ -70,11 +71,12 @@ class TorchEngine:
                 fix="leave out --strength, or train without lora.use_dora",
             )
         set_strength(model, strength)
-        self.strength = strength
+        self.strength, self._remembered = strength, Remembered()
 
     def reply(self, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> TorchReply:
         """Begin a reply; see `ReplyEngine`."""
-        ids = generate(self.model, prompt, self.stop_ids, sampling, self._generator)
+        remembered = Remembered() if base else self._remembered
+        ids = generate(self.model, prompt, self.stop_ids, sampling, self._generator, remembered)
         return TorchReply(self, ids, sampling.max_new_tokens, base)
 
     def replies(

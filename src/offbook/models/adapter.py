@@ -23,11 +23,10 @@ from offbook.errors import CheckpointError, ModelError, first_few, first_line
 from offbook.files.untrusted import read_tensors
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.adapter_config import USED, config_file, read_plain_lora
-from offbook.models.base import ADAPTER_CONFIG
+from offbook.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from offbook.models.skeleton import make_skeleton
 from offbook.models.targets import linear_layers, targets_for_peft
 
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 DORA = ".lora_magnitude_vector"
@@ -85,7 +84,7 @@ def adapter_files(model: PeftModel) -> Iterator[tuple[str, bytes]]:
     """
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    yield WEIGHTS, save(tensors, {"format": "pt"})
+    yield ADAPTER_WEIGHTS, save(tensors, {"format": "pt"})
     yield ADAPTER_CONFIG, config_file(model.peft_config["default"])
 
 
@@ -98,7 +97,7 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     require_shapes(folder, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     try:
-        set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+        set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
     except LIBRARY_ERRORS as error:
         raise CheckpointError(f"the adapter does not load: {error}", where=str(folder)) from error
 
@@ -109,7 +108,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         CheckpointError: when the folder has no adapter, or it does not fit the base.
     """
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError("no adapter here", where=str(folder), fix="train one first")
     config = read_adapter(folder, base)
     with quiet_transformers():
@@ -137,7 +136,7 @@ def read_adapter(folder: Path, base: PreTrainedModel) -> LoraConfig:
         CheckpointError: naming the key that is not plain LoRA, or the tensors that do not fit.
     """
     config = read_plain_lora(folder)
-    tensors = read_tensors(folder / WEIGHTS, CheckpointError)
+    tensors = read_tensors(folder / ADAPTER_WEIGHTS, CheckpointError)
     layers = dict(linear_layers(base))
     parts = (LORA_A, LORA_B, DORA)
     named = {name.removesuffix(part) for name in tensors for part in parts if name.endswith(part)}
@@ -157,7 +156,7 @@ def require_shapes(folder: Path, expected: Mapping[str, Shape]) -> None:
     Raises:
         CheckpointError: with the first wrong tensors, and their shapes in the file and the model.
     """
-    tensors = read_tensors(folder / WEIGHTS, CheckpointError)
+    tensors = read_tensors(folder / ADAPTER_WEIGHTS, CheckpointError)
     found = {name: tensor.shape for name, tensor in tensors.items()}
     wrong = [
         _mismatch(name, found.get(name), expected.get(name))

@@ -26,6 +26,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES = ("*.json", "*.jinja")
 WEIGHT_FILES = ("*.safetensors",)
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SNAPSHOTS = "snapshots"  # in the hub's cache, a folder of this name has one for each commit
 OTHER_WEIGHTS = "transformers_weights"
 SHORTEST = 8  # tokens of the shortest context; what is less is a mistake

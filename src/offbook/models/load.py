@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,28 @@ from transformers import (
 from offbook.errors import ConfigError, ModelError, NonFiniteError
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.base import read_config, require_weights
+from offbook.models.pipeline import spread
+from offbook.models.sharding import shard
 from offbook.models.weights import check_report, check_weights
 
 
 def choose_device(setting: str = "auto") -> torch.device:
-    """The device of `model.device`; for `auto`, the first GPU that offbook was tested on.
+    """The first of `choose_devices`."""
+    return choose_devices(setting)[0]
+
+
+def choose_devices(setting: str) -> tuple[torch.device, ...]:
+    """The devices of `model.device`; for `auto`, the first GPU that offbook was tested on.
 
     Raises:
         ConfigError: when PyTorch has no such device here.
     """
     if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return (torch.device("cuda" if torch.cuda.is_available() else "cpu"),)
+    return tuple(map(_device, setting.split(",")))
+
+
+def _device(setting: str) -> torch.device:
     device = torch.device(setting)
     if device.type != "cpu":
         found = torch.get_device_module(device)
@@ -56,7 +67,12 @@ def choose_precision(setting: str, device: torch.device) -> torch.dtype:
 
 
 def load_base(
-    folder: Path, dtype: torch.dtype, device: torch.device, quantization: str = "none"
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str = "none",
+    others: Sequence[torch.device] = (),
+    sharded: bool = False,
 ) -> PreTrainedModel:
     """Load a base model, frozen and in evaluation mode, from safetensors alone.
 
@@ -68,9 +84,13 @@ def load_base(
         dtype: of the weights.
         device: to load it on.
         quantization: `none`, or a 4-bit format.
+        others: that hold parts of it, too; see `pipeline.spread`.
+        sharded: whether processes share it; see `sharding.shard`. In both cases it is loaded by the
+            processor, and then moved.
 
     Raises:
-        ConfigError: when `quantization` needs a package that is not installed.
+        ConfigError: when `quantization` needs a package that is not installed, or the base cannot
+            be divided over devices.
         ModelError: when the model needs its own code, has no safetensors weights or others than
             its configuration describes, or changes its logits after the output head.
         NonFiniteError: when its logits are not finite, naming the tensor that is not.
@@ -80,6 +100,7 @@ def load_base(
     check_weights(folder, config)
     stored_quantized = getattr(config, "quantization_config", None) is not None
     require_quantization("nf4" if stored_quantized else quantization)
+    by = torch.device("cpu") if others or sharded else device
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -91,7 +112,7 @@ def load_base(
                 local_files_only=True,
                 quantization_config=_quantization(quantization, dtype),
                 # Weights go to a GPU as they are read, without a copy in the host's memory.
-                device_map={"": device} if device.type != "cpu" or quantization != "none" else None,
+                device_map={"": by} if by.type != "cpu" or quantization != "none" else None,
                 output_loading_info=True,
             )
     except LIBRARY_ERRORS as error:
@@ -101,7 +122,12 @@ def load_base(
     check_report(report, config, folder)
     if stored_quantized:
         _compute_in(dtype, model)
-    nn.Module.to(model, device)
+    if others:
+        spread(model, (device, *others))
+    elif sharded:
+        shard(model, device)
+    else:
+        nn.Module.to(model, device)
     model.requires_grad_(False)
     model.eval()
     for module in model.modules():
@@ -158,6 +184,8 @@ def require_finite_weights(model: nn.Module, name: str) -> None:
     for parameter, p in base_of(model).named_parameters():
         if p.requires_grad or not p.is_floating_point():
             continue
+        if hasattr(p, "to_local"):  # processes share it, and each looks at its part
+            p = p.to_local()
         if bad := int((~torch.isfinite(p)).sum()):
             raise NonFiniteError(
                 f"{bad:,} of the {p.numel():,} numbers of {parameter.replace('.base_layer', '')} "

@@ -14,7 +14,7 @@ from offbook.evaluation.voice import likeness
 from offbook.report.charts import Chart, Point, Series
 from offbook.report.curves import Curves
 from offbook.report.page import render_parts, whole_page
-from offbook.report.scorecard import QUESTIONS, Row, questions
+from offbook.report.scorecard import KINDS, QUESTIONS, Row, questions
 from offbook.report.words import WORDS, Text, same
 from offbook.runs.directory import RunDirectory
 
@@ -124,8 +124,7 @@ class Comparison:
                 rows = [one.get(key, {}).get(figure) for one in answered]
                 values = [row.value(row.tuned) if row else "–" for row in rows]
                 intervals = [row.interval(row.tuned) if row else "" for row in rows]
-                names = [row.name for row in rows if row]
-                lines.append(Line(names[0], values, intervals))
+                lines.append(Line(_name([row for row in rows if row]), values, intervals))
             if lines:
                 found.append((text, lines))
         return found
@@ -205,6 +204,15 @@ def _names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]
+
+
+def _name(rows: Sequence[Row]) -> Text:
+    """The name of a figure of several runs; a value in it is that of each, where they differ."""
+    shown = {}
+    for key in rows[0].values:
+        values = [str(row.values[key]) for row in rows]
+        shown[key] = " / ".join(values if len(set(values)) > 1 else values[:1])
+    return KINDS[rows[0].key].name.with_values(**shown)
 
 
 def _by_key(evaluation: Evaluation | None) -> dict[str, dict[str, Row]]:

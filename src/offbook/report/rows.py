@@ -34,7 +34,7 @@ class TrainingRows:
         counts: over the conversations, by name.
         lengths: of the examples.
         notices: what was read in another way than the file's name says.
-        findings: what is wrong or odd, the gravest first.
+        findings: what is wrong or odd, the most serious first.
         source: `file:line` of the example that is shown.
         spans: its tokens.
         limited: whether there are more rows than MOST_ROWS.

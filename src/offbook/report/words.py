@@ -60,8 +60,8 @@ MEANINGS = {
         "The model answers much as the base does.", "模型的回答与基座模型差不多。"
     ),
     "overfitted": Text(
-        "It knows the training rows by heart, and does worse on others than it did before.",
-        "模型背下了训练数据，在其他数据上反而比之前更差。",
+        "It knows the training rows by heart, and does far worse on others.",
+        "模型背下了训练数据，在其他数据上则差得多。",
     ),
     "forgot": Text(
         "It has lost much of what the base could do besides the role.",

@@ -20,7 +20,8 @@ from safetensors.torch import save as to_bytes
 
 from offbook.errors import CheckpointError
 from offbook.files import storage
-from offbook.models.adapter import WEIGHTS, adapter_files, restore_adapter
+from offbook.models.adapter import adapter_files, restore_adapter
+from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.monitor import EvalMetrics
 from offbook.runs.directory import COMMITTED, OPTIMIZER, STATE, RunDirectory
 
@@ -145,7 +146,7 @@ def is_result(run: RunDirectory) -> bool:
     return (
         last is not None
         and storage.verify(run.adapter) is None
-        and storage.sha256(run.adapter / WEIGHTS) == storage.sha256(last / WEIGHTS)
+        and storage.sha256(run.adapter / ADAPTER_WEIGHTS) == storage.sha256(last / ADAPTER_WEIGHTS)
     )
 
 

@@ -50,6 +50,7 @@ CHANGEABLE = (
     "train.num_train_epochs",
     "train.max_steps",
     "train.patience",
+    "train.shard_base",
     *(f"train.{name}" for name in FREE_ON_RESUME),
     *(f"doctor.{name}" for name in DoctorSettings.model_fields),
 )

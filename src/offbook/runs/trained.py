@@ -13,7 +13,7 @@ from offbook.config import Config
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files import storage
 from offbook.models.adapter import load_adapter
-from offbook.models.load import choose_device, choose_precision, load_base
+from offbook.models.load import choose_device, choose_devices, choose_precision, load_base
 from offbook.runs.checkpoint import find, newest
 from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.places import chat_with, find_base, require_base
@@ -34,7 +34,7 @@ class TrainedRun:
         checkpoint: optimizer steps of that checkpoint; None for `adapter/`.
         base: folder of the base model.
         template: its tokenizer and chat template.
-        device, dtype: what `load_model` uses.
+        devices, dtype: what `load_model` uses.
     """
 
     path: Path
@@ -44,8 +44,13 @@ class TrainedRun:
     checkpoint: int | None
     base: Path
     template: ChatTemplate
-    device: torch.device
+    devices: tuple[torch.device, ...]
     dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The first one: inputs and logits are there."""
+        return self.devices[0]
 
     def load_model(self) -> PeftModel:
         """Load the base with the adapter, in evaluation mode; each call loads it again.
@@ -55,18 +60,18 @@ class TrainedRun:
             CheckpointError: when the adapter does not fit it.
         """
         quantization = self.config.model.quantization
-        base = load_base(self.base, self.dtype, self.device, quantization)
+        base = load_base(self.base, self.dtype, self.device, quantization, self.devices[1:])
         return load_adapter(base, self.adapter)
 
 
-def _device_of(config: Config, announce: Callable[[str], None]) -> torch.device:
-    """The run's device, or the best one here where it was trained on another machine."""
+def _devices_of(config: Config, announce: Callable[[str], None]) -> tuple[torch.device, ...]:
+    """The run's devices, or the best one here where it was trained on another machine."""
     try:
-        return choose_device(config.model.device)
+        return choose_devices(config.model.device)
     except ConfigError:
         device = choose_device()
         announce(f"there is no {config.model.device} here, on which it was trained; using {device}")
-        return device
+        return (device,)
 
 
 def open_run(
@@ -106,7 +111,7 @@ def open_run(
         announce(f"the run is not finished; this is {adapter.name}")
     elif checkpoint is None and (problem := storage.verify(adapter)):
         announce(f"the adapter is not as training left it: {problem}")
-    device = _device_of(config, announce)
+    devices = _devices_of(config, announce)
     command, named = chat_with(run), config
     if base is not None:
         named = config.with_value("model.base", str(base)).with_absolute_paths()
@@ -125,6 +130,6 @@ def open_run(
         checkpoint=step_of(adapter),
         base=folder,
         template=template,
-        device=device,
-        dtype=choose_precision(config.model.precision, device),
+        devices=devices,
+        dtype=choose_precision(config.model.precision, devices[0]),
     )

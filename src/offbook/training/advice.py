@@ -12,7 +12,8 @@ import torch
 from offbook.config import Config
 
 if TYPE_CHECKING:
-    from offbook.training.plan import Memory, ModelShape
+    from offbook.training.memory import Memory
+    from offbook.training.plan import ModelShape
 
 GB = 1e9
 SHORTEST = 256  # tokens; shorter examples save nothing, since micro-batches are not smaller
@@ -32,6 +33,7 @@ class Case:
         memory: of the device.
         whole: whether its rows have to stay as long as they are.
         rows: of a step, with those of the runs that are trained together; by default, its own.
+        shards: processes that share the base; 1 where each has the whole.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class Case:
     memory: Memory
     whole: bool = False
     rows: int | None = None
+    shards: int = 1
 
     def changed(self, setting: str) -> Case:
         """The same run with another setting, `key=value`."""
@@ -123,6 +126,9 @@ def _settings(case: Case) -> Iterator[str]:
         yield "model.precision=bfloat16"
     if config.model.quantization == "none":
         yield "model.quantization=nf4"
+    cards = torch.cuda.device_count()
+    if case.device.type == "cuda" and config.model.device in ("auto", "cuda") and cards > 1:
+        yield f"model.device={','.join(f'cuda:{k}' for k in range(cards))}"
     if config.train.gradient_checkpointing is False:
         yield "train.gradient_checkpointing=true"
     if config.train.engine == "plain":

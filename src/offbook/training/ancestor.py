@@ -9,8 +9,8 @@ from pathlib import Path
 from offbook.config import Config, LoraSettings, local_path
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files.storage import sha256
-from offbook.models.adapter import WEIGHTS
 from offbook.models.adapter_config import read_plain_lora
+from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.runs.checkpoint import newest
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Ancestor, Receipt, hash_base
@@ -53,14 +53,14 @@ def find_start(config: Config, base: Path, known: Receipt) -> Start | None:
     if run and run.begun:
         folder = run.adapter if run.finished else newest(run, lambda text: None)
         receipt = run.receipt()
-    if folder is None or not (folder / WEIGHTS).is_file():
-        fix = f"give a run, or a folder with {WEIGHTS}"
+    if folder is None or not (folder / ADAPTER_WEIGHTS).is_file():
+        fix = f"give a run, or a folder with {ADAPTER_WEIGHTS}"
         raise ConfigError(f"no adapter at {setting}", where=SETTING, fix=fix)
     if changed := receipt.differing_parts(hash_base(base)):
         what = f"the adapter is one of another base: other {', '.join(changed)}"
         raise CheckpointError(what, where=setting, fix="set model.base to the base of that run")
     _require_same_lora(folder, config.lora)
-    weights = sha256(folder / WEIGHTS)
+    weights = sha256(folder / ADAPTER_WEIGHTS)
     if known.ancestry and known.ancestry[-1].weights != weights:
         fix = f"restore it, or say where it is now: {SETTING}=PATH"
         raise CheckpointError("the adapter has changed", where=setting, fix=fix)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -63,7 +64,11 @@ class Processes:
         return sorted(mine)
 
     def add_up(
-        self, weights: Sequence[torch.Tensor], count: int, compute: Callable[[], Sequence[float]]
+        self,
+        weights: Sequence[torch.Tensor],
+        count: int,
+        compute: Callable[[], Sequence[float]],
+        collective: bool = False,
     ) -> list[float]:
         """Compute numbers and gradients in every process, and add them up over all.
 
@@ -71,6 +76,9 @@ class Processes:
             weights: whose gradients are added up.
             count: of the numbers.
             compute: returns numbers, and adds gradients to the weights.
+            collective: whether the processes exchange something while they compute. Then one that
+                fails cannot tell the others, who are waiting for it: it raises its error at once,
+                and they have lost a peer when it ends.
 
         Returns:
             The sums of the numbers.
@@ -85,10 +93,13 @@ class Processes:
         numbers: Sequence[float] = [0.0] * count
         stopped, error = False, None
         try:
-            numbers = compute()
+            with exchanging() if collective else nullcontext():
+                numbers = compute()
         except Stopped:
             stopped = True
-        except Exception as caught:  # noqa: BLE001  # `agree` raises it
+        except Exception as caught:
+            if collective:
+                raise
             error = caught
         sums = self._all_reduce(weights, [float(stopped), float(error is not None), *numbers])
         if sums[1]:
@@ -205,10 +216,25 @@ def _exchange(collective: Callable[..., Any], *arguments: Any) -> None:
     try:
         collective(*arguments)
     except RuntimeError as error:  # with gloo at once; with NCCL when its watchdog gives up
-        raise PeerLostError(
-            "another process of the training has gone",
-            fix="see what it wrote last, and continue with --resume",
-        ) from error
+        raise _peer_lost() from error
+
+
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Tell that another process has gone from other errors of what processes compute together."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):  # which has no type for it
+            raise _peer_lost() from error
+        raise
+
+
+def _peer_lost() -> PeerLostError:
+    return PeerLostError(
+        "another process of the training has gone",
+        fix="see what it wrote last, and continue with --resume",
+    )
 
 
 def _to_tensor(text: bytes) -> torch.Tensor:

@@ -108,7 +108,7 @@ def training_steps(
                     grad_norm=grad_norm,
                     learning_rate=learning_rate,
                     examples_per_second=round(result.examples_per_second, 3),
-                    memory=peak_memory(inputs.device),
+                    memory=max(map(peak_memory, inputs.devices)),
                 )
             )
         yield result

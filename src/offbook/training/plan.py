@@ -8,24 +8,24 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 from transformers import PreTrainedConfig
 
-from offbook.config import Config, LoraSettings
+from offbook.config import LoraSettings
 from offbook.engine import layers, loss
 from offbook.engine.engine import Engine
-from offbook.engine.machine import usable_memory
-from offbook.engine.memory import ByDevice, free_on_gpu
+from offbook.engine.memory import ByDevice
 from offbook.engine.ops import Backend, choose
 from offbook.engine.ops.torch import Torch
-from offbook.errors import ConfigError, MemoryPlanError
+from offbook.errors import MemoryPlanError
 from offbook.models.adapter import attach_adapter, require_loadable
 from offbook.models.base import read_config
 from offbook.models.load import backbone, head
+from offbook.models.pipeline import BYTES_IN_4_BITS, layers_by_device
 from offbook.models.skeleton import make_skeleton
 from offbook.models.targets import layers_left_out
 from offbook.training.advice import Case, describe
+from offbook.training.memory import RESERVE
 
 # Most tokens of a micro-batch: up to a point, more tokens make matrix products more efficient. The
 # result of a step does not depend on it. On a processor, this holds a step of 16 short examples.
@@ -39,46 +39,8 @@ AGAIN = 1.4  # time of a step that computes activations again; measured, see doc
 # the allocator cannot use again, as a share of the activations.
 BUFFERS = ByDevice(cpu=200_000_000, gpu=40_000_000)
 FRAGMENTS = ByDevice(cpu=0.15, gpu=0.05)
-# Share of the free memory that is not used.
-RESERVE = 0.05
 BYTES_OF_A_WEIGHT = 16  # of an adapter, in float32: itself, its gradient, two moments
 GB = 1e9
-
-
-class Memory(NamedTuple):
-    """The memory of a device.
-
-    Attributes:
-        available: bytes that this process may use in all.
-        used: bytes that it uses already.
-    """
-
-    available: int
-    used: int
-
-    @property
-    def usable(self) -> float:
-        """Bytes that a plan may need, with a reserve."""
-        return self.available * (1 - RESERVE)
-
-    @classmethod
-    def of(cls, device: torch.device, available: int | None = None) -> Memory:
-        """What the device has now, or would have with so many bytes available.
-
-        Raises:
-            ConfigError: when the device is not here, and its memory is not given.
-        """
-        if available is not None:
-            used = psutil.Process().memory_info().rss if device.type == "cpu" else 0
-            return cls(available, used)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                "there is no such card here", where="--device cuda", fix="add --memory, as in 24GB"
-            )
-        if device.type != "cpu":
-            return cls(free_on_gpu(device), 0)
-        own = psutil.Process().memory_info().rss
-        return cls(usable_memory(own), own)
 
 
 @dataclass(frozen=True)
@@ -142,9 +104,25 @@ class ModelShape:
         return choose(device, dtype, widths)
 
 
+class Share(NamedTuple):
+    """What one of several devices gets.
+
+    Attributes:
+        device: its name.
+        layers: of the decoder.
+        peak: most bytes in use at a time.
+    """
+
+    device: str
+    layers: int
+    peak: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """The size of micro-batches, and the memory that they need.
+
+    Of several devices, bytes are those of the one that needs most.
 
     Attributes:
         micro_batch_tokens: most tokens of a micro-batch.
@@ -155,6 +133,7 @@ class Plan:
         loss: bytes of a chunk of logits.
         process: bytes of Python and its libraries.
         available: bytes that the process could use in all when the plan was made.
+        shares: what each device gets, where there are several.
     """
 
     micro_batch_tokens: int
@@ -165,6 +144,7 @@ class Plan:
     loss: int
     process: int
     available: int
+    shares: tuple[Share, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -174,9 +154,11 @@ class Plan:
     def describe(self) -> str:
         """The plan, in one line."""
         how = "with" if self.checkpointing else "without"
+        each = [f"{s.peak / GB:.1f} GB on {s.device} ({s.layers} layers)" for s in self.shares]
         return (
             f"micro-batches of up to {self.micro_batch_tokens:,} tokens {how} gradient "
-            f"checkpointing need about {self.peak / GB:.1f} GB ({self.available / GB:.1f} GB free)"
+            f"checkpointing need about {', '.join(each) or f'{self.peak / GB:.1f} GB'} "
+            f"({self.available / GB:.1f} GB free)"
         )
 
 
@@ -195,8 +177,10 @@ def make_plan(case: Case, preferred: int | None = None) -> Plan:
         if plan.peak <= case.memory.usable:
             return plan
     least = min(plans, key=lambda plan: plan.peak)
+    where = "on a device " if least.shares else ""
     raise MemoryPlanError(
-        f"training needs {least.peak / GB:.1f} GB at the least: {least.weights / GB:.1f} GB of "
+        f"training needs {least.peak / GB:.1f} GB {where}at the least: "
+        f"{least.weights / GB:.1f} GB of "
         f"weights, {least.adapter / GB:.1f} GB for the adapter and its optimizer, "
         f"{(least.activations + least.loss) / GB:.1f} GB for a micro-batch of "
         f"{least.micro_batch_tokens} tokens; {least.available / GB:.1f} GB are free, and "
@@ -248,14 +232,44 @@ def longest_that_fits(case: Case) -> int:
 
 def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
     """What micro-batches of `tokens` tokens need, whether it fits or not."""
+    names = case.config.model.device.split(",")
+    linear = _linear_bytes(case) / case.dtype.itemsize
+    layers_of = layers_by_device(case.shape.config, linear, len(names))
+    plans = [
+        _plan_of(
+            *(case, tokens, len(own)),
+            first=k == 0,
+            last=k == len(names) - 1,
+            again=checkpointing,
+        )
+        for k, own in enumerate(layers_of)
+    ]
+    fullest = max(plans, key=lambda plan: plan.peak)
+    if len(names) == 1:
+        return fullest
+    parts = zip(names, layers_of, plans, strict=True)
+    return replace(fullest, shares=tuple(Share(n, len(own), plan.peak) for n, own, plan in parts))
+
+
+def _plan_of(case: Case, tokens: int, depth: int, *, first: bool, last: bool, again: bool) -> Plan:
+    """What `plan_for` finds for a device that holds `depth` of the decoder layers.
+
+    Args:
+        case: the run.
+        tokens: of a micro-batch.
+        depth: how many layers the device holds.
+        first: whether it holds the embedding.
+        last: whether it holds the head, if that is not the embedding.
+        again: whether activations are computed again in the backward pass.
+    """
     config, shape, dtype = case.config, case.shape, case.dtype
     ops, dropout = shape.backend(dtype, case.device), config.lora.lora_dropout > 0
     hidden, inner = shape.config.hidden_size, shape.config.intermediate_size
-    vocabulary, depth = shape.config.vocab_size, shape.config.num_hidden_layers
+    vocabulary, share = shape.config.vocab_size, depth / shape.config.num_hidden_layers
     saved = layers.saved_per_token(ops, shape.config, case.longest, dropout=dropout)
     on_cpu = case.device.type == "cpu"
     one_layer = layers.workspace_per_token(shape.config)
-    if checkpointing:
+    if again:
         # A checkpointed layer saves only its input. But on a processor this lies where the next
         # layer's widest tensor then does not fit, so both are counted. One layer at a time is
         # computed again.
@@ -264,6 +278,7 @@ def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
     else:
         kept = depth * saved
     per_token = (kept + one_layer) * dtype.itemsize
+    has_head = first if shape.config.tie_word_embeddings else last
     if shape.packed and config.train.engine == "fast":
         loss_bytes = loss.workspace_bytes(ops, vocabulary, dtype, case.device, tokens)
         if not on_cpu:  # a GPU's allocator takes for a layer what the loss has freed
@@ -273,27 +288,38 @@ def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
         wide = torch.promote_types(dtype, torch.float32).itemsize
         per_token += depth * (6 * hidden + inner) * wide * (1 + dropout)
         loss_bytes = tokens * vocabulary * (2 * dtype.itemsize + 2 * wide)
+    weights = _linear_bytes(case) * share
+    if in_4_bits(case):  # one weight matrix at a time is dequantized
+        weights += 2 * hidden * inner * dtype.itemsize
+    own_head = 0 if shape.config.tie_word_embeddings else shape.head
+    rest = shape.parameters - shape.linear - own_head
+    if case.shards > 1:  # two layers are whole, one of them gathered ahead, or embedding or head
+        ends = rest if own_head else 0  # a tied embedding is not shared
+        whole = max(2 * shape.linear // shape.config.num_hidden_layers, ends) + rest - ends
+        weights = ((shape.linear + own_head + ends) / case.shards + whole) * dtype.itemsize
+    else:
+        weights += (rest * first + own_head * last) * dtype.itemsize
     return Plan(
         micro_batch_tokens=tokens,
-        checkpointing=checkpointing,
-        weights=_weight_bytes(config, shape, dtype),
-        adapter=shape.adapter * BYTES_OF_A_WEIGHT,
+        checkpointing=again,
+        weights=int(weights),
+        adapter=int(shape.adapter * share) * BYTES_OF_A_WEIGHT,
         activations=int(per_token * tokens * (1 + FRAGMENTS.on(case.device))),
-        loss=loss_bytes,
+        loss=loss_bytes * has_head,
         process=case.memory.used + int(BUFFERS.on(case.device) * isinstance(ops, Torch)),
         available=case.memory.available,
     )
 
 
-def _weight_bytes(config: Config, shape: ModelShape, dtype: torch.dtype) -> int:
-    stored = getattr(shape.config, "quantization_config", None) or {}
-    if config.model.quantization == "none" and not stored.get("load_in_4bit"):
-        return shape.parameters * dtype.itemsize
-    rest = shape.parameters - shape.linear
-    # 4 bits per weight and, with double quantization, 0.127 for the scales (arXiv:2305.14314). One
-    # weight matrix at a time is dequantized.
-    widest: int = shape.config.hidden_size * shape.config.intermediate_size
-    return int(shape.linear * 4.127 / 8) + (rest + 2 * widest) * dtype.itemsize
+def in_4_bits(case: Case) -> bool:
+    """Whether the base's linear layers are held in 4 bits."""
+    stored = getattr(case.shape.config, "quantization_config", None) or {}
+    return case.config.model.quantization != "none" or bool(stored.get("load_in_4bit"))
+
+
+def _linear_bytes(case: Case) -> float:
+    """Bytes of the linear layers below the head."""
+    return case.shape.linear * (BYTES_IN_4_BITS if in_4_bits(case) else case.dtype.itemsize)
 
 
 def _sizes(most: int, longest: int) -> list[int]:

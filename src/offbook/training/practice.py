@@ -66,6 +66,6 @@ class Amount:
     def describe(self) -> str:
         """The amount in a line."""
         return (
-            f"{self.updates:,}, over {self.supervised:,} supervised tokens; a voice takes the "
-            f"included model {STEPS_FOR_A_VOICE}"
+            f"{self.updates:,}, over {self.supervised:,} supervised tokens; the included model "
+            f"needs {STEPS_FOR_A_VOICE} for a voice"
         )

@@ -118,8 +118,9 @@ def _moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 def _told(inputs: RunInputs) -> dict[str, Any]:
     """What other processes need to read the same rows and to load the same base."""
     day = inputs.template.date
+    config = inputs.config.with_value("train.shard_base", inputs.sharded)
     return {
-        "config": inputs.config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
         "commits": inputs.commits,
         "date": day and day.isoformat(),
         "micro_batch_tokens": inputs.plan.micro_batch_tokens,

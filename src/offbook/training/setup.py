@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 
 from offbook.config import Config
@@ -28,7 +29,7 @@ from offbook.models.base import (
 )
 from offbook.models.load import (
     checkpoint_layers,
-    choose_device,
+    choose_devices,
     choose_precision,
     load_base,
     require_quantization,
@@ -61,8 +62,8 @@ from offbook.tokens.vocabulary import check_vocabulary
 from offbook.training.advice import Case, describe
 from offbook.training.ancestor import Start, find_start
 from offbook.training.data import Data, read_data
+from offbook.training.memory import Memory
 from offbook.training.plan import (
-    Memory,
     ModelShape,
     Plan,
     least_memory,
@@ -77,6 +78,7 @@ from offbook.training.schedule import (
     fitting_rate,
     mixed_rows,
 )
+from offbook.training.shards import resolve_shards
 from offbook.training.shared import SharedBase
 
 FLOAT32 = 4  # bytes of a trained parameter
@@ -96,9 +98,10 @@ class RunInputs:
         shape: the base's sizes.
         plan: how steps are divided into micro-batches to fit the machine.
         dtype: of the base.
-        device: that computes.
+        devices: that compute, one after the other.
         commits: of what came from the hub, by setting; `commits.get("model.base")` is the base's.
         start: the adapter that the run goes on from; None for a new one.
+        sharded: whether the processes share the base.
     """
 
     config: Config
@@ -111,9 +114,15 @@ class RunInputs:
     shape: ModelShape
     plan: Plan
     dtype: torch.dtype
-    device: torch.device
+    devices: tuple[torch.device, ...]
     commits: dict[str, str]
     start: Start | None
+    sharded: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """The first of those that compute: inputs are there."""
+        return self.devices[0]
 
     @property
     def schedule(self) -> Schedule:
@@ -169,13 +178,14 @@ def gather(
             micro-batches where they still fit.
         resumed: a run whose base this has to be.
         device: to plan for; by default, the one that will compute.
-        available: bytes of its memory to plan for; by default, what it has now.
+        available: bytes of memory of each device to plan for; by default, what it has now.
         shared: has the base, or will have it.
     """
     monitor.busy("reading the base")
     limit_threads()
     start = start or Receipt()
-    device = device or choose_device(config.model.device)
+    devices = (device,) if device else choose_devices(config.model.device)
+    device = devices[0]
     if config.train.deterministic:
         prepare_deterministic(device)
     require_quantization(config.model.quantization)
@@ -213,10 +223,14 @@ def gather(
     for note in (*shape.notes, *notes_for_readers(config.lora)):
         monitor.announce(note)
     dtype = choose_precision(config.model.precision, device)
-    memory = shared.memory(device, base, shape) if shared else Memory.of(device, available)
+    if shared:
+        memory = shared.memory(devices, base, shape)
+    else:
+        memory = Memory.of(device, available) if available else Memory.of_each(devices)
     rows = shared.rows_of_a_step if shared else None
     case = Case(config, shape, data.longest, dtype, device, memory, rows=rows)
-    case = _resolve_precision(case, monitor)
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    case = resolve_shards(_resolve_precision(case, monitor), processes, monitor)
     case, data = _resolve_max_length(case, data, template, limit, monitor, start.commits)
     lengths = np.concatenate([part.lengths for part in data.parts])
     if beyond := beyond_context(setting, context, lengths):
@@ -234,9 +248,10 @@ def gather(
         shape=shape,
         plan=plan,
         dtype=case.dtype,
-        device=device,
+        devices=devices,
         commits=commits_of(case.config, {BASE: base, **data.places}),
         start=beginning,
+        sharded=case.shards > 1,
     )
 
 
@@ -250,8 +265,8 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
     config, device = inputs.config, inputs.device
     prepare_allocator(device)
     monitor.busy("loading the base")
-    load_this = shared.load if shared else load_base
-    base = load_this(inputs.base, inputs.dtype, device, config.model.quantization)
+    what = inputs.base, inputs.dtype, device, config.model.quantization, inputs.devices[1:]
+    base = shared.load(*what) if shared else load_base(*what, sharded=inputs.sharded)
     name, revision = published_name(config.model.base, inputs.base)
     model = attach_adapter(base, config.lora, config.train.seed, name, revision)
     if inputs.start:
@@ -267,10 +282,12 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
     if inputs.plan.checkpointing:
         checkpoint_layers(model)
     monitor.announce(
-        f"{config.model.base} in {config.model.precision} on {device}, "
+        f"{config.model.base} in {config.model.precision} on "
+        f"{', '.join(map(str, inputs.devices))}, "
         f"{inputs.shape.adapter:,} parameters to train; "
         f"{len(inputs.training):,} examples to learn, {len(inputs.validation):,} held out"
         + (f", {len(inputs.mixed):,} general ones to mix in" if inputs.mixed else "")
+        + ("; the processes share the base" if inputs.sharded else "")
     )
     return LoadedRun(inputs, model, engine)
 
@@ -281,6 +298,7 @@ def make_receipt(inputs: RunInputs, run: Path, processes: int = 1) -> Receipt:
     gpu = device.type if device.type != "cpu" else None
     if device.type in ("cuda", "xpu"):
         gpu = torch.get_device_module(device).get_device_name(device)
+    count = f"{len(inputs.devices)} x " if len(inputs.devices) > 1 else ""
     return Receipt(
         base=hash_base(inputs.base),
         chat_template=hash_text(str(inputs.template.tokenizer.chat_template)),
@@ -293,7 +311,7 @@ def make_receipt(inputs: RunInputs, run: Path, processes: int = 1) -> Receipt:
         ),
         versions=installed_versions(),
         device=Device(
-            name=gpu or platform.machine(),
+            name=count + (gpu or platform.machine()),
             threads=torch.get_num_threads(),
             fused_kernels=library().code is not None,
             processes=processes,

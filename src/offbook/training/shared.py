@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from offbook.config import Config, LoraSettings
 from offbook.errors import ConfigError
 from offbook.models.load import load_base, with_same_weights
-from offbook.training.plan import BYTES_OF_A_WEIGHT, Memory, ModelShape
+from offbook.training.memory import Memory
+from offbook.training.plan import BYTES_OF_A_WEIGHT, ModelShape
 
 
 class SharedBase:
@@ -27,7 +28,9 @@ class SharedBase:
         self.together = together
         self._memory: Memory | None = None
         self._adapters: dict[LoraSettings, int] = {}
-        self._kind: tuple[Path, torch.dtype, torch.device, str] | None = None
+        self._kind: tuple[Path, torch.dtype, torch.device, str, Sequence[torch.device]] | None = (
+            None
+        )
         self._base: PreTrainedModel | None = None
 
     @property
@@ -40,16 +43,16 @@ class SharedBase:
         """Examples of a step of all runs that are trained together; None where none are."""
         return sum(config.train.batch_size for config in self.together) or None
 
-    def memory(self, device: torch.device, base: Path, shape: ModelShape) -> Memory:
-        """The memory of the device without the base, for the plan of a run, which counts it.
+    def memory(self, devices: Sequence[torch.device], base: Path, shape: ModelShape) -> Memory:
+        """The memory of each device without the base, for the plan of a run, which counts it.
 
         Args:
-            device: that computes.
+            devices: that compute.
             base: the folder of the base.
             shape: of the run, whose plan counts its own adapter, too.
         """
         if self._memory is None:
-            self._memory = Memory.of(device)
+            self._memory = Memory.of_each(devices)
         loras = [config.lora for config in self.together]
         for lora in loras:
             if lora not in self._adapters:
@@ -59,14 +62,19 @@ class SharedBase:
         return Memory(available, used + others * BYTES_OF_A_WEIGHT)
 
     def load(
-        self, folder: Path, dtype: torch.dtype, device: torch.device, quantization: str
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantization: str,
+        others: Sequence[torch.device],
     ) -> PreTrainedModel:
         """A base without an adapter; see `load_base`.
 
         Raises:
             ConfigError: when runs that are trained together need another than the one before.
         """
-        kind = (folder, dtype, device, quantization)
+        kind = (folder, dtype, device, quantization, others)
         if self._base is None or kind != self._kind:
             if self._base is not None and self.together:
                 raise ConfigError(

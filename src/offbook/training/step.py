@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from offbook.config import TrainSettings
 from offbook.engine.batching import Step
-from offbook.engine.check import check_or_fall_back
+from offbook.engine.check import check_gradients, check_or_fall_back
 from offbook.engine.engine import LOSS_SCALE, Losses, row_losses
 from offbook.engine.memory import is_out_of_memory, release_cached
 from offbook.errors import MemoryPlanError, NonFiniteError
@@ -31,10 +31,11 @@ from offbook.runs.directory import RunDirectory
 from offbook.tokens.examples import IGNORED, Example
 from offbook.training.advice import Case, advise
 from offbook.training.curve import describe_rate
-from offbook.training.distributed import ALONE, Processes
+from offbook.training.distributed import ALONE, Processes, exchanging
 from offbook.training.interrupt import Stopped
 from offbook.training.log import Log
-from offbook.training.plan import Memory, least_memory
+from offbook.training.memory import Memory
+from offbook.training.plan import least_memory
 from offbook.training.schedule import fitting_rate, warmup_steps
 from offbook.training.setup import LoadedRun
 
@@ -139,8 +140,14 @@ class Stepper:
         Raises:
             EngineError: when they differ by more than rounding.
         """
-        engine, device = self.loaded.engine, self.loaded.inputs.device
-        self.processes.each(lambda: check_or_fall_back(engine, examples, device, self.announce))
+        engine, inputs = self.loaded.engine, self.loaded.inputs
+        if inputs.sharded:  # all compute the same here, and none may go another way
+            with exchanging():
+                check_gradients(engine, examples, inputs.device)
+            return
+        self.processes.each(
+            lambda: check_or_fall_back(engine, examples, inputs.device, self.announce)
+        )
 
     def gradients(self, examples: Sequence[Example]) -> Generator[Wanted, None, Computed]:
         """As `forward_backward`; of runs that are trained together, after a pause."""
@@ -162,7 +169,7 @@ class Stepper:
         def accumulate(step: Step) -> float | None:
             losses.clear()  # of an attempt before this one
             scale = LOSS_SCALE / 2**self.progress.halvings
-            return engine.accumulate(step, self.seed, self.should_stop, losses, scale)
+            return engine.accumulate(step, self.seed, self._should_stop, losses, scale)
 
         def compute() -> list[float]:
             loss = self._within_memory(examples, accumulate)
@@ -172,9 +179,10 @@ class Stepper:
         supervised = [int((e.labels[1:] != IGNORED).sum()) for e in examples]
         # Without a supervised token there are no gradients, and the optimizer must see none.
         weights = self._weights() if any(supervised) else []
-        loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute)
+        sharded = self.loaded.inputs.sharded
+        loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute, sharded)
         while self._halve_loss_scale(loss):
-            loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute)
+            loss, *by_row = self.processes.add_up(weights, 1 + len(examples), compute, sharded)
         found = {row: by_row[row] for row, n in enumerate(supervised) if n}
         return Computed(loss, sum(supervised), found, time.perf_counter() - started)
 
@@ -189,12 +197,12 @@ class Stepper:
         engine = self.loaded.engine
 
         def mean_loss(step: Step) -> float | None:
-            return engine.mean_loss(step, self.should_stop)
+            return engine.mean_loss(step, self._should_stop)
 
         def compute() -> list[float]:
             return [self._within_memory(examples, mean_loss)]
 
-        (loss,) = self.processes.add_up([], 1, compute)
+        (loss,) = self.processes.add_up([], 1, compute, self.loaded.inputs.sharded)
         if not math.isfinite(loss):
             require_finite_weights(self.loaded.model, self.loaded.inputs.config.model.base)
             raise _not_finite(f"the validation loss after step {self.progress.step} is {loss:g}")
@@ -324,10 +332,14 @@ class Stepper:
         Raises:
             Stopped: when it returns None.
         """
-        engine, device = self.loaded.engine, self.loaded.inputs.device
+        engine, inputs = self.loaded.engine, self.loaded.inputs
+        device, sharded = inputs.device, inputs.sharded
         mine = self.processes.share([len(example) for example in examples])
         while True:
-            step = engine.make_step(examples, self.progress.micro_batch_tokens, device, mine)
+            tokens = self.progress.micro_batch_tokens
+            step = engine.make_step(examples, tokens, device, mine, sharded)
+            if sharded:
+                step = self._as_others(step)
             try:
                 with deterministic(self.settings.deterministic):
                     loss = compute(step)
@@ -341,6 +353,22 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
             release_cached(device)
             self._halve_micro_batches(step)
+
+    @property
+    def _should_stop(self) -> Callable[[], bool]:
+        """Asked before a micro-batch; of a base that is shared, `_as_others` asks before a step."""
+        return (lambda: False) if self.loaded.inputs.sharded else self.should_stop
+
+    def _as_others(self, step: Step) -> Step:
+        """A step with as many micro-batches as that of the process with most.
+
+        Raises:
+            Stopped: in all processes, when one is asked to stop.
+        """
+        told = self.processes.gather([len(step.micro_batches), bool(self.should_stop())])
+        if any(stop for _, stop in told):
+            raise Stopped
+        return step.filled(max(count for count, _ in told))
 
     def _halve_loss_scale(self, loss: float) -> bool:
         """Whether the step is to be taken again, since its gradients did not fit in float16."""
@@ -360,9 +388,11 @@ class Stepper:
 
     def _halve_micro_batches(self, failed: Step) -> None:
         longest = max(len(batch.input_ids) for batch in failed.micro_batches) + len(failed.prefix)
-        if all(len(batch.lengths) == 1 for batch in failed.micro_batches):
+        single = all(len(batch.lengths) == 1 for batch in failed.micro_batches)
+        if single or self.loaded.inputs.sharded:
+            what = "a single row" if single else "a micro-batch"
             raise MemoryPlanError(
-                f"memory is not enough for a single row of {longest} tokens; "
+                f"memory is not enough for {what} of {longest} tokens; "
                 f"planned: {self.loaded.inputs.plan.describe()}",
                 fix="close other programs and continue with --resume; or start again with "
                 f"--overwrite and {self._advice(longest)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ from offbook.config import LoraSettings
 from offbook.engine import ops
 from offbook.engine.dropout import Masks
 from offbook.engine.engine import Engine
+from offbook.engine.layers import saved_per_token
 from offbook.engine.ops import cuda, cuda_attention
 from offbook.engine.ops.cuda import Cuda
+from offbook.engine.ops.torch import Torch
 from offbook.models.load import checkpoint_layers
 from support.engines import CPU, FAMILIES, SIZES, make_model, some_examples
 from support.flash import Flash
@@ -108,6 +111,38 @@ def test_launches_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         found.append(sum(launches.values()))
     # On a processor each norm is a dozen operations; on a GPU it is one in each pass.
     assert (found[1] - found[0]) / 2 <= 115
+
+
+@pytest.mark.parametrize("backend", [Cuda, Torch])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_a_layer_keeps_is_as_planned(
+    backend: type[Torch], dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the proportions of a 7B base."""
+    monkeypatch.setattr(ops, "BACKENDS", (backend(),))
+    widths = {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 2}
+    kept = []
+    for depth in (2, 4):
+        config = LlamaConfig(**SIZES | widths | {"num_hidden_layers": depth})
+        lora = LoraSettings(r=4, lora_dropout=dropout)
+        engine = Engine(make_model(config, torch.float32, lora))
+        step = engine.make_step(some_examples(), ANY, CPU)
+        (batch,) = step.micro_batches
+        saved: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+            if not isinstance(tensor, torch.nn.Parameter):
+                storage = tensor.untyped_storage()
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = engine.loss(batch, None, Masks.draw([0], len(engine.dropouts), CPU))
+        kept.append(sum(saved.values()))
+        del loss
+    tokens = 16 * math.ceil(len(batch.input_ids) / 16)
+    planned = saved_per_token(backend(), config, max(batch.lengths), dropout=dropout > 0)
+    assert (kept[1] - kept[0]) / 2 == pytest.approx(planned * 4 * tokens, rel=0.15)
 
 
 @contextmanager

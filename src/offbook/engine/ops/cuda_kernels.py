@@ -9,7 +9,10 @@ With `TRITON_INTERPRET=1` in the environment they run on a processor, for tests.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 import triton
@@ -22,6 +25,8 @@ ROWS, COLUMNS = 32, 128
 A_ROWS, A_COLUMNS = 64, 32  # of the gradient of A
 FLAT = 1024
 LOGITS = 4096
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @triton.jit
@@ -209,6 +214,19 @@ class Dropout:
         return self.scale, self.masks.seeds_on_device, numbers, self.first
 
 
+def _on_its_device(launch: Callable[P, T]) -> Callable[P, T]:
+    """Launch kernels on the device of the first tensor; Triton itself takes the current one."""
+
+    @wraps(launch)
+    def launched(*args: P.args, **kwargs: P.kwargs) -> T:
+        assert isinstance(args[0], torch.Tensor)
+        with torch.cuda.device_of(args[0]):
+            return launch(*args, **kwargs)
+
+    return launched
+
+
+@_on_its_device
 def down(x_TI: torch.Tensor, a_NRI: torch.Tensor, dropout: Dropout) -> torch.Tensor:
     """`scale drop(x) A'` for N matrices in float32, each with masks of its own: [N, T, R]."""
     (rows, width), (n, rank, _) = x_TI.shape, a_NRI.shape
@@ -221,6 +239,7 @@ def down(x_TI: torch.Tensor, a_NRI: torch.Tensor, dropout: Dropout) -> torch.Ten
     return h_NTR
 
 
+@_on_its_device
 def gradient_of_a(x_TI: torch.Tensor, dh_NTR: torch.Tensor, dropout: Dropout) -> torch.Tensor:
     """`scale dh' drop(x)` for N matrices: float32 [N, R, I]; the masks are those of `down`."""
     (rows, width), (n, _, rank) = x_TI.shape, dh_NTR.shape
@@ -233,6 +252,7 @@ def gradient_of_a(x_TI: torch.Tensor, dh_NTR: torch.Tensor, dropout: Dropout) ->
     return da_NRI
 
 
+@_on_its_device
 def add_gradient_of_x(
     dx_TI: torch.Tensor, dh_NTR: torch.Tensor, a_NRI: torch.Tensor, dropout: Dropout
 ) -> None:
@@ -245,6 +265,7 @@ def add_gradient_of_x(
     )  # fmt: skip
 
 
+@_on_its_device
 def rotate(
     x_THC: torch.Tensor, cos_TC: torch.Tensor, sin_TC: torch.Tensor, sign: int
 ) -> torch.Tensor:
@@ -260,6 +281,7 @@ def rotate(
     return y_THC
 
 
+@_on_its_device
 def gate(x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     """`silu(gates) x`; both are contiguous."""
     y = torch.empty_like(x)
@@ -267,6 +289,7 @@ def gate(x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     return y
 
 
+@_on_its_device
 def gate_backward(
     dy: torch.Tensor, x: torch.Tensor, gates: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,6 +299,7 @@ def gate_backward(
     return dx, dgates
 
 
+@_on_its_device
 def cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """The loss of each row, float32 [N]; the logits become their gradient."""
     loss_N = torch.empty(len(logits_NV), dtype=torch.float32, device=logits_NV.device)

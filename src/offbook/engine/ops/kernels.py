@@ -18,6 +18,7 @@ from offbook.engine.dropout import Masks, drop_probability
 from offbook.engine.ops.library import Attention, Heads, Linear, LoraBackward, Term, library
 from offbook.engine.ops.threads import threads
 from offbook.engine.projection import Projection
+from offbook.errors import EngineError
 
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
@@ -68,7 +69,16 @@ def _call(name: str, dtype: torch.dtype, *arguments: Any) -> Any:
 
 
 def _address(x: torch.Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+    """Where the numbers of a tensor are.
+
+    Raises:
+        EngineError: when that is nowhere, as of a weight that several processes share.
+    """
+    if x is None:
+        return None
+    if type(x) not in (torch.Tensor, torch.nn.Parameter):
+        raise EngineError(f"a kernel cannot read a {type(x).__name__}")
+    return x.data_ptr()
 
 
 def _workspace(size: int) -> torch.Tensor:
@@ -150,10 +160,10 @@ def multiply(products: Sequence[Product], bias_O: torch.Tensor | None = None) ->
     for term, (x, weight, h, b, dropout, rows) in zip(terms, products, strict=True):
         assert x.dtype == weight.dtype == first.dtype
         assert weight.is_contiguous() or weight.t().is_contiguous()
-        term.x, term.weight, term.inner = x.data_ptr(), weight.data_ptr(), x.shape[1]
+        term.x, term.weight, term.inner = _address(x), _address(weight), x.shape[1]
         term.transposed = weight.is_contiguous()
         if h is not None and b is not None:
-            term.h, term.b, term.rank = h.data_ptr(), b.data_ptr(), len(b)
+            term.h, term.b, term.rank = _address(h), _address(b), len(b)
             term.first, term.last, _ = (rows or slice(None)).indices(len(first))
             term.seed, term.threshold, term.numbers = dropout.arguments(term.last - term.first)
             assert len(h) == term.last - term.first
