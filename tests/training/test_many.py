@@ -6,19 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from offbook.config import Config, LoraSettings
+from offbook.config import Config
+from offbook.engine.together import Share, accumulate_together
 from offbook.errors import ConfigError, DataError, NonFiniteError
 from offbook.models import load
 from offbook.models.base import ADAPTER_WEIGHTS as WEIGHTS
 from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
-from offbook.training import shared
+from offbook.training import packing, shared
 from offbook.training.loop import train
 from offbook.training.many import Ending, named, train_many
 from offbook.training.plan import ModelShape
@@ -106,6 +108,25 @@ def test_each_is_what_training_it_alone_gives(
         "gull": 4,
     }
     assert all(result and result.finished for result in results.values())
+    require_equal(configs, alone)
+
+
+def test_steps_are_computed_together_where_memory_is_enough(
+    configs: dict[str, Config], alone: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[list[int]] = []
+
+    def noted(given: Sequence[Share], should_stop: Callable[[], bool]) -> object:
+        passes.append([share.step.tokens for share in given])
+        if len(passes) == 2:
+            raise MemoryError
+        return accumulate_together(given, should_stop)
+
+    monkeypatch.setattr(packing, "accumulate_together", noted)
+    train_many(configs)
+    assert [len(tokens) for tokens in passes[:2]] == [3, 3]
+    assert 1 < len(passes) - 2 <= 4, "until one is left"
+    assert all(sum(tokens) < sum(passes[1]) for tokens in passes[2:])
     require_equal(configs, alone)
 
 
@@ -262,8 +283,8 @@ def test_a_run_on_another_base_is_resumed_alone_as_advised(configs: dict[str, Co
 
 
 def test_a_plan_counts_the_adapters_of_the_others(tiny_base: Path) -> None:
-    settings = [LoraSettings(r=8), LoraSettings(r=16)]
-    shapes = [ModelShape.of(tiny_base, lora) for lora in settings]
+    settings = [Config.load(None, [f"lora.r={rank}"]) for rank in (8, 16)]
+    shapes = [ModelShape.of(tiny_base, config.lora) for config in settings]
     together = SharedBase(settings)
     small, large = (together.memory((torch.device("cpu"),), tiny_base, s).used for s in shapes)
     assert small - large == 16 * (shapes[1].adapter - shapes[0].adapter)

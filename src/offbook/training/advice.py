@@ -32,6 +32,7 @@ class Case:
         device: that computes.
         memory: of the device.
         whole: whether its rows have to stay as long as they are.
+        rows: of a step, with those of the runs that are trained together; by default, its own.
         shards: processes that share the base; 1 where each has the whole.
     """
 
@@ -42,6 +43,7 @@ class Case:
     device: torch.device
     memory: Memory
     whole: bool = False
+    rows: int | None = None
     shards: int = 1
 
     def changed(self, setting: str) -> Case:

@@ -70,7 +70,7 @@ def train_many(
         KeyboardInterrupt: after Ctrl-C, when all are saved.
     """
     precision = _common_precision(configs)
-    shared = SharedBase([config.lora for config in configs.values()])
+    shared = SharedBase(list(configs.values()))
     monitors = monitors or dict.fromkeys(configs, Monitor())
     endings = {name: Ending() for name in configs}
     going: dict[str, Steps] = {}

@@ -11,7 +11,7 @@ from offbook.engine.batching import Step
 from offbook.engine.engine import row_losses
 from offbook.engine.memory import is_out_of_memory, release_cached
 from offbook.engine.together import Share, accumulate_together, can_share
-from offbook.training.step import Computed, Wanted, deterministic
+from offbook.training.step import Computed, Stepper, Wanted, deterministic
 
 Pass = list[tuple[Wanted, Step]]
 
@@ -38,7 +38,7 @@ def _passes(wanted: Sequence[Wanted]) -> list[Pass]:
         for found in passes:
             first = found[0][0].stepper
             alike = first.loaded.inputs.plan.checkpointing == inputs.plan.checkpointing
-            room = min(w.stepper.progress.micro_batch_tokens for w, _ in [*found, (one, step)])
+            room = _room([stepper, *(w.stepper for w, _ in found)])
             if alike and sum(s.tokens for _, s in found) + step.tokens <= room:
                 found.append((one, step))
                 break
@@ -47,23 +47,33 @@ def _passes(wanted: Sequence[Wanted]) -> list[Pass]:
     return passes
 
 
+def _room(steppers: Sequence[Stepper]) -> int:
+    """Most tokens of a pass: those of the run with the longest rows, whose tokens cost most."""
+
+    def longest(stepper: Stepper) -> tuple[int, int]:
+        length = stepper.loaded.inputs.config.data.max_length
+        assert length != "auto"
+        return length, -stepper.progress.micro_batch_tokens
+
+    return max(steppers, key=longest).progress.micro_batch_tokens
+
+
 def _compute(one: Pass) -> None:
     """Compute the gradients of a pass; nothing is found where it was stopped, or memory ran out."""
     started = time.perf_counter()
     steppers = [wanted.stepper for wanted, _ in one]
     shares = [Share(w.stepper.loaded.engine, step, w.stepper.seed) for w, step in one]
+    results, failed = None, False
     try:
         with deterministic(any(s.settings.deterministic for s in steppers)):
             results = accumulate_together(shares, steppers[0].should_stop)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        results = None
+        failed = True
+    if failed:  # outside the except block, where the error still holds the tensors
+        _make_room(one)
     if results is None:
-        # Outside the except block, where the error still holds the tensors of what failed.
-        for stepper in steppers:
-            stepper.optimizer.zero_grad(set_to_none=True)
-        release_cached(steppers[0].loaded.inputs.device)
         return
     seconds = time.perf_counter() - started
     tokens = sum(step.tokens for _, step in one)
@@ -71,3 +81,13 @@ def _compute(one: Pass) -> None:
         wanted.found = Computed(
             loss, step.supervised, row_losses(losses), seconds * step.tokens / tokens
         )
+
+
+def _make_room(failed: Pass) -> None:
+    """Have smaller passes from now on; the runs' own steps stay whole."""
+    half = sum(step.tokens for _, step in failed) // 2
+    for wanted, step in failed:
+        wanted.stepper.optimizer.zero_grad(set_to_none=True)
+        progress = wanted.stepper.progress
+        progress.micro_batch_tokens = min(progress.micro_batch_tokens, max(half, step.tokens))
+    release_cached(failed[0][0].stepper.loaded.inputs.device)

@@ -198,7 +198,7 @@ def _plans(case: Case, preferred: int | None = None) -> list[Plan]:
     """All plans, the one with the fastest steps first; see `make_plan`."""
     setting = case.config.train.gradient_checkpointing
     choices = (False, True) if setting == "auto" else (setting,)
-    whole_step = case.longest * case.config.train.batch_size
+    whole_step = case.longest * (case.rows or case.config.train.batch_size)
     sizes = _sizes(min(int(MOST_TOKENS.on(case.device)), whole_step), case.longest)
 
     def time_per_token(plan: Plan) -> float:

@@ -227,7 +227,8 @@ def gather(
         memory = shared.memory(devices, base, shape)
     else:
         memory = Memory.of(device, available) if available else Memory.of_each(devices)
-    case = Case(config, shape, data.longest, dtype, device, memory)
+    rows = shared.rows_of_a_step if shared else None
+    case = Case(config, shape, data.longest, dtype, device, memory, rows=rows)
     processes = dist.get_world_size() if dist.is_initialized() else 1
     case = resolve_shards(_resolve_precision(case, monitor), processes, monitor)
     case, data = _resolve_max_length(case, data, template, limit, monitor, start.commits)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from offbook.config import LoraSettings
+from offbook.config import Config, LoraSettings
 from offbook.errors import ConfigError
 from offbook.models.load import load_base, with_same_weights
 from offbook.training.memory import Memory
@@ -21,10 +21,10 @@ class SharedBase:
     Runs do not see each other: each gets layers of its own, and the weights are frozen.
 
     Args:
-        together: of each run, where all are in memory at the same time; then all need one base.
+        together: of all runs, where they are trained at the same time; then all need one base.
     """
 
-    def __init__(self, together: Sequence[LoraSettings] = ()) -> None:
+    def __init__(self, together: Sequence[Config] = ()) -> None:
         self.together = together
         self._memory: Memory | None = None
         self._adapters: dict[LoraSettings, int] = {}
@@ -38,6 +38,11 @@ class SharedBase:
         """The number format of the base, as `model.precision` has it; None until it is loaded."""
         return self._kind and str(self._kind[1]).removeprefix("torch.")
 
+    @property
+    def rows_of_a_step(self) -> int | None:
+        """Examples of a step of all runs that are trained together; None where none are."""
+        return sum(config.train.batch_size for config in self.together) or None
+
     def memory(self, devices: Sequence[torch.device], base: Path, shape: ModelShape) -> Memory:
         """The memory of each device without the base, for the plan of a run, which counts it.
 
@@ -48,11 +53,11 @@ class SharedBase:
         """
         if self._memory is None:
             self._memory = Memory.of_each(devices)
-        for lora in self.together:
+        loras = [config.lora for config in self.together]
+        for lora in loras:
             if lora not in self._adapters:
                 self._adapters[lora] = ModelShape.of(base, lora).adapter
-        others = sum(self._adapters[lora] for lora in self.together)
-        others -= shape.adapter * bool(self.together)
+        others = sum(self._adapters[lora] for lora in loras) - shape.adapter * bool(loras)
         available, used = self._memory
         return Memory(available, used + others * BYTES_OF_A_WEIGHT)
 
