@@ -89,6 +89,9 @@ def begin(
 
     processes.first(check)
     loaded = processes.each(lambda: load(inputs, monitor, shared))
+    cards = torch.cuda.device_count() if inputs.device.type == "cuda" else 0
+    if processes.size == 1 and cards > len(inputs.devices):
+        monitor.announce(f"there are {cards} GPUs; with --nproc {cards}, all of them train")
     optimizer = make_optimizer(loaded)
 
     def restore() -> dict[str, Any]:
