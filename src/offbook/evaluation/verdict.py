@@ -167,14 +167,14 @@ def _cannot_tell(facts: Facts) -> Finding:
         return Finding(
             "cannot tell",
             f"{n} held-out prompts are too few",
-            "hold out more: raise data.validation, or give `offbook eval --data` other rows",
+            "hold out more: raise data.validation, or give `offbook eval` other rows with `--data`",
         )
     because = f"on held-out rows the loss changed by {_figure(loss.change)} nats per token"
     if -loss.change.high > needed:
         because += ", but it is not certain that the replies sound like the role"
     else:
         because += f"; a fall of {needed:.2f}, which would be learning the lines, is not certain"
-    advice = "name more rows with `offbook eval --data`, or train longer"
+    advice = "name more rows with `--data`, or train longer"
     return Finding("cannot tell", because, advice)
 
 
