@@ -35,7 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
         "tokens": [60, 25, 40, 30],
     },
 }
-NAMES = {2: list(CASES), 3: list(CASES), 4: list(CASES)}
+# Of four, each has a single row of a step: where memory is not enough for it, the run ends.
+NAMES = {2: list(CASES), 3: list(CASES), 4: [n for n in CASES if n != "out of memory in one"]}
 if not FULL:
     NAMES = {2: list(CASES)[:5], 3: list(CASES)[:3]}
 
