@@ -94,7 +94,7 @@ def test_ctrl_c_saves_once_and_one_process_resumes(settings: Path, tmp_path: Pat
     ("overrides", "code", "said"),
     [
         (("train.learning_rate=1e30", "train.max_steps=20"), 6, "error: "),
-        (("data.train=nothing.json",), 2, "error: "),
+        (("data.train=nothing.json",), 3, "error: "),
     ][: None if FULL else 1],
 )
 def test_exit_codes_are_those_of_one_process(
