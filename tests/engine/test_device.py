@@ -94,7 +94,7 @@ def test_a_tensor_that_stayed_on_the_processor_is_found() -> None:
 
 @pytest.fixture
 def new_parameters() -> Iterator[None]:
-    """`Module.to` moves to the lazy device only by making parameters anew."""
+    """`Module.to` moves to the lazy device only by making new parameters."""
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     yield
     torch.__future__.set_overwrite_module_params_on_conversion(False)

@@ -39,7 +39,7 @@ from offbook.errors import INTERRUPTED, ConfigError, DiskError, OffbookError, sh
 
 # PyTorch's threads wait for each other after each operation: with GNU's OpenMP, by default, turning
 # in a loop for milliseconds. Beside another busy program, they take from each other the core that
-# they wait for: replies took 3.5 times as long, with this many turns 1.6 times.
+# they wait for. What fewer turns bring and cost is in docs/performance.md.
 TURNS = ("GOMP_SPINCOUNT", "2000")
 
 # On a narrow terminal, rich's panels would cut the names of options short.
