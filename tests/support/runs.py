@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from offbook.files.storage import sha256
 from offbook.monitor import Metrics, Monitor
@@ -73,3 +75,13 @@ def hashes(run: Path) -> tuple[str, ...]:
             last / "optimizer.safetensors",
         )
     )
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest difference of a weight of two runs' adapters."""
+
+    def weights(run: Path) -> torch.Tensor:
+        adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+        return torch.cat([adapter[name].flatten() for name in sorted(adapter)])
+
+    return (weights(one) - weights(other)).abs().max().item()

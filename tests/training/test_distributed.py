@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from offbook.monitor import RowLosses, StepMetrics
 from offbook.training.distributed import Processes
-from support.runs import hashes, records_of
+from support.runs import difference, hashes, records_of
 from support.tiny import ROWS
 from support.together import play, train_together
 
@@ -82,12 +80,8 @@ class Runs:
         for place, name in enumerate(names):
             self.ended[name] = [each[place] for each in found if place < len(each)]
 
-    def weights(self, run: str) -> torch.Tensor:
-        adapter = load_file(self.folder / run / "adapter" / "adapter_model.safetensors")
-        return torch.cat([adapter[name].flatten() for name in sorted(adapter)])
-
     def difference(self, run: str, other: str) -> float:
-        return (self.weights(run) - self.weights(other)).abs().max().item()
+        return difference(self.folder / run, self.folder / other)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from offbook.config import Config
 from offbook.engine.ops import kernels
@@ -20,6 +19,7 @@ from offbook.training.loop import train
 from offbook.training.memory import Memory
 from offbook.training.plan import ModelShape, plan_for
 from offbook.training.shards import resolve_shards
+from support.runs import difference
 from support.tiny import ROWS
 from support.together import play, train_together
 
@@ -72,12 +72,8 @@ class Runs:
     def case(self, run: str, settings: list[str], **more: Any) -> dict[str, Any]:
         return {"settings": [*self.given, *settings, f"output_dir={self.folder / run}"], **more}
 
-    def weights(self, run: str) -> torch.Tensor:
-        adapter = load_file(self.folder / run / "adapter" / "adapter_model.safetensors")
-        return torch.cat([adapter[name].flatten() for name in sorted(adapter)])
-
     def difference(self, run: str, other: str) -> float:
-        return (self.weights(run) - self.weights(other)).abs().max().item()
+        return difference(self.folder / run, self.folder / other)
 
 
 @pytest.fixture(scope="module")
