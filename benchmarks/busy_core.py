@@ -26,13 +26,13 @@ from contestants import LORA, STEP
 from machine import DEVICE, add_options, describe_machine, now, set_kernels
 from train_speed import build_rows
 
-from offbook.config import LoraSettings
 from offbook.engine.engine import Engine
 from offbook.engine.memory import prepare_allocator
 from offbook.inference.batch import greedy_replies
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import choose_precision, load_base
+from offbook.settings.sections import LoraSettings
 from offbook.tokens.examples import IGNORED, Example
 from offbook.training.plan import MOST_TOKENS
 

@@ -123,11 +123,11 @@ def steps(job: Job, *, fast: bool) -> Iterator[tuple[float, float]]:
     """The seconds and the loss of every step with offbook's fast path, or its plain one."""
     import numpy as np
 
-    from offbook.config import LoraSettings
     from offbook.engine.engine import Engine
     from offbook.engine.memory import prepare_allocator
     from offbook.models.adapter import attach_adapter
     from offbook.models.load import load_base
+    from offbook.settings.sections import LoraSettings
     from offbook.tokens.examples import Example
     from offbook.training.plan import MOST_TOKENS
 

@@ -17,13 +17,13 @@ import time
 import torch
 from machine import add_options, describe_machine, gemm_speed, peak_memory, set_kernels
 
-from offbook.config import Config
 from offbook.engine.batching import make_step
 from offbook.engine.engine import Engine
 from offbook.engine.memory import prepare_allocator
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import load_base
 from offbook.monitor import Monitor
+from offbook.settings.config import Config
 from offbook.training.advice import Case
 from offbook.training.memory import Memory
 from offbook.training.plan import plan_for

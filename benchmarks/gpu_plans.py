@@ -14,8 +14,8 @@ import torch
 from random_base import SHAPES
 from transformers import AutoConfig
 
-from offbook.config import Config
 from offbook.errors import MemoryPlanError
+from offbook.settings.config import Config
 from offbook.training.advice import Case
 from offbook.training.memory import Memory
 from offbook.training.plan import GB, ModelShape, make_plan

@@ -12,7 +12,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from offbook.config import Config
+from offbook.settings.config import Config
 from offbook.training.loop import train
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -27,9 +27,9 @@ import torch
 from machine import describe_machine
 from safetensors.torch import load_file
 
-from offbook.config import Config
 from offbook.engine.together import Share, accumulate_together
 from offbook.monitor import Monitor
+from offbook.settings.config import Config
 from offbook.training.setup import LoadedRun, gather, load
 from offbook.training.shared import SharedBase
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from offbook.config import Config
 from offbook.engine.engine import Engine
 from offbook.evaluation.general import read_general
 from offbook.evaluation.losses import Meter
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 
 MIX = "data.mix={data: general, share: 0.2}"

@@ -21,13 +21,13 @@ from machine import DEVICE, add_options, describe_machine, gemm_speed, now, set_
 from torch.profiler import ProfilerActivity, profile, record_function
 from train_speed import build_rows, count_flops
 
-from offbook.config import LoraSettings
 from offbook.engine.engine import Engine
 from offbook.engine.memory import prepare_allocator
 from offbook.engine.ops import kernels
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import choose_precision, load_base
+from offbook.settings.sections import LoraSettings
 from offbook.tokens.examples import Example
 from offbook.training.plan import MOST_TOKENS
 

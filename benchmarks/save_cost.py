@@ -20,12 +20,12 @@ from statistics import median
 
 from machine import describe_machine
 
-from offbook.config import Config
 from offbook.files import storage
 from offbook.monitor import Monitor
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.log import Log
 from offbook.training.loop import training_steps
 from offbook.training.resume import make_optimizer

@@ -111,11 +111,11 @@ def recipe(race: Race, checkpointing: bool) -> Outcome:
 
 def offbook(race: Race) -> Outcome:
     """Offbook's steps with what it recommends, until the goal is reached."""
-    from offbook.config import LoraSettings, TrainSettings
     from offbook.engine.engine import Engine
     from offbook.engine.memory import prepare_allocator
     from offbook.models.adapter import attach_adapter
     from offbook.models.load import load_base
+    from offbook.settings.sections import LoraSettings, TrainSettings
     from offbook.training.plan import MOST_TOKENS
     from offbook.training.schedule import fitting_rate, learning_rate_at
 

@@ -27,11 +27,11 @@ import torch
 from machine import describe_machine
 from safetensors.numpy import load_file, save_file
 
-from offbook.config import Config
 from offbook.evaluation.evaluate import evaluate
 from offbook.evaluation.subject import find_subject
 from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.monitor import Monitor
+from offbook.settings.config import Config
 from offbook.tokens.examples import IGNORED, Examples, tokenize
 from offbook.training import data
 from offbook.training.loop import train

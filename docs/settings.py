@@ -1,4 +1,4 @@
-"""Write `settings.md` from the docstrings of `offbook.config`: `python docs/settings.py`."""
+"""Write `settings.md` from the docstrings of the settings: `python docs/settings.py`."""
 
 from pathlib import Path
 

@@ -13,8 +13,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
-from offbook.config import Config
 from offbook.engine.ops import library
+from offbook.settings.config import Config
 from offbook.signals import STOPPING
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer

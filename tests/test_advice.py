@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from offbook.cli.init import init
-from offbook.config import Config, keys
 from offbook.data.conversations import read_conversations
 from offbook.data.formats import SUFFIXES
 from offbook.errors import ConfigError, DataError, OffbookError
 from offbook.monitor import Monitor
-from offbook.setting_names import FOREIGN_KEYS
+from offbook.settings.config import Config, keys
+from offbook.settings.names import FOREIGN_KEYS
 from offbook.training.setup import gather
 from support.shared import ROOT
 from support.sources import advice
@@ -409,7 +409,7 @@ HERE = "tests/test_advice.py::test_"
 BASES = "tests/cli/test_bases.py::test_"
 CHAT = "tests/inference/test_chat.py::test_"
 CHECK = "tests/data/test_advice.py::test_"
-CONFIG = "tests/test_config.py::test_"
+CONFIG = "tests/settings/test_config.py::test_"
 EXPORT = "tests/export/test_advice.py::test_"
 HUB = "tests/files/test_hub.py::test_"
 MODELS = "tests/models/test_advice.py::test_"

@@ -17,13 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, MistralConfig
 
 from offbook import Chat, train
-from offbook.config import Config, LoraSettings
 from offbook.engine.dropout import Masks
 from offbook.engine.engine import Engine
 from offbook.engine.memory import CUBLAS
 from offbook.engine.ops.cuda import Cuda
 from offbook.inference.generate import Sampling
 from offbook.models.load import checkpoint_layers
+from offbook.settings.config import Config
+from offbook.settings.sections import LoraSettings
 from offbook.training.advice import Case
 from offbook.training.memory import Memory
 from offbook.training.plan import ModelShape, plan_for

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from offbook import monitor
-from offbook.config import Config
 from offbook.monitor import EvalMetrics, Heartbeat, LineMonitor, Pace, StepMetrics
+from offbook.settings.config import Config
 from offbook.training.loop import train
 
 

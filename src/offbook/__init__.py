@@ -11,11 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offbook.config import Config
     from offbook.data.conversations import Conversation, Message, read_conversations
     from offbook.errors import OffbookError
     from offbook.inference.chat import Chat
     from offbook.runs.trained import open_run
+    from offbook.settings.config import Config
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
     from offbook.training.loop import train
@@ -28,7 +28,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 _HOMES = {
     "Chat": "offbook.inference.chat",
     "ChatTemplate": "offbook.tokens.template",
-    "Config": "offbook.config",
+    "Config": "offbook.settings.config",
     "Conversation": "offbook.data.conversations",
     "Message": "offbook.data.conversations",
     "OffbookError": "offbook.errors",

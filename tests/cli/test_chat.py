@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
+from offbook.settings.config import Config
 from offbook.training.loop import train
 
 Cli = Callable[..., tuple[int, str, str]]

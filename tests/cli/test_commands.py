@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from offbook.cli import app
-from offbook.config import Config
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.shared import ROOT
 from support.sources import texts

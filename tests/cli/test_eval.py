@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from offbook.config import Config
 from offbook.evaluation.record import Evaluation
 from offbook.evaluation.saved import read_evaluation
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.loop import train
 
 Cli = Callable[..., tuple[int, str, str]]

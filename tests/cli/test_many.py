@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
+from offbook.settings.config import Config
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
+from offbook.settings.config import Config
 from support.evaluations import write_evaluation
 from support.exports import train_run
 from support.families import make_family

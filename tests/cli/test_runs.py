@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from offbook.cli.train import report
-from offbook.config import Config
 from offbook.errors import quoted
+from offbook.settings.config import Config
 from offbook.training.loop import TrainResult, train
 from support.tiny import ROWS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from offbook.cli import settings
-from offbook.config import Config, keys
+from offbook.settings.config import Config, keys
 
 Cli = Callable[..., tuple[int, str, str]]
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"

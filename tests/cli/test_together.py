@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from offbook.cli import app
 from offbook.cli.launch import without_nproc
-from offbook.config import Config
 from offbook.engine.machine import processors, usable_memory
 from offbook.models.base import ADAPTER_WEIGHTS
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.together import ROOT, free_port
 

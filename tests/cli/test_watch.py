@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
+from offbook.settings.config import Config
 
 STEPS = 150
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from offbook.config import Config
 from offbook.data.conversations import ConversationReader, Message, read_conversations
 from offbook.errors import DataError, suggest
+from offbook.settings.config import Config
 
 GOOD = {"instruction": "Who goes there?", "output": "The keeper."}
 SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

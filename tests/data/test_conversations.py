@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import SAMPLES, DataSettings
 from offbook.data.conversations import Conversation, ConversationReader, Message, read_conversations
 from offbook.errors import DataError
+from offbook.settings.sections import SAMPLES, DataSettings
 from support.shared import HUANHUAN
 
 GOOD = {"instruction": "Who goes there?", "output": "The keeper."}

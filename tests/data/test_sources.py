@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from offbook.config import Config
 from offbook.data.conversations import read_conversations
 from offbook.data.sources import read_training
 from offbook.errors import ConfigError, DataError
+from offbook.settings.config import Config
 
 ROWS = [{"instruction": f"Question {k}", "output": f"Answer {k}"} for k in range(4)]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)

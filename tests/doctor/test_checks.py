@@ -7,7 +7,6 @@ from typing import get_args
 
 import pytest
 
-from offbook.config import SAMPLES, DoctorSettings, FindingKind
 from offbook.data.conversations import Conversation, Message, read_conversations
 from offbook.doctor.doctor import Doctor
 from offbook.doctor.findings import KINDS, Finding, brief
@@ -15,6 +14,7 @@ from offbook.doctor.fixes import CHANGED, LEFT_OUT, without_control_text
 from offbook.doctor.leftovers import CONTROL, PLACEHOLDER, boilerplate_in, model_in
 from offbook.doctor.shape import NAMES, NO_SCRIPT, script_of
 from offbook.doctor.similar import overlap
+from offbook.settings.sections import SAMPLES, DoctorSettings, FindingKind
 from support.shared import HUANHUAN
 from support.templates import talk
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from offbook.config import DataSettings, DoctorSettings
 from offbook.data.conversations import read_conversations
 from offbook.doctor.doctor import Doctor
 from offbook.doctor.fixes import Fixed, write_fixed
+from offbook.settings.sections import DataSettings, DoctorSettings
 
 PHONE = "+44 20 7946 0018"
 

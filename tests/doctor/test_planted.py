@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from offbook.config import DoctorSettings
 from offbook.data.conversations import read_conversations
 from offbook.doctor.doctor import Doctor
 from offbook.doctor.findings import KINDS, Finding
 from offbook.doctor.fixes import write_fixed
+from offbook.settings.sections import DoctorSettings
 from support.planted import FAULTS, PHONE, SWAPPED, write_planted
 
 

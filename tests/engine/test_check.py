@@ -8,13 +8,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from offbook.config import Config, LoraSettings
 from offbook.engine import attention, ops
 from offbook.engine.check import check_gradients, check_or_fall_back
 from offbook.engine.dropout import Masks
 from offbook.engine.engine import Engine
 from offbook.engine.ops.torch import Torch
 from offbook.errors import EngineError
+from offbook.settings.config import Config
+from offbook.settings.sections import LoraSettings
 from offbook.training.loop import train
 from support.engines import CPU, FAMILIES, make_model, some_examples
 

@@ -14,10 +14,10 @@ import torch._lazy
 import torch._lazy.ts_backend
 from torch import nn
 
-from offbook.config import LoraSettings
 from offbook.engine.engine import Engine
 from offbook.models.load import base_of
 from offbook.models.pipeline import spread
+from offbook.settings.sections import LoraSettings
 from support.engines import CPU, FAMILIES, make_model, some_examples
 
 OTHER = torch.device("lazy")

@@ -11,7 +11,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, LlamaConfig
 
-from offbook.config import LoraSettings
 from offbook.engine import attention, layout
 from offbook.engine import engine as engine_module
 from offbook.engine.check import check_gradients
@@ -20,6 +19,7 @@ from offbook.engine.ops import torch as torch_ops
 from offbook.engine.ops import torch_attention
 from offbook.engine.prefix import KeysAndValues, Prefix
 from offbook.models.load import checkpoint_layers, load_base
+from offbook.settings.sections import LoraSettings
 from offbook.tokens.examples import Example
 from support.engines import (
     DEVICE,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from offbook.config import Config
 from offbook.engine.check import check_gradients
 from offbook.engine.engine import LOSS_SCALE, Engine
+from offbook.settings.config import Config
 from offbook.training import step as step_module
 from offbook.training.loop import train
 from support.engines import FAMILIES, make_model, some_examples

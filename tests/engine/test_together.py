@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from offbook.config import LoraSettings
 from offbook.engine.engine import Engine, Losses
 from offbook.engine.ops.library import library
 from offbook.engine.together import Share, accumulate_together, can_share
 from offbook.models.load import base_of, checkpoint_layers
 from offbook.models.pipeline import spread
+from offbook.settings.sections import LoraSettings
 from offbook.tokens.examples import Example
 from support.engines import DEVICE, FAMILIES, SIZES, make_model, some_examples
 

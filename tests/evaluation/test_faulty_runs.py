@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from offbook.config import Config
 from offbook.evaluation.evaluate import evaluate
 from offbook.evaluation.record import Evaluation
 from offbook.evaluation.subject import find_subject
 from offbook.models.base import ADAPTER_WEIGHTS
+from offbook.settings.config import Config
 from offbook.tokens.examples import IGNORED, Examples, tokenize
 from offbook.training import data
 from offbook.training.loop import train

@@ -14,12 +14,12 @@ import pytest
 import torch
 from gguf import GGUFWriter
 
-from offbook.config import LoraSettings
 from offbook.errors import ModelError
 from offbook.files.untrusted import read_base_tensors, read_json, read_tensors
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import resolve_base
 from offbook.models.load import load_base
+from offbook.settings.sections import LoraSettings
 from support import hostile
 from support.hostile import ADAPTERS, BASES, GGUFS, MARKER, STRANGE, safetensors, tensor
 from support.tiny import save_adapter

@@ -28,7 +28,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports(include=["offbook", "peft"]):
-    from offbook.config import Config, LoraSettings
     from offbook.data.conversations import read_conversations
     from offbook.data.personal import Replacer
     from offbook.data.scripts.reading import Play
@@ -36,6 +35,8 @@ with atheris.instrument_imports(include=["offbook", "peft"]):
     from offbook.errors import OffbookError
     from offbook.models.adapter import attach_adapter, load_adapter
     from offbook.models.load import load_base
+    from offbook.settings.config import Config
+    from offbook.settings.sections import LoraSettings
     from support.tiny import ROWS, make_base, save_adapter
 
 Target = tuple[Callable[[bytes], object], list[bytes]]  # what is fuzzed, and inputs to start from

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from offbook.config import Config, LoraSettings
 from offbook.data.conversations import Message, read_conversations
 from offbook.errors import CheckpointError, ConfigError, ModelError
 from offbook.inference.chat import Chat
@@ -16,6 +15,8 @@ from offbook.inference.generate import Sampling, generate
 from offbook.inference.pytorch import TorchEngine
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import load_base
+from offbook.settings.config import Config
+from offbook.settings.sections import LoraSettings
 from offbook.tokens.template import ChatTemplate
 from offbook.training.loop import train
 from support.tiny import make_tokenizer

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import CheckpointError, ConfigError, OffbookError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
+from offbook.settings.config import Config
 from offbook.training.loop import train
 
 GREEDY = Sampling(temperature=0, max_new_tokens=8)

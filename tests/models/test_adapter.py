@@ -15,7 +15,6 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from offbook.config import LoraSettings
 from offbook.errors import CheckpointError, ConfigError
 from offbook.models.adapter import (
     attach_adapter,
@@ -24,6 +23,7 @@ from offbook.models.adapter import (
 )
 from offbook.models.adapter_config import notes_for_readers, saved_alpha
 from offbook.models.load import load_base
+from offbook.settings.sections import LoraSettings
 from support.tiny import make_base, make_tokenizer, save_adapter
 
 CPU = torch.device("cpu")

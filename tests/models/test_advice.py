@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from offbook.config import Config, LoraSettings
 from offbook.errors import CheckpointError, OffbookError
 from offbook.models.adapter import attach_adapter, load_adapter
 from offbook.models.load import load_base
 from offbook.monitor import Monitor
+from offbook.settings.config import Config
+from offbook.settings.sections import LoraSettings
 from offbook.training.loop import train
 from offbook.training.setup import gather, load
 from support.families import make_family

@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from offbook.config import Config, LoraSettings
 from offbook.errors import ConfigError, ModelError
 from offbook.models.adapter import attach_adapter
 from offbook.models.base import require_weights, resolve_base
 from offbook.models.load import base_of, choose_device, choose_precision, load_base
+from offbook.settings.config import Config
+from offbook.settings.sections import LoraSettings
 
 CPU = torch.device("cpu")
 

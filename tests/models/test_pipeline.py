@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig
 
-from offbook.config import Config
 from offbook.errors import ConfigError
 from offbook.models.load import backbone, choose_devices, head, load_base
 from offbook.models.pipeline import layers_by_device
+from offbook.settings.config import Config
 
 CPU = torch.device("cpu")
 SEVEN_B = LlamaConfig(vocab_size=102_400, hidden_size=4096, num_hidden_layers=30)

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from offbook.config import Config
 from offbook.engine.check import check_gradients
 from offbook.engine.projection import Projection
 from offbook.errors import ConfigError
@@ -20,6 +19,7 @@ from offbook.models import load as model_module
 from offbook.models.load import load_base
 from offbook.monitor import Monitor
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from offbook.training.setup import prepare
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from offbook.config import Config
 from offbook.doctor.findings import KINDS, Finding, Hit
 from offbook.errors import CheckpointError, ConfigError
 from offbook.evaluation.record import Evaluation
@@ -23,6 +22,7 @@ from offbook.report.findings import CHINESE, said
 from offbook.report.page import SECTIONS, parts, write_report
 from offbook.report.words import Text
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.browsers import chromium, opened, violations
 from support.evaluations import EVIL, make_evaluation

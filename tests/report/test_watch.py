@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import ConfigError
 from offbook.report.watch import Server, State, Watcher
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.browsers import chromium, opened
 from support.evaluations import write_evaluation

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from offbook.config import Config
 from offbook.files import storage
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
 from offbook.models.base import EMBEDDED_HUB_ID, published_name
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.runs import stop_after
 from support.tiny import DEEPSEEK_TEMPLATE

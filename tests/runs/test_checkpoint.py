@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import CheckpointError
 from offbook.runs.checkpoint import newest
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.runs import StopAfter, hashes
 

@@ -12,7 +12,7 @@ from support.tiny import ROWS
 
 TRAIN = """
 import json
-from offbook.config import Config
+from offbook.settings.config import Config
 from offbook.training.loop import train
 settings = {settings!r}
 stops = iter([False] * {calls})
@@ -21,7 +21,7 @@ print(json.dumps(result.finished))
 """
 AGAIN = """
 import json
-from offbook.config import Config
+from offbook.settings.config import Config
 from offbook.runs.trained import open_run
 from offbook.training.loop import train
 opened = open_run({run!r})

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offbook.config import Config
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
 from offbook.monitor import EvalMetrics, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.runs import Listener, records_of
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import CheckpointError
 from offbook.monitor import (
     EvalMetrics,
@@ -21,6 +20,7 @@ from offbook.monitor import (
 )
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Device, Receipt, Rows
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.runs import curve
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import ConfigError, NonFiniteError, OffbookError
 from offbook.files import storage
 from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.disks import Snapshots
 from support.runs import hashes, stop_after

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files.storage import sha256
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.runs import Listener, StopAfter
 from support.tiny import ROWS, make_base

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from offbook.config import Config
 from offbook.errors import CheckpointError
 from offbook.runs.receipt import fingerprint
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.runs import stop_after
 from support.tiny import DEEPSEEK_TEMPLATE

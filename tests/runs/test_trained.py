@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import offbook
-from offbook.config import Config
 from offbook.errors import CheckpointError
 from offbook.files import storage
 from offbook.models.load import choose_device
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 
 MakeConfig = Callable[..., Config]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from offbook.config import Config
 from offbook.data.conversations import read_conversations
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.serving import Served
 

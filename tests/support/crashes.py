@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.files import storage
 from offbook.runs.checkpoint import newest
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.disks import Snapshots
 from support.runs import Listener, curve, hashes

@@ -18,8 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from offbook.config import LoraSettings
 from offbook.models.adapter import attach_adapter
+from offbook.settings.sections import LoraSettings
 from offbook.tokens.examples import IGNORED, Example
 
 CPU = torch.device("cpu")

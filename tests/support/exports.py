@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from offbook.config import Config
 from offbook.runs.trained import TrainedRun, open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.tiny import ROWS
 

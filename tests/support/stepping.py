@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from offbook.config import Config
 from offbook.monitor import Metrics, Monitor, RowLosses
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.log import Log
 from offbook.training.loop import training_steps
 from offbook.training.setup import prepare

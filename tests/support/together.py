@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from offbook.config import Config
 from offbook.engine.engine import Engine
 from offbook.errors import OffbookError
+from offbook.settings.config import Config
 from offbook.training.loop import train
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from offbook.config import DataSettings
 from offbook.data.conversations import read_conversations
+from offbook.settings.sections import DataSettings
 from offbook.tokens.examples import tokenize
 from offbook.tokens.language import unknown_language
 from offbook.tokens.template import ChatTemplate

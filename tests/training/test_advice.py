@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from offbook.config import Config
 from offbook.errors import ConfigError, MemoryPlanError
 from offbook.models.load import choose_precision
 from offbook.monitor import Monitor
+from offbook.settings.config import Config
 from offbook.training.advice import Advice, Case, advise
 from offbook.training.memory import Memory
 from offbook.training.plan import ModelShape, least_memory, make_plan

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.engine.memory import ByDevice
 from offbook.errors import ConfigError, DiskError
 from offbook.files import storage
 from offbook.monitor import Monitor
 from offbook.runs.checkpoint import newest
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training import plan as planner
 from offbook.training.loop import train
 from support.crashes import kill_points, survive

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from offbook.config import Config
+from offbook.settings.config import Config
 from offbook.training.curve import describe_rate
 from offbook.training.loop import train
 from offbook.training.schedule import fitting_rate

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.monitor import Monitor
+from offbook.settings.config import Config
 from offbook.tokens.template import ChatTemplate
 from offbook.training.data import read_data, too_few_held_out
 

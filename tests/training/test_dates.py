@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.inference.chat import Chat
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Receipt
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from offbook.training.setup import gather
 from support.runs import Listener, StopAfter, curve, hashes

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files.storage import sha256
 from offbook.monitor import EvalMetrics
 from offbook.runs.checkpoint import best_step, find, lowest, validations
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.ending import out_of_patience
 from offbook.training.loop import TrainResult, train
 from support.crashes import kill_points, survive

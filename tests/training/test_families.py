@@ -10,7 +10,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from offbook.config import Config
 from offbook.errors import ConfigError, ModelError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
@@ -18,6 +17,7 @@ from offbook.inference.pytorch import TorchEngine
 from offbook.libraries import quiet_transformers
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.forecast import forecast
 from offbook.training.loop import train
 from support.families import FAMILIES, make_family

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.interrupt import Interrupt
 from offbook.training.loop import train
 

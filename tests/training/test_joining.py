@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import ConfigError
+from offbook.settings.config import Config
 from offbook.training.joining import join
 from offbook.training.loop import train
 

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import get_scheduler
 
-from offbook.config import Config, LoraSettings, TrainSettings
 from offbook.errors import CheckpointError, ConfigError
 from offbook.monitor import EvalMetrics, Monitor, StepMetrics
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
+from offbook.settings.sections import LoraSettings, TrainSettings
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule, fitting_rate, learning_rate_at
 from offbook.training.setup import LoadedRun, gather, load, prepare

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offbook.config import Config
 from offbook.errors import ConfigError
 from offbook.monitor import Monitor, StepMetrics
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from offbook.training.resume import make_optimizer
 from offbook.training.setup import prepare

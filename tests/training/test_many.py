@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offbook.config import Config
 from offbook.engine.together import Share, accumulate_together
 from offbook.errors import ConfigError, DataError, NonFiniteError
 from offbook.models import load
 from offbook.models.base import ADAPTER_WEIGHTS as WEIGHTS
 from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training import packing, shared
 from offbook.training.loop import train
 from offbook.training.many import Ending, named, train_many

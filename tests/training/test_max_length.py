@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from offbook.config import Config
 from offbook.errors import MemoryPlanError
 from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.advice import Case
 from offbook.training.loop import train
 from offbook.training.memory import Memory

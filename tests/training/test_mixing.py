@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import ConfigError
 from offbook.files.storage import sha256
 from offbook.monitor import Monitor, RowLosses
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule, mixed_rows
 from offbook.training.setup import gather

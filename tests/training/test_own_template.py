@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import ConfigError, ModelError
 from offbook.inference.chat import Chat
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.tokens.own_template import with_template_text
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from offbook.config import Config
 from offbook.errors import ConfigError, MemoryPlanError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.advice import Case
 from offbook.training.loop import train
 from offbook.training.memory import Memory

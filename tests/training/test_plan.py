@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from offbook.config import Config
 from offbook.engine.layers import saved_per_token
 from offbook.engine.ops import choose
 from offbook.engine.ops.cpu import Cpu
@@ -24,6 +23,7 @@ from offbook.errors import MemoryPlanError
 from offbook.models.adapter import attach_adapter
 from offbook.models.load import base_of, head, load_base
 from offbook.monitor import Monitor
+from offbook.settings.config import Config
 from offbook.training import plan as planner
 from offbook.training.advice import Case
 from offbook.training.forecast import forecast

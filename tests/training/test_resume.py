@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import CheckpointError, ConfigError
 from offbook.monitor import StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.runs import Listener, curve, hashes, records_of, stop_after
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.engine.engine import Losses, row_losses
 from offbook.files import storage
 from offbook.monitor import Monitor, RowLosses, StepMetrics
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule
 from offbook.training.setup import prepare

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import SAMPLES, Config
 from offbook.errors import CheckpointError, ConfigError, DiskError, OffbookError
 from offbook.files import storage
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
+from offbook.settings.config import Config
+from offbook.settings.sections import SAMPLES
 from offbook.training.loop import train
 from support.runs import StopAfter, stop_after
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offbook.config import Config, LoraSettings, TrainSettings
 from offbook.models.base import read_config
 from offbook.monitor import Monitor, StepMetrics
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
+from offbook.settings.sections import LoraSettings, TrainSettings
 from offbook.training.forecast import forecast
 from offbook.training.loop import train
 from offbook.training.schedule import (

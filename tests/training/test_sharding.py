@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from offbook.config import Config
 from offbook.engine.ops import kernels
 from offbook.errors import ConfigError, EngineError
 from offbook.monitor import LineMonitor
+from offbook.settings.config import Config
 from offbook.training.advice import Case
 from offbook.training.loop import train
 from offbook.training.memory import Memory

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from offbook.config import Config
 from offbook.engine.batching import Step
 from offbook.engine.engine import Engine
 from offbook.engine.memory import is_out_of_memory
 from offbook.errors import MemoryPlanError, NonFiniteError
 from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatches, StepMetrics
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from offbook.training.step import Stepper
 from support.runs import Listener, records_of, stop_after

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from offbook.config import Config
 from offbook.errors import CheckpointError, ConfigError, NonFiniteError
 from offbook.files.storage import sha256
 from offbook.models import load
 from offbook.monitor import EvalMetrics
+from offbook.settings.config import Config
 from offbook.training import shared
 from offbook.training.loop import train
 from offbook.training.sweep import Sweep, candidates, parse_grid, shares, sweep

@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
-from offbook.config import Config
 from offbook.models.adapter import restore_adapter
 from offbook.monitor import Monitor, StepMetrics
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule
 from offbook.training.setup import LoadedRun, prepare

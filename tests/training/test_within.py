@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from offbook.cli.train import parse_duration
-from offbook.config import Config
 from offbook.errors import ConfigError
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from support.runs import Listener, StopAfter, curve, hashes
 

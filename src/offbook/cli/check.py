@@ -19,12 +19,12 @@ from offbook.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from offbook.config import Config
     from offbook.data.conversations import ConversationReader
     from offbook.doctor.doctor import Doctor
     from offbook.doctor.findings import Finding
     from offbook.doctor.fixes import Fixed
     from offbook.doctor.inspection import Lengths, Span
+    from offbook.settings.config import Config
     from offbook.tokens.examples import Examples
     from offbook.tokens.template import ChatTemplate
     from offbook.training.practice import Amount
@@ -74,10 +74,10 @@ def check(
     offbook check rows.json 'data.ignore_keys=[id]' data.max_length=512
     offbook check myrole/config.yaml --strict fix --json
     """
-    from offbook.config import Config
     from offbook.doctor.findings import at_least
     from offbook.doctor.fixes import write_fixed
     from offbook.doctor.inspection import measure
+    from offbook.settings.config import Config
 
     from_file = data.endswith((".yaml", ".yml"))
     config = Config.load(Path(data) if from_file else None, settings or [])

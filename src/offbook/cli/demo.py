@@ -32,10 +32,10 @@ def demo() -> None:
     \b
     offbook demo      about 3 minutes of training on 2 cores, in runs/demo
     """
-    from offbook.config import Config
     from offbook.inference.model import find_model
     from offbook.inference.pytorch import TorchEngine
     from offbook.runs.directory import RunDirectory
+    from offbook.settings.config import Config
 
     samples = files("offbook") / "samples"
     with as_file(samples / "smollm2-demo.yaml") as recipe:

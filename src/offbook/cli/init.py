@@ -12,7 +12,7 @@ import typer
 
 from offbook.cli.console import put
 from offbook.errors import ConfigError, quoted
-from offbook.settings_file import write_text
+from offbook.settings.file import write_text
 
 
 def init(
@@ -23,7 +23,7 @@ def init(
     \b
     offbook init myrole
     """
-    from offbook.config import RECEIPT
+    from offbook.settings.config import RECEIPT
 
     samples = files("offbook") / "samples"
     config, rows = folder / "config.yaml", folder / "rows.jsonl"

@@ -48,7 +48,7 @@ def plan(
     import torch
     from rich.table import Table
 
-    from offbook.config import Config
+    from offbook.settings.config import Config
     from offbook.training.forecast import forecast
     from offbook.training.practice import PUBLISHED, Amount
 

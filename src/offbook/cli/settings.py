@@ -27,7 +27,7 @@ Every setting of a run: its type, its default, what it means, and the paper it c
 file sets them by section (`offbook init` writes one that shows them all), and `offbook train FILE
 section.key=value` overrides any of them. `offbook settings [KEY]` prints the same in a terminal.
 
-This page is generated from the docstrings of `src/offbook/config.py` by `python docs/settings.py`.
+This page is generated from the docstrings of `src/offbook/settings/sections.py` by `python docs/settings.py`.
 """
 
 
@@ -66,8 +66,8 @@ def settings(
         return
     chosen = [s for group in groups for s in group.settings if key in (s.key, group.name)]
     if not chosen:
-        from offbook.config import keys
-        from offbook.setting_names import suggest_key
+        from offbook.settings.config import keys
+        from offbook.settings.names import suggest_key
 
         fix = suggest_key(tuple(key.split(".")), list(keys()))
         raise ConfigError(f'unknown setting "{key}"', fix=fix)
@@ -79,7 +79,8 @@ def settings(
 
 def describe() -> list[Group]:
     """All settings by section, in the order of `Config`."""
-    from offbook.config import Config, Section
+    from offbook.settings.config import Config
+    from offbook.settings.sections import Section
 
     groups = []
     for name, field in Config.model_fields.items():
@@ -154,7 +155,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _default(value: object) -> str:
-    from offbook.settings_file import write_yaml
+    from offbook.settings.file import write_yaml
 
     if isinstance(value, tuple):
         return f"[{', '.join(value)}]"

@@ -47,7 +47,7 @@ def sweep(
     offbook sweep myrole/config.yaml train.learning_rate=1e-4,3e-4 lora.r=8,16
     offbook sweep myrole/config.yaml lora.r=4,8,16,32 train.max_steps=200 --full
     """
-    from offbook.config import Config
+    from offbook.settings.config import Config
 
     config, settings = file_and_settings(config, settings)
     with ProgressMonitor() as monitor, stop_signals(monitor.pace) as received:

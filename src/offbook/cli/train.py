@@ -25,8 +25,8 @@ from offbook.monitor import LineMonitor
 from offbook.signals import STOPPING, handling
 
 if TYPE_CHECKING:
-    from offbook.config import Config
     from offbook.monitor import Pace
+    from offbook.settings.config import Config
     from offbook.training.loop import TrainResult
 
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -119,8 +119,8 @@ def load_config(config: Path | None, settings: list[str]) -> Config:
     Raises:
         ConfigError: when it is no configuration, or names no rows.
     """
-    from offbook.config import Config
     from offbook.data.formats import file_type
+    from offbook.settings.config import Config
 
     if config is not None and file_type(config):
         fix = f"train on them: `offbook train {quoted(f'data.train={config}')}`"

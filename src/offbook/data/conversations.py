@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from offbook.config import DataSettings
 from offbook.data.columns import renamed
 from offbook.data.faults import Faults
 from offbook.data.foreign import foreign, uses_tools
@@ -30,6 +29,7 @@ from offbook.data.values import (
     unpacked,
 )
 from offbook.errors import DataError, first_few, shorten, suggest
+from offbook.settings.sections import DataSettings
 
 Role = Literal["system", "user", "assistant"]
 RowFormat = Literal["alpaca", "sharegpt", "messages"]

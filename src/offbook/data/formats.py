@@ -19,7 +19,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
-from offbook.config import SAMPLES, is_pattern, local_path
 from offbook.data.json_text import MAX_ROW_CHARS, JsonText, Row, repeated
 from offbook.data.packed import ARCHIVE, PACKERS, Packed, inside, members, unpacking
 from offbook.data.remarks import Remarks
@@ -28,6 +27,8 @@ from offbook.data.text import open_text, undecodable
 from offbook.errors import DataError, first_few, first_line, shorten, suggest
 from offbook.files.hub import download
 from offbook.files.untrusted import refuse_pointer
+from offbook.settings.config import is_pattern, local_path
+from offbook.settings.sections import SAMPLES
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xlsx")
 BINARY = (".parquet", ".xlsx")

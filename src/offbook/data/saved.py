@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from offbook.config import DataSettings
 from offbook.data.conversations import Message, RowFormat, read_conversations
 from offbook.errors import ConfigError, DataError
+from offbook.settings.sections import DataSettings
 
 if sys.platform != "win32":
     import fcntl

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from offbook.config import DataSettings
 from offbook.data.conversations import ConversationReader
 from offbook.data.formats import resolve
+from offbook.settings.sections import DataSettings
 
 
 def training_files(

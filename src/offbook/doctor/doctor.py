@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from offbook.config import DoctorSettings
 from offbook.data.conversations import Conversation
 from offbook.doctor.findings import Finding, Hit, in_order
 from offbook.doctor.leftovers import Leftovers
@@ -13,6 +12,7 @@ from offbook.doctor.row import Check, Row
 from offbook.doctor.shape import Shape
 from offbook.doctor.similar import Similar
 from offbook.doctor.speakers import Speakers
+from offbook.settings.sections import DoctorSettings
 
 
 class Doctor:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from offbook.config import DoctorSettings
 from offbook.doctor.findings import Finding, Hit
 from offbook.doctor.row import LETTERS, UNSPACED, WORDS, Row
+from offbook.settings.sections import DoctorSettings
 
 SCRIPTS = {
     "Chinese or Japanese": UNSPACED,

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from offbook.config import DataSettings
 from offbook.data.conversations import read_conversations
 from offbook.evaluation.figures import compare_shares
 from offbook.evaluation.record import Compared
 from offbook.evaluation.subject import Progress, Row, as_rows, spread
 from offbook.evaluation.voice import VoiceClassifier
 from offbook.inference.pytorch import TorchEngine
+from offbook.settings.sections import DataSettings
 from offbook.tokens.examples import tokenize
 from offbook.tokens.template import ChatTemplate
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from offbook.config import Config
 from offbook.data.conversations import Conversation, ConversationReader, read_conversations
 from offbook.data.sources import read_training
 from offbook.errors import ConfigError
@@ -18,6 +17,7 @@ from offbook.monitor import Monitor, RowLosses, StepMetrics
 from offbook.runs.checkpoint import best_step
 from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.places import find_data
+from offbook.settings.config import Config
 from offbook.tokens.examples import Example, Examples, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.training.data import read_data

@@ -19,10 +19,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from offbook.config import Section
 from offbook.errors import ConfigError
 from offbook.inference.threads import FasterThreads
 from offbook.models.load import backbone, head
+from offbook.settings.sections import Section
 
 
 class Sampling(Section):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 
-from offbook.config import local_path
 from offbook.errors import MAX_QUOTED, CheckpointError, ConfigError, quoted
 from offbook.files.untrusted import read_json
 from offbook.models.base import ADAPTER_CONFIG
 from offbook.runs.directory import RunDirectory, step_of
+from offbook.settings.config import local_path
 
 
 class Source(Enum):

@@ -18,7 +18,6 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save
 from transformers import PreTrainedModel
 
-from offbook.config import LoraSettings
 from offbook.errors import CheckpointError, ModelError, first_few, first_line
 from offbook.files.untrusted import read_tensors
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
@@ -26,6 +25,7 @@ from offbook.models.adapter_config import USED, config_file, read_plain_lora
 from offbook.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from offbook.models.skeleton import make_skeleton
 from offbook.models.targets import linear_layers, targets_for_peft
+from offbook.settings.sections import LoraSettings
 
 PREFIX = "base_model.model."
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"

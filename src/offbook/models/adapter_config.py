@@ -16,10 +16,10 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from offbook.config import LoraSettings
 from offbook.errors import CheckpointError
 from offbook.files.untrusted import read_json
 from offbook.models.base import ADAPTER_CONFIG
+from offbook.settings.sections import LoraSettings
 
 USED = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
 # Keys that are for people and for PEFT's own loading, and change nothing here.

@@ -8,12 +8,13 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbook.config import EMBEDDED_BASE, local_path
 from offbook.errors import ModelError, quoted, shorten
 from offbook.files.hub import converted_revision, download
 from offbook.files.untrusted import INDEX, read_json
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.gguf import from_gguf
+from offbook.settings.config import local_path
+from offbook.settings.sections import EMBEDDED_BASE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

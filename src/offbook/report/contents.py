@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from offbook.config import Config
 from offbook.errors import CheckpointError, quoted
 from offbook.evaluation.record import Evaluation
 from offbook.evaluation.saved import read_evaluation
@@ -20,6 +19,7 @@ from offbook.report.words import WORDS, Text
 from offbook.runs.directory import RunDirectory
 from offbook.runs.places import BASE
 from offbook.runs.receipt import Receipt
+from offbook.settings.config import Config
 from offbook.tokens.language import CHARACTERS
 from offbook.training.schedule import Schedule
 

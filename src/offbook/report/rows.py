@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from offbook.config import EMBEDDED_BASE, SAMPLES, Config, local_path
 from offbook.data.sources import read_training
 from offbook.doctor.doctor import Doctor
 from offbook.doctor.findings import Finding
@@ -17,6 +16,8 @@ from offbook.doctor.inspection import Lengths, Span, measure, token_findings, to
 from offbook.errors import OffbookError
 from offbook.runs.directory import RunDirectory
 from offbook.runs.places import chat_with, find_base, find_data
+from offbook.settings.config import Config, local_path
+from offbook.settings.sections import EMBEDDED_BASE, SAMPLES
 from offbook.tokens.examples import setting_that_keeps, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from offbook.config import EMBEDDED_BASE, Config
 from offbook.models.adapter import adapter_files
 from offbook.models.adapter_config import notes_for_readers
 from offbook.models.gguf import source_of
 from offbook.runs.receipt import Receipt
+from offbook.settings.config import Config
+from offbook.settings.sections import EMBEDDED_BASE
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import tokenizer_files
 

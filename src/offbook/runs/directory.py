@@ -13,7 +13,6 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from offbook.config import RECEIPT, RUN_SETTINGS, Config, DoctorSettings
 from offbook.errors import CheckpointError, ConfigError, DiskError, quoted
 from offbook.files import storage
 from offbook.monitor import (
@@ -26,7 +25,9 @@ from offbook.monitor import (
 )
 from offbook.runs.derived import MARKS, is_marked
 from offbook.runs.receipt import Receipt
-from offbook.settings_file import write_yaml
+from offbook.settings.config import RECEIPT, RUN_SETTINGS, Config
+from offbook.settings.file import write_yaml
+from offbook.settings.sections import DoctorSettings
 
 # The first class whose fields a line of metrics.jsonl has.
 LINE: TypeAdapter[Metrics] = TypeAdapter(

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from offbook.config import EMBEDDED_BASE, SAMPLES, Config, exists, local_path
 from offbook.data.formats import resolve
 from offbook.errors import CheckpointError, OffbookError, quoted
 from offbook.files.hub import commit_of
@@ -19,6 +18,8 @@ from offbook.files.storage import sha256
 from offbook.models.base import resolve_base
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import hash_base, hash_text
+from offbook.settings.config import Config, exists, local_path
+from offbook.settings.sections import EMBEDDED_BASE, SAMPLES
 from offbook.tokens.template import ChatTemplate
 
 BASE = "model.base"

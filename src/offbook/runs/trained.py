@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from offbook.config import Config
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files import storage
 from offbook.models.adapter import load_adapter
@@ -18,6 +17,7 @@ from offbook.runs.checkpoint import find, newest
 from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.places import chat_with, find_base, require_base
 from offbook.runs.receipt import Receipt, hash_base
+from offbook.settings.config import Config
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from offbook.config import Config, local_path
 from offbook.errors import ConfigError, first_line, suggest
+from offbook.settings.config import Config, local_path
 
 SETTING = "model.template"
 MAX_CHARS = 2**20  # of a template

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from offbook.config import Config
+from offbook.settings.config import Config
 
 if TYPE_CHECKING:
     from offbook.training.memory import Memory

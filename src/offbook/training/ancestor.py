@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from offbook.config import Config, LoraSettings, local_path
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files.storage import sha256
 from offbook.models.adapter_config import read_plain_lora
@@ -14,6 +13,8 @@ from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.runs.checkpoint import newest
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Ancestor, Receipt, hash_base
+from offbook.settings.config import Config, local_path
+from offbook.settings.sections import LoraSettings
 
 SETTING = "train.init_adapter"
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from offbook.config import Config
 from offbook.data.conversations import read_conversations
 from offbook.data.sources import read_training, training_files
 from offbook.doctor.doctor import Doctor
 from offbook.doctor.findings import brief
 from offbook.errors import ConfigError
 from offbook.monitor import Monitor
+from offbook.settings.config import Config
 from offbook.tokens.examples import Examples, tokenize
 from offbook.tokens.template import ChatTemplate
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from offbook.config import Config, TrainSettings
 from offbook.files import storage
 from offbook.runs.checkpoint import lowest, validations
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
+from offbook.settings.sections import TrainSettings
 from offbook.training.schedule import Schedule
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from offbook.config import Config
 from offbook.engine.batching import MicroBatch, Step, make_step
 from offbook.engine.engine import Engine
 from offbook.engine.memory import prepare_allocator
@@ -18,6 +17,7 @@ from offbook.models.load import choose_device
 from offbook.models.skeleton import make_skeleton
 from offbook.models.targets import ALL_LINEAR
 from offbook.monitor import Monitor
+from offbook.settings.config import Config
 from offbook.training.plan import ModelShape, Plan
 from offbook.training.practice import Amount
 from offbook.training.schedule import check_warmup

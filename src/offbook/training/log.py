@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from offbook.config import TrainSettings
 from offbook.errors import ConfigError
 from offbook.monitor import Metrics, Monitor, RowLosses
 from offbook.runs.directory import RunDirectory
+from offbook.settings.sections import TrainSettings
 
 
 class Log:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from offbook.config import Config
 from offbook.engine.machine import refuse_forked_child
 from offbook.engine.memory import peak_memory
 from offbook.errors import ConfigError, OffbookError, PeerLostError
@@ -22,6 +21,7 @@ from offbook.runs import checkpoint
 from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress, lowest
 from offbook.runs.directory import COMMITTED, RunDirectory
+from offbook.settings.config import Config
 from offbook.tokens.own_template import with_template_text
 from offbook.training.distributed import Processes
 from offbook.training.ending import describe_early_end, finished_steps, out_of_patience

@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from offbook.config import Config
 from offbook.errors import ConfigError, OffbookError
 from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
+from offbook.settings.config import Config
 from offbook.training.interrupt import Interrupt
 from offbook.training.loop import TrainResult, train_by_steps
 from offbook.training.packing import compute_together

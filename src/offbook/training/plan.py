@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
-from offbook.config import LoraSettings
 from offbook.engine import layers, loss
 from offbook.engine.engine import Engine
 from offbook.engine.memory import ByDevice
@@ -24,6 +23,7 @@ from offbook.models.load import backbone, head
 from offbook.models.pipeline import BYTES_IN_4_BITS, layers_by_device
 from offbook.models.skeleton import make_skeleton
 from offbook.models.targets import layers_left_out
+from offbook.settings.sections import LoraSettings
 from offbook.training.advice import Case, describe
 from offbook.training.memory import RESERVE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offbook.config import Config
+from offbook.settings.config import Config
 from offbook.tokens.examples import Examples
 from offbook.training.schedule import STEPS_FOR_A_VOICE, Schedule
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from offbook.config import Config
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files import storage
 from offbook.monitor import Monitor
@@ -17,6 +16,7 @@ from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import COMMITTED, RunDirectory, step_of
 from offbook.runs.places import BASE, find_base, find_data, find_moved, resume_with
 from offbook.runs.receipt import Receipt
+from offbook.settings.config import Config
 from offbook.training.distributed import Processes
 from offbook.training.ending import last_step
 from offbook.training.forecast import fit_to_time

@@ -13,8 +13,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from offbook.config import Config, LoraSettings, TrainSettings
 from offbook.errors import ConfigError
+from offbook.settings.config import Config
+from offbook.settings.sections import LoraSettings, TrainSettings
 
 # Measured: with 60 rows of the sample role and the default settings, SmolLM2-135M has its voice
 # after these steps.

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 
-from offbook.config import Config
 from offbook.doctor.inspection import language_finding
 from offbook.engine.engine import Engine
 from offbook.engine.machine import limit_threads
@@ -54,6 +53,7 @@ from offbook.runs.receipt import (
     hash_text,
     installed_versions,
 )
+from offbook.settings.config import Config
 from offbook.tokens.examples import Example, Examples, beyond_context, setting_that_keeps
 from offbook.tokens.own_template import with_template_text
 from offbook.tokens.template import ChatTemplate

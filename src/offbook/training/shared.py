@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from offbook.config import Config, LoraSettings
 from offbook.errors import ConfigError
 from offbook.models.load import load_base, with_same_weights
+from offbook.settings.config import Config
+from offbook.settings.sections import LoraSettings
 from offbook.training.memory import Memory
 from offbook.training.plan import BYTES_OF_A_WEIGHT, ModelShape
 

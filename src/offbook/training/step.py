@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offbook.config import TrainSettings
 from offbook.engine.batching import Step
 from offbook.engine.check import check_gradients, check_or_fall_back
 from offbook.engine.engine import LOSS_SCALE, Losses, row_losses
@@ -28,6 +27,7 @@ from offbook.monitor import RowLosses, SkippedStep, SmallerMicroBatches
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import FIRST_LOSSES, Progress
 from offbook.runs.directory import RunDirectory
+from offbook.settings.sections import TrainSettings
 from offbook.tokens.examples import IGNORED, Example
 from offbook.training.advice import Case, advise
 from offbook.training.curve import describe_rate

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from offbook.config import Config
 from offbook.errors import ConfigError, NonFiniteError
 from offbook.files import storage
 from offbook.monitor import EvalMetrics, Monitor
 from offbook.runs import checkpoint
 from offbook.runs.directory import FREE_ON_RESUME, RunDirectory, step_of
 from offbook.runs.records import read_record
+from offbook.settings.config import Config
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule
 from offbook.training.shared import SharedBase

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import strategies as st
 
 import offbook
-from offbook.config import DataSettings
 from offbook.data.conversations import ConversationReader
 from offbook.data.personal import Replacer
 from offbook.data.scripts.reading import Play
 from offbook.data.scripts.rows import Cast, Made
+from offbook.settings.sections import DataSettings
 from support.fuzzing import changed, hold, refusal, tries
 
 SAMPLES = Path(__file__).with_name("samples")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from offbook.config import DataSettings
 from offbook.data.conversations import Message, read_conversations
 from offbook.data.personal import Replacer
 from offbook.data.scripts.reading import Play
 from offbook.data.scripts.rows import Made
+from offbook.settings.sections import DataSettings
 from offbook.tokens.examples import tokenize
 
 PLAY = """\

@@ -13,7 +13,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
-from offbook.config import LoraSettings
 from offbook.engine import ops
 from offbook.engine.dropout import Masks
 from offbook.engine.engine import Engine
@@ -22,6 +21,7 @@ from offbook.engine.ops import cuda, cuda_attention
 from offbook.engine.ops.cuda import Cuda
 from offbook.engine.ops.torch import Torch
 from offbook.models.load import checkpoint_layers
+from offbook.settings.sections import LoraSettings
 from support.engines import CPU, FAMILIES, SIZES, make_model, some_examples
 from support.flash import Flash
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from offbook.config import LoraSettings
 from offbook.engine.dropout import Masks
 from offbook.engine.engine import Engine
 from offbook.engine.ops import kernels
@@ -16,6 +15,7 @@ from offbook.engine.ops.cpu import Cpu
 from offbook.engine.ops.kernels import NONE, Dropout, Product
 from offbook.engine.ops.library import KERNELS, library
 from offbook.engine.projection import Projection
+from offbook.settings.sections import LoraSettings
 from support.engines import CPU, FAMILIES, make_model, some_examples, with_exact_norms
 
 FORMATS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from offbook.config import local_path
 from offbook.data.remarks import Remarks
 from offbook.data.scripts import (
     discord,
@@ -28,6 +27,7 @@ from offbook.data.scripts import (
 from offbook.data.scripts.json_chats import messages
 from offbook.data.scripts.script import Line, Script
 from offbook.errors import DataError, quoted, suggest
+from offbook.settings.config import local_path
 
 NOT_TEXT = {
     ".pdf": "pdftotext -layout {} {}.txt",

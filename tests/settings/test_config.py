@@ -9,12 +9,12 @@ from string import Template
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from offbook.config import Config, keys
 from offbook.errors import ConfigError, suggest
-from offbook.setting_names import FOREIGN_KEYS, OTHER_NAMES
-from offbook.settings_file import read_yaml
+from offbook.settings.config import Config, keys
+from offbook.settings.file import read_yaml
+from offbook.settings.names import FOREIGN_KEYS, OTHER_NAMES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted(
     [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "src/offbook/samples").glob("*.yaml")]
 )
