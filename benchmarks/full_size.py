@@ -25,9 +25,9 @@ from offbook.models.load import load_base
 from offbook.monitor import Monitor
 from offbook.settings.config import Config
 from offbook.training.advice import Case
+from offbook.training.inputs import gather
 from offbook.training.memory import Memory
 from offbook.training.plan import plan_for
-from offbook.training.setup import gather
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--base", default="smollm2-135m")

@@ -30,7 +30,8 @@ from safetensors.torch import load_file
 from offbook.engine.together import Share, accumulate_together
 from offbook.monitor import Monitor
 from offbook.settings.config import Config
-from offbook.training.setup import LoadedRun, gather, load
+from offbook.training.inputs import gather
+from offbook.training.setup import LoadedRun, load
 from offbook.training.shared import SharedBase
 
 ROLES = {"brack": "lighthouse", "keeper": "teahouse-zh"}

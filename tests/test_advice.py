@@ -24,7 +24,7 @@ from offbook.errors import ConfigError, DataError, OffbookError
 from offbook.monitor import Monitor
 from offbook.settings.config import Config, keys
 from offbook.settings.names import FOREIGN_KEYS
-from offbook.training.setup import gather
+from offbook.training.inputs import gather
 from support.shared import ROOT
 from support.sources import advice
 

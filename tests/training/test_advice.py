@@ -17,9 +17,9 @@ from offbook.models.load import choose_precision
 from offbook.monitor import Monitor
 from offbook.settings.config import Config
 from offbook.training.advice import Advice, Case, advise
+from offbook.training.inputs import gather
 from offbook.training.memory import Memory
 from offbook.training.plan import ModelShape, least_memory, make_plan
-from offbook.training.setup import gather
 from support.runs import Listener
 
 MakeConfig = Callable[..., Config]

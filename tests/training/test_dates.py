@@ -14,8 +14,8 @@ from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Receipt
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
+from offbook.training.inputs import gather
 from offbook.training.loop import train
-from offbook.training.setup import gather
 from support.runs import Listener, StopAfter, curve, hashes
 from support.templates import LLAMA3_CONTROL, LLAMA32, user
 from support.tiny import make_base, make_tokenizer

@@ -13,9 +13,9 @@ from offbook.files.storage import sha256
 from offbook.monitor import Monitor, RowLosses
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
+from offbook.training.inputs import gather
 from offbook.training.loop import train
 from offbook.training.schedule import Schedule, mixed_rows
-from offbook.training.setup import gather
 
 WEIGHTS = Path("adapter") / "adapter_model.safetensors"
 

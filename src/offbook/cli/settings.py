@@ -27,7 +27,8 @@ Every setting of a run: its type, its default, what it means, and the paper it c
 file sets them by section (`offbook init` writes one that shows them all), and `offbook train FILE
 section.key=value` overrides any of them. `offbook settings [KEY]` prints the same in a terminal.
 
-This page is generated from the docstrings of `src/offbook/settings/sections.py` by `python docs/settings.py`.
+This page is generated from the docstrings of `src/offbook/settings/sections.py` by
+`python docs/settings.py`.
 """
 
 

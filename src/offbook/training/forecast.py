@@ -18,10 +18,10 @@ from offbook.models.skeleton import make_skeleton
 from offbook.models.targets import ALL_LINEAR
 from offbook.monitor import Monitor
 from offbook.settings.config import Config
+from offbook.training.inputs import RunInputs, gather
 from offbook.training.plan import ModelShape, Plan
 from offbook.training.practice import Amount
 from offbook.training.schedule import check_warmup
-from offbook.training.setup import RunInputs, gather
 
 COUNTED_STEPS = 50  # whose tokens are counted
 FEWEST_STEPS = 2

@@ -20,8 +20,9 @@ from offbook.settings.config import Config
 from offbook.training.distributed import Processes
 from offbook.training.ending import last_step
 from offbook.training.forecast import fit_to_time
+from offbook.training.inputs import RunInputs, gather
 from offbook.training.schedule import describe_change
-from offbook.training.setup import LoadedRun, RunInputs, gather, load, make_receipt
+from offbook.training.setup import LoadedRun, load, make_receipt
 from offbook.training.shared import SharedBase
 
 FLOAT32 = 4  # bytes of a trained parameter
