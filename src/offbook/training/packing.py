@@ -11,7 +11,8 @@ from offbook.engine.batching import Step
 from offbook.engine.engine import row_losses
 from offbook.engine.memory import is_out_of_memory, release_cached
 from offbook.engine.together import Share, accumulate_together, can_share
-from offbook.training.step import Computed, Stepper, Wanted, deterministic
+from offbook.training.micro_batches import deterministic
+from offbook.training.step import Computed, Stepper, Wanted
 
 Pass = list[tuple[Wanted, Step]]
 

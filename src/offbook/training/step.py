@@ -1,4 +1,4 @@
-"""The parts of an optimizer step that need care: memory, finite numbers, loss spikes, saving.
+"""The parts of an optimizer step that need care: gradients, finite numbers, loss spikes, saving.
 
 `loop.py` puts them together.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
@@ -20,22 +20,18 @@ from numpy.typing import NDArray
 from offbook.engine.batching import Step
 from offbook.engine.check import check_gradients, check_or_fall_back
 from offbook.engine.engine import LOSS_SCALE, Losses, row_losses
-from offbook.engine.memory import is_out_of_memory, release_cached
-from offbook.errors import MemoryPlanError, NonFiniteError
+from offbook.errors import NonFiniteError
 from offbook.models.load import require_finite_weights
-from offbook.monitor import RowLosses, SkippedStep, SmallerMicroBatches
+from offbook.monitor import RowLosses, SkippedStep
 from offbook.runs import checkpoint
 from offbook.runs.checkpoint import FIRST_LOSSES, Progress
 from offbook.runs.directory import RunDirectory
 from offbook.settings.sections import TrainSettings
 from offbook.tokens.examples import IGNORED, Example
-from offbook.training.advice import Case, advise
 from offbook.training.curve import describe_rate
 from offbook.training.distributed import ALONE, Processes, exchanging
-from offbook.training.interrupt import Stopped
 from offbook.training.log import Log
-from offbook.training.memory import Memory
-from offbook.training.plan import least_memory
+from offbook.training.micro_batches import MicroBatches
 from offbook.training.schedule import fitting_rate, warmup_steps
 from offbook.training.setup import LoadedRun
 
@@ -120,6 +116,12 @@ class Stepper:
     processes: Processes = ALONE
     together: bool = False
 
+    @cached_property
+    def _micro_batches(self) -> MicroBatches:
+        return MicroBatches(
+            self.loaded, self.progress, self.log, self.announce, self.should_stop, self.processes
+        )
+
     @property
     def seed(self) -> list[int]:
         """Of dropout in the next step."""
@@ -163,16 +165,17 @@ class Stepper:
             Stopped: when a process was asked to stop; gradients are to be discarded then.
             MemoryPlanError: when memory is not enough for a single row.
         """
-        engine, started = self.loaded.engine, time.perf_counter()
+        engine, should_stop = self.loaded.engine, self._micro_batches.should_stop
+        started = time.perf_counter()
         losses: Losses = []
 
         def accumulate(step: Step) -> float | None:
             losses.clear()  # of an attempt before this one
             scale = LOSS_SCALE / 2**self.progress.halvings
-            return engine.accumulate(step, self.seed, self._should_stop, losses, scale)
+            return engine.accumulate(step, self.seed, should_stop, losses, scale)
 
         def compute() -> list[float]:
-            loss = self._within_memory(examples, accumulate)
+            loss = self._micro_batches.compute(examples, accumulate)
             by_row = row_losses(losses)
             return [loss, *(by_row.get(row, 0.0) for row in range(len(examples)))]
 
@@ -194,13 +197,13 @@ class Stepper:
             NonFiniteError: when it is not finite.
             MemoryPlanError: when memory is not enough for a single row.
         """
-        engine = self.loaded.engine
+        engine, should_stop = self.loaded.engine, self._micro_batches.should_stop
 
         def mean_loss(step: Step) -> float | None:
-            return engine.mean_loss(step, self._should_stop)
+            return engine.mean_loss(step, should_stop)
 
         def compute() -> list[float]:
-            return [self._within_memory(examples, mean_loss)]
+            return [self._micro_batches.compute(examples, mean_loss)]
 
         (loss,) = self.processes.add_up([], 1, compute, self.loaded.inputs.sharded)
         if not math.isfinite(loss):
@@ -321,55 +324,6 @@ class Stepper:
     def _weights(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _within_memory(
-        self, examples: Sequence[Example], compute: Callable[[Step], float | None]
-    ) -> float:
-        """Call `compute` on micro-batches of a share of `examples`, smaller when memory runs out.
-
-        Returns:
-            Its result.
-
-        Raises:
-            Stopped: when it returns None.
-        """
-        engine, inputs = self.loaded.engine, self.loaded.inputs
-        device, sharded = inputs.device, inputs.sharded
-        mine = self.processes.share([len(example) for example in examples])
-        while True:
-            tokens = self.progress.micro_batch_tokens
-            step = engine.make_step(examples, tokens, device, mine, sharded)
-            if sharded:
-                step = self._as_others(step)
-            try:
-                with deterministic(self.settings.deterministic):
-                    loss = compute(step)
-                if loss is None:
-                    raise Stopped
-                return loss
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Outside the except block, where the error still holds the tensors of what failed.
-            self.optimizer.zero_grad(set_to_none=True)
-            release_cached(device)
-            self._halve_micro_batches(step)
-
-    @property
-    def _should_stop(self) -> Callable[[], bool]:
-        """Asked before a micro-batch; of a base that is shared, `_as_others` asks before a step."""
-        return (lambda: False) if self.loaded.inputs.sharded else self.should_stop
-
-    def _as_others(self, step: Step) -> Step:
-        """A step with as many micro-batches as that of the process with most.
-
-        Raises:
-            Stopped: in all processes, when one is asked to stop.
-        """
-        told = self.processes.gather([len(step.micro_batches), bool(self.should_stop())])
-        if any(stop for _, stop in told):
-            raise Stopped
-        return step.filled(max(count for count, _ in told))
-
     def _halve_loss_scale(self, loss: float) -> bool:
         """Whether the step is to be taken again, since its gradients did not fit in float16."""
         progress = self.progress
@@ -385,40 +339,6 @@ class Stepper:
             f"{LOSS_SCALE / 2**progress.halvings:,.0f} now"
         )
         return True
-
-    def _halve_micro_batches(self, failed: Step) -> None:
-        longest = max(len(batch.input_ids) for batch in failed.micro_batches) + len(failed.prefix)
-        single = all(len(batch.lengths) == 1 for batch in failed.micro_batches)
-        if single or self.loaded.inputs.sharded:
-            what = "a single row" if single else "a micro-batch"
-            raise MemoryPlanError(
-                f"memory is not enough for {what} of {longest} tokens; "
-                f"planned: {self.loaded.inputs.plan.describe()}",
-                fix="close other programs and continue with --resume; or start again with "
-                f"--overwrite and {self._advice(longest)}",
-            )
-        tokens = min(self.progress.micro_batch_tokens, longest) // 2
-        self.progress.micro_batch_tokens = tokens
-        step = self.progress.step + 1
-        self.log(SmallerMicroBatches(step, tokens))
-        self.announce(f"step {step}: not enough memory; micro-batches have {tokens} tokens now")
-
-    def _advice(self, longest: int) -> str:
-        inputs = self.loaded.inputs
-        memory = Memory(inputs.plan.available, inputs.plan.process)
-        case = Case(inputs.config, inputs.shape, longest, inputs.dtype, inputs.device, memory)
-        return ", ".join(map(str, advise(case, least_memory))) or "a smaller base"
-
-
-@contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Use only operations that give the same bits each time, if wanted, while the context lasts."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:
