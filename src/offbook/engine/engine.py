@@ -7,10 +7,8 @@ sequences are padded and transformers and PEFT compute them; norms are still rep
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,19 +18,12 @@ from torch.nn import functional as F
 
 from offbook.engine.batching import MIN_SHARED_TOKENS, MicroBatch, Step, make_step
 from offbook.engine.dropout import Masks
-from offbook.engine.layers import (
-    Attention,
-    RMSNorm,
-    decoder_layer,
-    is_replaceable,
-    last_layer,
-    replacement,
-)
 from offbook.engine.layout import Layout
 from offbook.engine.loss import cross_entropy
 from offbook.engine.ops import Backend, choose, threads_for
 from offbook.engine.prefix import Prefix, Recorder
 from offbook.engine.projection import number_dropouts
+from offbook.engine.replaced import Replaced
 from offbook.models.load import backbone, head
 from offbook.models.sharding import gathered
 from offbook.tokens.examples import IGNORED, Example
@@ -72,44 +63,16 @@ class Engine:
         self.model = model
         self._min_shared_tokens = min_shared_tokens
         self.dropouts = list(number_dropouts(backbone(model)))
-        # A module, the name of a part or of its `forward`, what it was, and what replaces it.
-        self._swaps: list[tuple[nn.Module, str, Any, Any]] = []
-        unrecognized: dict[str, None] = {}
-        weight = next(head(model).parameters())  # [V, D]
-        if fast:
-            for parent in list(backbone(model).modules()):
-                for name, plain in list(parent.named_children()):
-                    replaced = replacement(plain, weight.dtype)
-                    if isinstance(replaced, RMSNorm):
-                        self._swaps.append((plain, "forward", plain.forward, replaced))
-                    elif replaced is not None:
-                        self._swaps.append((parent, name, plain, replaced))
-                    elif is_replaceable(plain):
-                        unrecognized[type(plain).__name__] = None
-        self.packed = any(
-            isinstance(replaced, Attention) for *_, replaced in self._swaps
-        ) and not any(name.endswith(("Attention", "MLP")) for name in unrecognized)
-        if not self.packed:
-            for _, _, plain, replaced in self._swaps:
-                if not isinstance(replaced, RMSNorm):
-                    unrecognized[type(plain).__name__] = None
-            self._swaps = [swap for swap in self._swaps if isinstance(swap[3], RMSNorm)]
-        self.plain_layers = tuple(unrecognized)
-        self._install()
+        self._replaced = Replaced(model, fast=fast)
+        self.packed, self.plain_layers = self._replaced.packed, self._replaced.left
         if self.packed:
-            layers: Any = backbone(model).layers
-            for k, layer in enumerate(layers):
-                compute = last_layer if k == len(layers) - 1 else decoder_layer
-                # A proxy, or a layer would hold itself, and its memory stay until Python looks.
-                ours = partial(compute, weakref.proxy(layer))
-                self._swaps.append((layer, "forward", layer.forward, ours))
-            self._install()
+            weight = next(head(model).parameters())  # [V, D]
             self._head_ops = choose(weight.device, weight.dtype, weight.shape)
 
     @property
     def is_plain(self) -> bool:
         """Whether all layers are those of transformers and PEFT."""
-        return not self._swaps
+        return not self._replaced
 
     def make_step(
         self,
@@ -259,36 +222,23 @@ class Engine:
 
     def projections(self) -> Iterator[nn.Module]:
         """The linear layers of attention and MLPs, in the order of all models of this base."""
-        for *_, layer in self._swaps:
-            if isinstance(layer, nn.Module):
-                yield from (m for name, m in layer.named_children() if name.endswith("_proj"))
+        return self._replaced.projections()
 
     def compute_with(self, ops: Backend) -> None:
         """Let a backend that supports all layers compute them."""
         self._head_ops = ops
-        for *_, layer in self._swaps:
-            for name, value in vars(layer).items():
-                if isinstance(value, Backend):
-                    setattr(layer, name, ops)
+        self._replaced.compute_with(ops)
 
-    @contextmanager
-    def plain(self) -> Iterator[None]:
+    def plain(self) -> AbstractContextManager[None]:
         """Put the layers of transformers and PEFT back while the context lasts."""
-        for parent, name, plain, _ in self._swaps:
-            setattr(parent, name, plain)
-        try:
-            yield
-        finally:
-            self._install()
+        return self._replaced.plain()
 
     def threads(self) -> AbstractContextManager[None]:
         """The threads to compute on."""
         if not self.packed:
             return nullcontext()
-        layers = (vars(layer).values() for *_, layer in self._swaps)
-        backends = [ops for values in layers for ops in values if isinstance(ops, Backend)]
         weight = next(head(self.model).parameters())
-        return threads_for([*backends, self._head_ops], weight.dtype)
+        return threads_for([*self._replaced.backends(), self._head_ops], weight.dtype)
 
     @contextmanager
     def _masks_in_peft(self, batch: MicroBatch, masks: Masks) -> Iterator[None]:
@@ -340,10 +290,6 @@ class Engine:
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
-
-    def _install(self) -> None:
-        for parent, name, _, replaced in self._swaps:
-            setattr(parent, name, replaced)
 
 
 def padded_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
