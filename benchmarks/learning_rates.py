@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("rates", nargs="*", type=float, default=[6.6e-4, 1.32e-3, 2.64e-3])

@@ -20,7 +20,7 @@ from offbook.evaluation.general import read_general
 from offbook.evaluation.losses import Meter
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 
 MIX = "data.mix={data: general, share: 0.2}"
 

@@ -34,7 +34,7 @@ from offbook.monitor import Monitor
 from offbook.settings.config import Config
 from offbook.tokens.examples import IGNORED, Examples, tokenize
 from offbook.training import data
-from offbook.training.loop import train
+from offbook.training.train import train
 
 EXPECTED = {
     "healthy": "took",

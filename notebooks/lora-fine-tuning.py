@@ -76,8 +76,8 @@ from offbook.monitor import EvalMetrics, Monitor, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.tokens.examples import IGNORED, Example, supervised_spans, tokenize
 from offbook.tokens.tokenizer import prove
-from offbook.training.loop import train
 from offbook.training.schedule import Schedule, learning_rate_at
+from offbook.training.train import train
 
 WORK = Path(tempfile.mkdtemp(prefix="offbook-"))  # everything this notebook writes goes here
 DEVICE = choose_device()

@@ -11,7 +11,7 @@ import pytest
 from offbook import monitor
 from offbook.monitor import EvalMetrics, Heartbeat, LineMonitor, Pace, StepMetrics
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from offbook.settings.config import Config
     from offbook.tokens.template import ChatTemplate
     from offbook.tokens.tokenizer import load_tokenizer
-    from offbook.training.loop import train
+    from offbook.training.train import train
 
 __version__ = "0.1.0"
 
@@ -35,7 +35,7 @@ _HOMES = {
     "load_tokenizer": "offbook.tokens.tokenizer",
     "open_run": "offbook.runs.trained",
     "read_conversations": "offbook.data.conversations",
-    "train": "offbook.training.loop",
+    "train": "offbook.training.train",
 }
 
 __all__ = [

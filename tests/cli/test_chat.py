@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 
 Cli = Callable[..., tuple[int, str, str]]
 SHORT = ["--max-new-tokens", "4", "--temperature", "0"]

@@ -15,7 +15,7 @@ import typer
 
 from offbook.cli import app
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.shared import ROOT
 from support.sources import texts
 

@@ -14,7 +14,7 @@ from offbook.evaluation.record import Evaluation
 from offbook.evaluation.saved import read_evaluation
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 
 Cli = Callable[..., tuple[int, str, str]]
 

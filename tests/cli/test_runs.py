@@ -15,7 +15,7 @@ import pytest
 from offbook.cli.train import report
 from offbook.errors import quoted
 from offbook.settings.config import Config
-from offbook.training.loop import TrainResult, train
+from offbook.training.train import TrainResult, train
 from support.tiny import ROWS
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -20,7 +20,7 @@ from offbook.cli.launch import without_nproc
 from offbook.engine.machine import processors, usable_memory
 from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.together import ROOT, free_port
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and processes of Linux")

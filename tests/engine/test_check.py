@@ -16,7 +16,7 @@ from offbook.engine.ops.torch import Torch
 from offbook.errors import EngineError
 from offbook.settings.config import Config
 from offbook.settings.sections import LoraSettings
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.engines import CPU, FAMILIES, make_model, some_examples
 
 

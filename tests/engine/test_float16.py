@@ -14,7 +14,7 @@ from offbook.engine.check import check_gradients
 from offbook.engine.engine import LOSS_SCALE, Engine
 from offbook.settings.config import Config
 from offbook.training import step as step_module
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.engines import FAMILIES, make_model, some_examples
 from support.runs import Listener, hashes, stop_after
 

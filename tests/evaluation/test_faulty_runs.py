@@ -27,7 +27,7 @@ from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.settings.config import Config
 from offbook.tokens.examples import IGNORED, Examples, tokenize
 from offbook.training import data
-from offbook.training.loop import train
+from offbook.training.train import train
 
 SEEDS = range(int(os.environ.get("OFFBOOK_TEST_SEEDS", "1")))
 WORDS = ("rain", "bread", "letter", "window")

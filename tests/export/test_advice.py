@@ -16,7 +16,7 @@ from offbook.export.export import export_run
 from offbook.export.gguf import write_model
 from offbook.export.weights import BaseWeights, LoraWeights
 from offbook.runs.trained import open_run
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.exports import train_run
 from support.families import make_family
 from support.tiny import make_base, make_tokenizer

@@ -18,7 +18,7 @@ from offbook.models.load import load_base
 from offbook.settings.config import Config
 from offbook.settings.sections import LoraSettings
 from offbook.tokens.template import ChatTemplate
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.tiny import make_tokenizer
 
 GREEDY = Sampling(temperature=0, max_new_tokens=8)

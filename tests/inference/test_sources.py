@@ -15,7 +15,7 @@ from offbook.errors import CheckpointError, ConfigError, OffbookError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 
 GREEDY = Sampling(temperature=0, max_new_tokens=8)
 

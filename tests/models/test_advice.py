@@ -22,8 +22,8 @@ from offbook.monitor import Monitor
 from offbook.settings.config import Config
 from offbook.settings.sections import LoraSettings
 from offbook.training.inputs import gather
-from offbook.training.loop import train
 from offbook.training.setup import load
+from offbook.training.train import train
 from support.families import make_family
 from support.gguf_files import Vocabulary, write_gguf
 from support.hostile import PICKLE

@@ -20,8 +20,8 @@ from offbook.models.load import load_base
 from offbook.monitor import Monitor
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
-from offbook.training.loop import train
 from offbook.training.setup import prepare
+from offbook.training.train import train
 
 CPU = torch.device("cpu")
 MakeConfig = Callable[..., Config]

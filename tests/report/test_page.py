@@ -23,7 +23,7 @@ from offbook.report.page import SECTIONS, parts, write_report
 from offbook.report.words import Text
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.browsers import chromium, opened, violations
 from support.evaluations import EVIL, make_evaluation
 from support.runs import stop_after

@@ -15,7 +15,7 @@ from offbook.errors import ConfigError
 from offbook.report.watch import Server, State, Watcher
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.browsers import chromium, opened
 from support.evaluations import write_evaluation
 from support.runs import stop_after

@@ -19,7 +19,7 @@ from offbook.inference.generate import Sampling
 from offbook.models.base import EMBEDDED_HUB_ID, published_name
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.runs import stop_after
 from support.tiny import DEEPSEEK_TEMPLATE
 

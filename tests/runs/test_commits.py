@@ -13,7 +13,7 @@ from support.tiny import ROWS
 TRAIN = """
 import json
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 settings = {settings!r}
 stops = iter([False] * {calls})
 result = train(Config.load(None, settings), should_stop=lambda: next(stops, True))
@@ -23,7 +23,7 @@ AGAIN = """
 import json
 from offbook.settings.config import Config
 from offbook.runs.trained import open_run
-from offbook.training.loop import train
+from offbook.training.train import train
 opened = open_run({run!r})
 result = train(Config.load({run!r} + "/config.yaml"), resume=True)
 print(json.dumps([str(opened.base), result.finished]))

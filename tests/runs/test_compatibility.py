@@ -19,7 +19,7 @@ from offbook.monitor import EvalMetrics, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.runs import Listener, records_of
 
 WRITTEN = Path(__file__).parent / "written_by_0_1"

@@ -21,7 +21,7 @@ from offbook.monitor import (
 from offbook.runs.directory import RunDirectory
 from offbook.runs.receipt import Device, Receipt, Rows
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.runs import curve
 
 RECORDS: list[tuple[Metrics, str]] = [

@@ -16,7 +16,7 @@ from offbook.inference.generate import Sampling
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.runs import Listener, StopAfter
 from support.tiny import ROWS, make_base
 

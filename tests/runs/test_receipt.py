@@ -16,7 +16,7 @@ from offbook.errors import CheckpointError
 from offbook.runs.receipt import fingerprint
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.runs import stop_after
 from support.tiny import DEEPSEEK_TEMPLATE
 

@@ -15,7 +15,7 @@ from offbook.models.load import choose_device
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 
 MakeConfig = Callable[..., Config]
 

@@ -11,7 +11,7 @@ import pytest
 
 from offbook.data.conversations import read_conversations
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.serving import Served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

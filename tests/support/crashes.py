@@ -11,7 +11,7 @@ from offbook.files import storage
 from offbook.runs.checkpoint import newest
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.disks import Snapshots
 from support.runs import Listener, curve, hashes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from offbook.runs.trained import TrainedRun, open_run
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.tiny import ROWS
 
 LLAMA3_ROPE = {

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from offbook.engine.engine import Engine
 from offbook.errors import OffbookError
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 
 ROOT = Path(__file__).parents[2]
 

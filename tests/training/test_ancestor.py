@@ -12,7 +12,7 @@ from offbook.errors import CheckpointError, ConfigError
 from offbook.files.storage import sha256
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 
 SIZES = ("lora.r=4", "lora.lora_alpha=8", "train.max_steps=2")
 

@@ -24,7 +24,7 @@ from offbook.runs.checkpoint import newest
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.training import plan as planner
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.crashes import kill_points, survive
 from support.disks import Failing, Power, error_of
 from support.runs import StopAfter, curve, hashes, stop_after

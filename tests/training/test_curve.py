@@ -9,8 +9,8 @@ import pytest
 
 from offbook.settings.config import Config
 from offbook.training.curve import describe_rate
-from offbook.training.loop import train
 from offbook.training.schedule import fitting_rate
+from offbook.training.train import train
 from support.runs import Listener, stop_after
 
 MakeConfig = Callable[..., Config]

@@ -15,7 +15,7 @@ from offbook.runs.receipt import Receipt
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
 from offbook.training.inputs import gather
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.runs import Listener, StopAfter, curve, hashes
 from support.templates import LLAMA3_CONTROL, LLAMA32, user
 from support.tiny import make_base, make_tokenizer

@@ -18,7 +18,7 @@ from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
 from offbook.training.ending import out_of_patience
-from offbook.training.loop import TrainResult, train
+from offbook.training.train import TrainResult, train
 from support.crashes import kill_points, survive
 from support.runs import Listener, StopAfter, curve, hashes, records_of
 

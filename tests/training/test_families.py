@@ -19,7 +19,7 @@ from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
 from offbook.training.forecast import forecast
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.families import FAMILIES, make_family
 from support.runs import Listener, StopAfter
 

@@ -15,7 +15,7 @@ import pytest
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.training.interrupt import Interrupt
-from offbook.training.loop import train
+from offbook.training.train import train
 
 PROGRAM = """
 import sys

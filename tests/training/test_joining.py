@@ -9,7 +9,7 @@ import pytest
 from offbook.errors import ConfigError
 from offbook.settings.config import Config
 from offbook.training.joining import join
-from offbook.training.loop import train
+from offbook.training.train import train
 
 PLACE = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 

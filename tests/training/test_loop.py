@@ -18,9 +18,9 @@ from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.settings.sections import LoraSettings, TrainSettings
 from offbook.training.inputs import gather
-from offbook.training.loop import train
 from offbook.training.schedule import Schedule, fitting_rate, learning_rate_at
 from offbook.training.setup import LoadedRun, load, prepare
+from offbook.training.train import train
 from support.runs import Listener, records_of, stop_after
 from support.stepping import flat, make_stepper, steps_of
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from offbook.errors import ConfigError
 from offbook.monitor import Monitor, StepMetrics
 from offbook.settings.config import Config
-from offbook.training.loop import train
 from offbook.training.resume import make_optimizer
 from offbook.training.setup import prepare
+from offbook.training.train import train
 from support.runs import Listener, StopAfter, curve, hashes, records_of
 
 MakeConfig = Callable[..., Config]

@@ -21,10 +21,10 @@ from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.training import packing, shared
-from offbook.training.loop import train
 from offbook.training.many import Ending, named, train_many
 from offbook.training.plan import ModelShape
 from offbook.training.shared import SharedBase
+from offbook.training.train import train
 from support.runs import Listener, StopAfter, curve, stop_after
 from support.tiny import ROWS
 from support.together import ROOT

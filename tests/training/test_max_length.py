@@ -17,9 +17,9 @@ from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.training.advice import Case
 from offbook.training.inputs import gather
-from offbook.training.loop import train
 from offbook.training.memory import Memory
 from offbook.training.plan import longest_that_fits, make_plan
+from offbook.training.train import train
 from support.runs import Listener, StopAfter, hashes
 
 MakeConfig = Callable[..., Config]

@@ -14,8 +14,8 @@ from offbook.monitor import Monitor, RowLosses
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.training.inputs import gather
-from offbook.training.loop import train
 from offbook.training.schedule import Schedule, mixed_rows
+from offbook.training.train import train
 
 WEIGHTS = Path("adapter") / "adapter_model.safetensors"
 

@@ -18,7 +18,7 @@ from offbook.settings.config import Config
 from offbook.tokens.own_template import with_template_text
 from offbook.tokens.template import ChatTemplate
 from offbook.tokens.tokenizer import load_tokenizer
-from offbook.training.loop import train
+from offbook.training.train import train
 
 
 @pytest.fixture

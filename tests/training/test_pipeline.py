@@ -15,9 +15,9 @@ from offbook.inference.generate import Sampling
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
 from offbook.training.advice import Case
-from offbook.training.loop import train
 from offbook.training.memory import Memory
 from offbook.training.plan import ModelShape, least_memory, make_plan, plan_for
+from offbook.training.train import train
 
 MakeConfig = Callable[..., Config]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

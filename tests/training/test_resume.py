@@ -12,7 +12,7 @@ from offbook.monitor import StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.runs import Listener, curve, hashes, records_of, stop_after
 
 MakeConfig = Callable[..., Config]

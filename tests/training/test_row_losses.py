@@ -12,9 +12,9 @@ from offbook.files import storage
 from offbook.monitor import Monitor, RowLosses, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
-from offbook.training.loop import train
 from offbook.training.schedule import Schedule
 from offbook.training.setup import prepare
+from offbook.training.train import train
 from support.disks import Snapshots
 from support.runs import records_of
 

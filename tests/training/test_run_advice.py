@@ -18,7 +18,7 @@ from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
 from offbook.settings.sections import SAMPLES
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.runs import StopAfter, stop_after
 
 MakeConfig = Callable[..., Config]

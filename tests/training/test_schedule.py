@@ -14,7 +14,6 @@ from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.settings.sections import LoraSettings, TrainSettings
 from offbook.training.forecast import forecast
-from offbook.training.loop import train
 from offbook.training.schedule import (
     STEPS_FOR_A_VOICE,
     Schedule,
@@ -23,6 +22,7 @@ from offbook.training.schedule import (
     learning_rate_at,
     warmup_steps,
 )
+from offbook.training.train import train
 from support.runs import Listener, records_of, stop_after
 
 

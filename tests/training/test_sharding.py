@@ -15,10 +15,10 @@ from offbook.errors import ConfigError, EngineError
 from offbook.monitor import LineMonitor
 from offbook.settings.config import Config
 from offbook.training.advice import Case
-from offbook.training.loop import train
 from offbook.training.memory import Memory
 from offbook.training.plan import ModelShape, plan_for
 from offbook.training.shards import resolve_shards
+from offbook.training.train import train
 from support.runs import difference
 from support.tiny import ROWS
 from support.together import play, train_together

@@ -18,8 +18,8 @@ from offbook.errors import MemoryPlanError, NonFiniteError
 from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatches, StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
-from offbook.training.loop import train
 from offbook.training.step import Stepper
+from offbook.training.train import train
 from support.runs import Listener, records_of, stop_after
 from support.stepping import flat, make_stepper, steps_of
 

@@ -15,8 +15,8 @@ from offbook.models import load
 from offbook.monitor import EvalMetrics
 from offbook.settings.config import Config
 from offbook.training import shared
-from offbook.training.loop import train
 from offbook.training.sweep import Sweep, candidates, parse_grid, shares, sweep
+from offbook.training.train import train
 from support.runs import Listener, hashes, records_of, stop_after
 from support.tiny import ROWS
 

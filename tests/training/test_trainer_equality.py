@@ -14,9 +14,9 @@ from transformers import Trainer, TrainingArguments
 from offbook.models.adapter import restore_adapter
 from offbook.monitor import Monitor, StepMetrics
 from offbook.settings.config import Config
-from offbook.training.loop import train
 from offbook.training.schedule import Schedule
 from offbook.training.setup import LoadedRun, prepare
+from offbook.training.train import train
 from support.runs import records_of
 
 STEPS, BATCH, DEVICE_BATCH = 30, 4, 2

@@ -12,7 +12,7 @@ from offbook.cli.train import parse_duration
 from offbook.errors import ConfigError
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
-from offbook.training.loop import train
+from offbook.training.train import train
 from support.runs import Listener, StopAfter, curve, hashes
 
 MakeConfig = Callable[..., Config]

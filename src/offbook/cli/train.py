@@ -27,7 +27,7 @@ from offbook.signals import STOPPING, handling
 if TYPE_CHECKING:
     from offbook.monitor import Pace
     from offbook.settings.config import Config
-    from offbook.training.loop import TrainResult
+    from offbook.training.train import TrainResult
 
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 UNITS = (3600, 60, 1)
@@ -163,7 +163,7 @@ def run_training(
     """
     with progress() as monitor, stop_signals(monitor.pace) as received:
         monitor.busy("starting")
-        from offbook.training.loop import train
+        from offbook.training.train import train
 
         result = train(
             config,

@@ -19,10 +19,10 @@ from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.training.interrupt import Interrupt
-from offbook.training.loop import TrainResult, train_by_steps
 from offbook.training.packing import compute_together
 from offbook.training.shared import SharedBase
 from offbook.training.step import Wanted
+from offbook.training.train import TrainResult, train_by_steps
 
 Steps = Generator[Wanted | None, None, TrainResult]
 

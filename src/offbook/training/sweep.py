@@ -23,9 +23,9 @@ from offbook.runs import checkpoint
 from offbook.runs.directory import FREE_ON_RESUME, RunDirectory, step_of
 from offbook.runs.records import read_record
 from offbook.settings.config import Config
-from offbook.training.loop import train
 from offbook.training.schedule import Schedule
 from offbook.training.shared import SharedBase
+from offbook.training.train import train
 
 FILE, BEST = "sweep.json", "best.yaml"
 SECTIONS = ("lora.", "train.")
