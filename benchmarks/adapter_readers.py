@@ -67,7 +67,7 @@ def expected(run: Path, length: int) -> tuple[Path, Path, int, list[list[int]]]:
     """The base and adapter of a run, its stop token, and the ids of each chat by offbook itself."""
     import torch
 
-    from offbook.data.conversations import Message
+    from offbook.data.messages import Message
     from offbook.models.adapter import load_adapter
     from offbook.models.load import load_base
     from offbook.runs.trained import open_run

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import torch
 from machine import describe_machine, now
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.inference.generate import Sampling
 from offbook.inference.model import find_model
 from offbook.serve.engine import start

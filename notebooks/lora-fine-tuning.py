@@ -64,7 +64,7 @@ from transformers import TrainingArguments as HFTrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
 from offbook import Chat, ChatTemplate, Config, OffbookError, load_tokenizer, read_conversations
-from offbook.data.conversations import Conversation, Message
+from offbook.data.messages import Conversation, Message
 from offbook.doctor.doctor import Doctor
 from offbook.doctor.inspection import token_view
 from offbook.inference.generate import Sampling, generate

@@ -23,7 +23,8 @@ import yaml
 from hypothesis import strategies as st
 
 from offbook.cli import main
-from offbook.data.conversations import Conversation, read_conversations
+from offbook.data.conversations import read_conversations
+from offbook.data.messages import Conversation
 from offbook.settings.config import Config, keys
 from offbook.tokens.examples import Examples, tokenize
 from offbook.tokens.template import ChatTemplate

@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offbook.data.conversations import Conversation, Message, read_conversations
+    from offbook.data.conversations import read_conversations
+    from offbook.data.messages import Conversation, Message
     from offbook.errors import OffbookError
     from offbook.inference.chat import Chat
     from offbook.runs.trained import open_run
@@ -29,8 +30,8 @@ _HOMES = {
     "Chat": "offbook.inference.chat",
     "ChatTemplate": "offbook.tokens.template",
     "Config": "offbook.settings.config",
-    "Conversation": "offbook.data.conversations",
-    "Message": "offbook.data.conversations",
+    "Conversation": "offbook.data.messages",
+    "Message": "offbook.data.messages",
     "OffbookError": "offbook.errors",
     "load_tokenizer": "offbook.tokens.tokenizer",
     "open_run": "offbook.runs.trained",

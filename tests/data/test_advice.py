@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from offbook.data.conversations import ConversationReader, Message, read_conversations
+from offbook.data.conversations import ConversationReader, read_conversations
+from offbook.data.messages import Message
 from offbook.errors import DataError, suggest
 from offbook.settings.config import Config
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from offbook.data.conversations import Conversation, ConversationReader, Message, read_conversations
+from offbook.data.conversations import ConversationReader, read_conversations
+from offbook.data.messages import Conversation, Message
 from offbook.errors import DataError
 from offbook.settings.sections import SAMPLES, DataSettings
 from support.shared import HUANHUAN

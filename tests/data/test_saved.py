@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from offbook.data.conversations import Message, read_conversations
+from offbook.data.conversations import read_conversations
+from offbook.data.messages import Message
 from offbook.data.saved import append_row
 from offbook.errors import ConfigError
 
@@ -66,7 +67,7 @@ def test_a_file_that_takes_no_row_stays_as_it_is(
 ADD = """
 import sys
 from pathlib import Path
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.data.saved import append_row
 for part in range(10):
     text = f"{sys.argv[2]}.{part} " * 3000

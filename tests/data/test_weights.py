@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offbook.data.conversations import Conversation, read_conversations
+from offbook.data.conversations import read_conversations
+from offbook.data.messages import Conversation
 from offbook.errors import DataError
 from offbook.tokens.examples import supervised_spans
 from offbook.tokens.template import ChatTemplate

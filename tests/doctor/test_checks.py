@@ -7,7 +7,8 @@ from typing import get_args
 
 import pytest
 
-from offbook.data.conversations import Conversation, Message, read_conversations
+from offbook.data.conversations import read_conversations
+from offbook.data.messages import Conversation, Message
 from offbook.doctor.doctor import Doctor
 from offbook.doctor.findings import KINDS, Finding, brief
 from offbook.doctor.fixes import CHANGED, LEFT_OUT, without_control_text

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet
 
-from offbook.data.conversations import Conversation, Message
+from offbook.data.messages import Conversation, Message
 from offbook.evaluation.ledger import WORST, make_ledger, to_parquet, worst
 from offbook.evaluation.losses import RowScores
 from offbook.evaluation.record import LedgerRow

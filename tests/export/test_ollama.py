@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.errors import ModelError
 from offbook.export.ollama import go_template, modelfile
 from offbook.tokens.template import ChatTemplate

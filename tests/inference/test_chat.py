@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from offbook.data.conversations import Message, read_conversations
+from offbook.data.conversations import read_conversations
+from offbook.data.messages import Message
 from offbook.errors import CheckpointError, ConfigError, ModelError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling, generate

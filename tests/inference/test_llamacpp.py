@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.errors import ModelError
 from offbook.export.gguf import write_lora, write_model
 from offbook.export.weights import BaseWeights, LoraWeights

@@ -75,7 +75,7 @@ def test_settings_reach_the_engine(engine: ScriptedEngine) -> None:
 
 
 def test_the_prompt_is_that_of_training(engine: ScriptedEngine, template: ChatTemplate) -> None:
-    from offbook.data.conversations import Message
+    from offbook.data.messages import Message
 
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     ask(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offbook.data.conversations import Conversation, Message
+from offbook.data.messages import Conversation, Message
 from support.tiny import DEEPSEEK_TEMPLATE
 
 LLAMA3 = (

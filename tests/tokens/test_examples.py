@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offbook.data.conversations import Conversation
+from offbook.data.messages import Conversation
 from offbook.errors import DataError
 from offbook.tokens.examples import BATCH_ROWS, Examples, tokenize
 from offbook.tokens.template import ChatTemplate

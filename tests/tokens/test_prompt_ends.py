@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.errors import DataError
 from offbook.tokens.render import Renderer
 from offbook.tokens.template import ChatTemplate

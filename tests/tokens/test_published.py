@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbook.data.conversations import Conversation, Message
+from offbook.data.messages import Conversation, Message
 from offbook.errors import DataError
 from offbook.tokens.examples import supervised_spans, tokenize
 from offbook.tokens.template import ChatTemplate

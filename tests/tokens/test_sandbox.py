@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch  # noqa: F401  # loaded before memory is limited
 
-from offbook.data.conversations import Conversation, Message
+from offbook.data.messages import Conversation, Message
 from offbook.errors import DataError
 from offbook.models.base import resolve_base
 from offbook.tokens import sandbox

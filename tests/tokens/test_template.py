@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbook.data.conversations import Conversation, Message
+from offbook.data.messages import Conversation, Message
 from offbook.errors import DataError
 from offbook.models.base import resolve_base
 from offbook.tokens.examples import IGNORED, Example, supervised_spans, tokenize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from offbook.data.conversations import Conversation, Message
+from offbook.data.messages import Conversation, Message
 from offbook.errors import ModelError
 from offbook.tokens.examples import Examples, tokenize
 from offbook.tokens.template import ChatTemplate

@@ -12,6 +12,7 @@ from offbook.monitor import StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
+from offbook.training.changeable import settings_to_resume
 from offbook.training.train import train
 from support.runs import Listener, curve, hashes, records_of, stop_after
 
@@ -125,7 +126,7 @@ def test_what_was_given_on_the_first_command_line_need_not_be_repeated(
     kept = Config.load(None, ["train.learning_rate=0.01", f"output_dir={run}"])
     own = RunDirectory(run).config()
     merged = kept.model_copy(update={"model": own.model, "data": own.data, "lora": own.lora})
-    settings = RunDirectory(run).settings_to_resume(merged.with_value("train.batch_size", 3))
+    settings = settings_to_resume(RunDirectory(run), merged.with_value("train.batch_size", 3))
     assert (settings.train.max_steps, settings.train.save_steps) == (5, 1)
 
 

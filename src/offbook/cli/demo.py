@@ -15,7 +15,7 @@ from rich.text import Text
 
 from offbook.cli.console import NARROW, out, printable, say, waiting
 from offbook.cli.train import report, run_training
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -5,10 +5,8 @@ Each problem is reported with its `file:line`, and all problems of a file are re
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +15,7 @@ from offbook.data.columns import renamed
 from offbook.data.faults import Faults
 from offbook.data.foreign import foreign, uses_tools
 from offbook.data.formats import read_rows, resolve
+from offbook.data.messages import Conversation, Message, Role, check_order
 from offbook.data.remarks import Remarks
 from offbook.data.unknown_keys import UnknownKeys, renames
 from offbook.data.values import (
@@ -31,7 +30,6 @@ from offbook.data.values import (
 from offbook.errors import DataError, first_few, shorten, suggest
 from offbook.settings.sections import DataSettings
 
-Role = Literal["system", "user", "assistant"]
 RowFormat = Literal["alpaca", "sharegpt", "messages"]
 
 FORMAT_KEYS: Mapping[RowFormat, tuple[str, ...]] = {
@@ -60,61 +58,6 @@ ROLES: Mapping[str, Role] = {
 }
 TURN_KEYS = (("from", "value"), ("role", "content"))
 PLACE = re.compile(r".+:\d+", re.DOTALL)  # `offbook lines` writes where in a script a row begins
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation.
-
-    Attributes:
-        role: who says it.
-        content: what is said.
-        trained: whether a reply is supervised, and not only context for later ones.
-    """
-
-    role: Role
-    content: str
-    trained: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A row as messages: system text, if any, then alternating user and assistant turns.
-
-    It ends with a reply that is trained on. `source` is the `file:line` of the row, or that of the
-    script which the row says it was made from.
-    """
-
-    messages: tuple[Message, ...]
-    source: str = ""
-
-    @property
-    def replies(self) -> tuple[int, ...]:
-        """The positions of the assistant's messages that are trained on."""
-        return tuple(k for k, m in enumerate(self.messages) if m.role == "assistant" and m.trained)
-
-    @property
-    def prompt_key(self) -> bytes:
-        """8 bytes, equal for conversations that begin with the same system and user text.
-
-        White space and case make no difference: "Hello" and "hello " are the same prompt.
-        """
-        opening = [m.content for m in self.messages[:2] if m.role != "assistant"]
-        return _digest(" ".join(part.split()).casefold() for part in opening)
-
-    @property
-    def question_key(self) -> bytes:
-        """8 bytes, equal for conversations that are the same up to their last reply.
-
-        White space and case make no difference.
-        """
-        before = self.messages[: self.replies[-1]]
-        return _digest(" ".join(m.content.split()).casefold() for m in before)
-
-    @property
-    def key(self) -> bytes:
-        """8 bytes, equal for conversations whose texts are exactly equal, and trained on alike."""
-        return _digest(m.content + "\0context" * (not m.trained) for m in self.messages)
 
 
 class ConversationReader:
@@ -322,28 +265,15 @@ def read_conversations(
     return ConversationReader(resolve(source, commit), settings or DataSettings())
 
 
-def check_order(messages: Sequence[Message], where: str | None) -> None:
-    """Refuse messages that are no conversation.
-
-    Raises:
-        DataError: when user and assistant do not take turns, one says nothing, or the last message
-            is no reply.
-    """
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
-    for number, message in enumerate(turns, 1):
-        expected = "user" if number % 2 else "assistant"
-        if message.role != expected:
-            raise DataError(
-                f'turn {number} has the role "{message.role}", not "{expected}"',
-                where=where,
-                fix="user and assistant take turns, the user first; system text goes before them",
-            )
-        if not message.content.strip():
-            name = "reply" if message.role == "assistant" else "prompt"
-            turn = f" of turn {number}" if len(turns) > 2 else ""
-            raise DataError(f"the {name}{turn} is empty", where=where, fix="fill or remove the row")
-    if not turns or turns[-1].role != "assistant":
-        raise DataError("no reply at the end", where=where, fix="end with the assistant's turn")
+def _no_format(row: Mapping[str, Any], where: str) -> DataError:
+    """The error for a row with the keys of none of the formats."""
+    what = f"cannot tell the format from the keys {shorten(', '.join(map(repr, row)))}"
+    fix = "use instruction/input/output, conversations (from, value) or messages (role, content)"
+    others = renames(row, ALL_KEYS)
+    if others:
+        pairs = [f'"{name}" to "{known}"' for name, known in others.items()]
+        fix = f"rename {' and '.join(pairs)}; or {fix}"
+    return DataError(what, where=where, fix=fix)
 
 
 def _up_to_trained(messages: Sequence[Message], where: str) -> tuple[Message, ...]:
@@ -356,18 +286,3 @@ def _up_to_trained(messages: Sequence[Message], where: str) -> tuple[Message, ..
             fix="set the weight of one to 1, or remove the row",
         )
     return tuple(messages[: trained[-1] + 1])
-
-
-def _no_format(row: Mapping[str, Any], where: str) -> DataError:
-    """The error for a row with the keys of none of the formats."""
-    what = f"cannot tell the format from the keys {shorten(', '.join(map(repr, row)))}"
-    fix = "use instruction/input/output, conversations (from, value) or messages (role, content)"
-    others = renames(row, ALL_KEYS)
-    if others:
-        pairs = [f'"{name}" to "{known}"' for name, known in others.items()]
-        fix = f"rename {' and '.join(pairs)}; or {fix}"
-    return DataError(what, where=where, fix=fix)
-
-
-def _digest(parts: Iterator[str]) -> bytes:
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from offbook.data.conversations import Message, RowFormat, read_conversations
+from offbook.data.conversations import RowFormat, read_conversations
+from offbook.data.messages import Message
 from offbook.errors import ConfigError, DataError
 from offbook.settings.sections import DataSettings
 

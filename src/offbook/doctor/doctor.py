@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from offbook.data.conversations import Conversation
+from offbook.data.messages import Conversation
 from offbook.doctor.findings import Finding, Hit, in_order
 from offbook.doctor.leftovers import Leftovers
 from offbook.doctor.repeats import Repeats

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from offbook.data.conversations import Conversation, ConversationReader
+from offbook.data.conversations import ConversationReader
 from offbook.data.formats import read_rows
+from offbook.data.messages import Conversation
 from offbook.data.personal import Replacer
 from offbook.doctor.doctor import once
 from offbook.doctor.findings import KINDS, Hit, Severity

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from offbook.data.conversations import Conversation
+from offbook.data.messages import Conversation
 from offbook.doctor.findings import Finding, Hit
 
 LETTERS = re.compile(r"[^\W\d_]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.evaluation.figures import compare_shares, figure
 from offbook.evaluation.probes import DRILL, QUESTIONS, gives_away
 from offbook.evaluation.record import InRole, Probe

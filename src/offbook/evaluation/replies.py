@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.evaluation.copies import Run, TrainingLines
 from offbook.evaluation.figures import compare, compare_shares, figure, share
 from offbook.evaluation.record import Compared, Copied, Copy, Reply, Voice

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from offbook.data.conversations import Conversation, ConversationReader, read_conversations
+from offbook.data.conversations import ConversationReader, read_conversations
+from offbook.data.messages import Conversation
 from offbook.data.sources import read_training
 from offbook.errors import ConfigError
 from offbook.inference.model import FoundModel, find_model

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from offbook.data.conversations import Conversation, Message, read_conversations
+from offbook.data.conversations import read_conversations
+from offbook.data.messages import Conversation, Message
 from offbook.data.sources import read_training
 from offbook.runs.trained import TrainedRun
 from offbook.tokens.examples import IGNORED, Example, tokenize

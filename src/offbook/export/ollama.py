@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.errors import ModelError
 from offbook.tokens.template import ChatTemplate
 

@@ -18,7 +18,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.export.held_out import Sample
 from offbook.inference.llamacpp import Ids, LlamaCpp, reader_name
 from offbook.libraries import quiet_transformers

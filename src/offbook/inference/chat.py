@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.data.saved import append_row
 from offbook.engine.machine import limit_threads, refuse_forked_child
 from offbook.errors import ConfigError, ModelError

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.errors import ConfigError, ModelError, first_line
 from offbook.inference.generate import Sampling
 

@@ -27,7 +27,6 @@ from offbook.runs.derived import MARKS, is_marked
 from offbook.runs.receipt import Receipt
 from offbook.settings.config import RECEIPT, RUN_SETTINGS, Config
 from offbook.settings.file import write_yaml
-from offbook.settings.sections import DoctorSettings
 
 # The first class whose fields a line of metrics.jsonl has.
 LINE: TypeAdapter[Metrics] = TypeAdapter(
@@ -35,25 +34,6 @@ LINE: TypeAdapter[Metrics] = TypeAdapter(
         StepMetrics | EvalMetrics | RowLosses | SkippedStep | SmallerMicroBatches | Metrics,
         Field(union_mode="left_to_right"),
     ]
-)
-# Settings that may change when a run is resumed, since they do not change its result.
-FREE_ON_RESUME = (
-    *("logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep_best"),
-    "report_to",
-)
-# Settings that may change because a run knows by their hashes what they name, and how long it is.
-CHANGEABLE = (
-    "model.base",
-    "data.train",
-    "data.validation",
-    "model.revision",
-    "train.init_adapter",
-    "train.num_train_epochs",
-    "train.max_steps",
-    "train.patience",
-    "train.shard_base",
-    *(f"train.{name}" for name in FREE_ON_RESUME),
-    *(f"doctor.{name}" for name in DoctorSettings.model_fields),
 )
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 # What is known to be offbook's in an adapter or a checkpoint whose manifest cannot be read.
@@ -134,42 +114,6 @@ class RunDirectory:
     def config(self) -> Config:
         """The settings of the run; their `output_dir` is where it is now."""
         return Config.load(self.config_file, [])
-
-    def settings_to_resume(self, requested: Config) -> Config:
-        """The settings to continue with: the run's own, except those that may change.
-
-        Raises:
-            ConfigError: when `requested` differs in a setting that would change the result.
-        """
-        own, defaults = self.config(), Config().flat()
-        before, absolute = own.flat(), requested.with_absolute_paths().flat()
-        merged, changed = own, []
-        for key, value in requested.flat().items():
-            if value == before[key] or key == "output_dir":
-                continue
-            other = key == "data.validation" and float in (type(value), type(before[key]))
-            if key == "data.train" and requested.gives(key):
-                other = requested.data.repeats != own.data.repeats
-            if key in CHANGEABLE and not other:
-                if requested.gives(key):
-                    merged = merged.with_value(key, absolute[key])
-            elif not value == defaults[key] == "auto":  # the run has what that was resolved to
-                changed.append(f"{key} was {before[key]!r}, is {value!r}")
-        if changed:
-            raise ConfigError(
-                f"the run was started with other settings: {'; '.join(changed)}",
-                where=str(self.path),
-                fix="resume with the same settings, or start again with --overwrite",
-            )
-        if merged.train.max_steps is not None and (
-            merged.train.num_train_epochs != own.train.num_train_epochs
-        ):
-            raise ConfigError(
-                f"does nothing, since the run has train.max_steps={merged.train.max_steps}",
-                where="train.num_train_epochs",
-                fix="set train.max_steps instead, or add train.max_steps=null",
-            )
-        return merged
 
     @contextmanager
     def claim(self) -> Iterator[None]:

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from offbook.data.conversations import ROLES, Message
+from offbook.data.conversations import ROLES
+from offbook.data.messages import Message
 from offbook.errors import first_line, shorten
 from offbook.inference.generate import Sampling
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from offbook.data.conversations import Conversation, Message, check_order
+from offbook.data.messages import Conversation, Message, check_order
 from offbook.data.saved import append_row
 from offbook.errors import ConfigError, DataError
 from offbook.serve.api import ApiError, Record, validated

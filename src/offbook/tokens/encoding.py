@@ -10,7 +10,7 @@ from functools import cached_property
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.errors import DataError
 from offbook.tokens.reasoning import BLOCK, TAGS, has_reasoning
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from offbook.data.conversations import Conversation
+from offbook.data.messages import Conversation
 from offbook.errors import DataError, first_few
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from offbook.data.conversations import Conversation, Message
+from offbook.data.messages import Conversation, Message
 
 
 @dataclass(frozen=True, slots=True)

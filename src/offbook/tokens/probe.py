@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.errors import DataError
 from offbook.tokens.encoding import TextEncoder
 from offbook.tokens.reasoning import CLOSE, OPENING

@@ -10,7 +10,7 @@ from functools import cached_property
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.errors import DataError, ModelError
 from offbook.tokens.clock import stop_clock
 from offbook.tokens.prompt_ends import PromptEnds, UnclearError

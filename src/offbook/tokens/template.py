@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from offbook.data.conversations import Conversation, Message
+from offbook.data.messages import Conversation, Message
 from offbook.errors import DataError
 from offbook.tokens.encoding import TextEncoder
 from offbook.tokens.examples import IGNORED, Example, RowExamples, joined_row

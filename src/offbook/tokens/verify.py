@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from offbook.data.conversations import Conversation
+from offbook.data.messages import Conversation
 from offbook.errors import DataError
 from offbook.tokens.examples import supervised_spans
 from offbook.tokens.probe import SYSTEM, TURNS

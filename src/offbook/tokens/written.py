@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from offbook.data.conversations import Message
+from offbook.data.messages import Message
 from offbook.tokens.encoding import TextEncoder
 
 

@@ -20,9 +20,10 @@ from offbook.errors import ConfigError, NonFiniteError
 from offbook.files import storage
 from offbook.monitor import EvalMetrics, Monitor
 from offbook.runs import checkpoint
-from offbook.runs.directory import FREE_ON_RESUME, RunDirectory, step_of
+from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.records import read_record
 from offbook.settings.config import Config
+from offbook.training.changeable import FREE_ON_RESUME
 from offbook.training.schedule import Schedule
 from offbook.training.shared import SharedBase
 from offbook.training.train import train

@@ -24,6 +24,7 @@ from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import COMMITTED, RunDirectory
 from offbook.settings.config import Config
 from offbook.tokens.own_template import with_template_text
+from offbook.training.changeable import settings_to_resume
 from offbook.training.distributed import Processes
 from offbook.training.ending import finished_steps
 from offbook.training.interrupt import Interrupt, Stopped
@@ -197,7 +198,7 @@ def _open(
         resume = False
     steps = None
     if resume:
-        config = run.settings_to_resume(config)
+        config = settings_to_resume(run, config)
         if (steps := finished_steps(run, config, monitor.announce)) is not None:
             run.forget_after(steps)
     elif not overwrite:

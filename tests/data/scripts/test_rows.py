@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from offbook.data.conversations import Message, read_conversations
+from offbook.data.conversations import read_conversations
+from offbook.data.messages import Message
 from offbook.data.personal import Replacer
 from offbook.data.scripts.reading import Play
 from offbook.data.scripts.rows import Made
