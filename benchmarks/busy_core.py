@@ -3,7 +3,7 @@
     python benchmarks/busy_core.py [--replies] [--busy 1] [--rounds 8] [--rows FILE]
         [--base smollm2-135m] [--precision auto] [--kernels native] [--markdown FILE]
 
-The same step of 16 rows, or 20 tokens of 16 replies written together by PyTorch's operations, by
+The same step of 16 rows, or 60 tokens of 16 replies written together by PyTorch's operations, by
 turns on the machine as it is and with programs that do nothing but count, of the same priority. A
 program that shares cores fairly keeps cores / (cores + busy) of its speed where the system moves
 programs between cores, and 1 - busy / (2 cores) where it leaves them.
@@ -36,7 +36,7 @@ from offbook.settings.sections import LoraSettings
 from offbook.tokens.examples import IGNORED, Example
 from offbook.training.plan import MOST_TOKENS
 
-REPLY_TOKENS = 20
+REPLY_TOKENS = 60
 
 
 @contextmanager

@@ -57,6 +57,18 @@ def test_a_tokenizer_is_enough(cli: Callable[..., tuple[int, str, str]], tmp_pat
     assert json.loads(out)["rows"] == json.loads(out)["replies_trained"] == 7
 
 
+def test_several_files_are_read(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "more.jsonl"):
+        (tmp_path / name).write_text(ROWS, encoding="utf-8")
+    make_tokenizer(tmp_path / "tokenizer")
+    options = ("--model", "tokenizer", "--json")
+    code, out, err = cli("check", "rows.jsonl", "more.jsonl", "data.max_length=64", *options)
+    assert code == 0, err
+    assert json.loads(out)["rows"] == 14
+    code, _, err = cli("check", "rows.jsonl", "most.jsonl", *options)
+    assert (code, '"most.jsonl" is not a setting' in err) == (2, True)
+
+
 def test_one_is_singular(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     row = {"instruction": "Who are you?", "output": "The keeper."}
     lines = [row, row | {"output": "The lamp's keeper."}, row]

@@ -1,8 +1,8 @@
 """Runs with a known fault get the verdict that names it, and a healthy run none of them.
 
-Here on a tiny random model, which has nothing to forget. `benchmarks/verdicts.py` does the same with
-SmolLM2, in more time, and with a run that forgets. OFFBOOK_TEST_SEEDS says how many runs of each
-kind there are.
+Here on a tiny random model, which has nothing to forget. `benchmarks/verdicts.py` does the same
+with SmolLM2, in more time, and with a run that forgets. OFFBOOK_TEST_SEEDS says how many runs of
+each kind there are.
 """
 
 from __future__ import annotations

@@ -37,11 +37,6 @@ from offbook.cli.console import NARROW, say
 from offbook.cli.launch import leads
 from offbook.errors import INTERRUPTED, ConfigError, DiskError, OffbookError, shorten
 
-# PyTorch's threads wait for each other after each operation: with GNU's OpenMP, by default, turning
-# in a loop for milliseconds. Beside another busy program, they take from each other the core that
-# they wait for. What fewer turns bring and cost is in docs/performance.md.
-TURNS = ("GOMP_SPINCOUNT", "2000")
-
 # On a narrow terminal, rich's panels would cut the names of options short.
 IS_NARROW = shutil.get_terminal_size().columns < NARROW
 app = typer.Typer(
@@ -107,8 +102,6 @@ def _options(
 def main() -> None:
     """Run the command line. An OffbookError ends in its message and its exit code."""
     streams.prepare()
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(*TURNS)  # read when PyTorch is loaded
     code: str | int | None = 0
     try:
         try:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 from rich.text import Text
 
-from offbook.cli.arguments import Settings
 from offbook.cli.console import ProgressMonitor, out, put, say
 from offbook.errors import DataError
 
@@ -45,7 +44,10 @@ def check(
     data: Annotated[
         str, typer.Argument(help="A data file, sample name or hub data set; or a YAML file.")
     ],
-    settings: Settings = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE|KEY=VALUE]...", help="More data files, and settings."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The base whose tokenizer and chat template to use.")
     ] = None,
@@ -70,6 +72,7 @@ def check(
     \b
     offbook check rows.json
     offbook check rows.json --fix clean.jsonl
+    offbook check rows.json more.jsonl
     offbook check rows.json --model deepseek-ai/deepseek-llm-7b-chat --show 3
     offbook check rows.json 'data.ignore_keys=[id]' data.max_length=512
     offbook check myrole/config.yaml --strict fix --json
@@ -77,15 +80,18 @@ def check(
     from offbook.doctor.findings import at_least
     from offbook.doctor.fixes import write_fixed
     from offbook.doctor.inspection import measure
-    from offbook.settings.config import Config
+    from offbook.settings.config import Config, local_path
+    from offbook.settings.sections import DataSource
 
     from_file = data.endswith((".yaml", ".yml"))
-    config = Config.load(Path(data) if from_file else None, settings or [])
+    more = [] if from_file else [text for text in settings or [] if local_path(text)]
+    overrides = [text for text in settings or [] if text not in more]
+    config = Config.load(Path(data) if from_file else None, overrides)
     if not from_file:
-        config = config.with_value("data.train", data)
+        sources = tuple(DataSource(data=name) for name in (data, *more))
+        config = config.with_value("data.train", sources if more else data)
     if fix:  # each row once, however often it is trained on
-        sources = config.data.sources.values()
-        once = tuple(one.model_copy(update={"repeat": 1}) for one in sources)
+        once = tuple(one.model_copy(update={"repeat": 1}) for one in config.data.sources.values())
         config = config.with_value("data.train", once)
     looked = _look_at(config, model)
     doctor, examples, findings = looked.doctor, looked.examples, looked.findings

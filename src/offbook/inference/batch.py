@@ -8,6 +8,7 @@ that all replies continue at the same place.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from itertools import takewhile
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from offbook.engine.layers import head_shape
+from offbook.inference.threads import FasterThreads
 from offbook.models.load import backbone, base_of, head
 
 MOST_REPLIES = 64  # at a time
@@ -46,9 +48,10 @@ def greedy_replies(
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     longest = max(map(len, prompts), default=0) + max_new_tokens
     size = max(min(MOST_REPLIES, CACHE_BYTES // (longest * _token_bytes(model))), 1)
+    faster = FasterThreads()
     for first in range(0, len(order), size):
         chosen = order[first : first + size]
-        written = _write(model, [prompts[n] for n in chosen], stop_ids, max_new_tokens)
+        written = _write(model, [prompts[n] for n in chosen], stop_ids, max_new_tokens, faster)
         for n, reply in zip(chosen, written, strict=True):
             replies[n] = reply
         progress(first + len(chosen))
@@ -70,6 +73,7 @@ def _write(
     prompts: Sequence[Sequence[int]],
     stop_ids: Collection[int],
     max_new_tokens: int,
+    faster: FasterThreads,
 ) -> list[list[int]]:
     device = next(model.parameters()).device
     cache = DynamicCache()
@@ -95,14 +99,16 @@ def _write(
     replies: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))  # which reply each row is
     for number in range(max_new_tokens):
-        out = backbone(model)(
-            input_ids=ids_BT,
-            attention_mask=seen_BT.long(),
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        tokens_B = head(model)(out.last_hidden_state[:, -1]).float().argmax(-1)
+        # The prompts are large products, which all threads compute.
+        with faster.token() if number else nullcontext():
+            out = backbone(model)(
+                input_ids=ids_BT,
+                attention_mask=seen_BT.long(),
+                position_ids=positions_BT,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            tokens_B = head(model)(out.last_hidden_state[:, -1]).float().argmax(-1)
         open_rows = []
         for row, token in enumerate(tokens_B.tolist()):
             ended = len(replies[going[row]]) < number  # in an earlier step

@@ -134,7 +134,9 @@ def _processors(sampling: Sampling) -> LogitsProcessorList:
     chosen = LogitsProcessorList()
     if sampling.repetition_penalty != 1:
         chosen.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if sampling.temperature not in (0, 1):
+    if sampling.temperature == 0:  # the others leave the likeliest token where it is
+        return chosen
+    if sampling.temperature != 1:
         chosen.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
         chosen.append(TopKLogitsWarper(sampling.top_k))

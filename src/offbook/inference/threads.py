@@ -17,7 +17,8 @@ class FasterThreads:
 
     A token is a thousand small operations, and after each of them all threads wait for each other.
     Where another program has taken a core, two threads need twice as long as one. The result is
-    the same: an operation on one token divides its outputs among the threads, not its sums.
+    the same: an operation on one token divides its outputs among the threads, not its sums. Of
+    several replies that are written together, it is the same to rounding.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,7 @@ class FasterThreads:
 
     @contextmanager
     def token(self) -> Iterator[None]:
-        """Compute a token within this context."""
+        """Compute a token, of one reply or of several, within this context."""
         place = self._tokens % EVERY
         self._tokens += 1
         if place == 0:

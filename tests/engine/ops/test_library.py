@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from offbook.engine.ops import library as module
 from offbook.engine.ops.library import Library, library
@@ -36,7 +38,9 @@ def test_without_a_compiler_the_user_is_told(
     fresh: Callable[[], Library], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setitem(sys.modules, "ziglang", None)
     assert "apt install g++" in fresh().problem
+    assert "pip install 'offbook[compiler]'" in fresh().problem
     monkeypatch.setattr("sys.platform", "darwin")
     assert "Linux" in fresh().problem
 
@@ -96,10 +100,28 @@ def test_the_compiler_is_the_one_that_cxx_names(
     compiler = write_compiler(folder / "cc", f'echo "$1" >> {log}; shift; exec g++ "$@"')
     monkeypatch.setenv("CXX", f"{compiler} --first")
     assert fresh().code is not None, fresh().problem
-    assert log.read_text().split() == ["--first"] * 2
+    assert log.read_text().split() == ["--first"] * 3
     for missing in ("no-such-compiler -O2", "'not closed"):
         monkeypatch.setenv("CXX", missing)
         assert f"CXX={missing} is no program" in fresh().problem
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not (shutil.which("clang++") or find_spec("ziglang")),
+    reason="needs Clang: pip install 'offbook[compiler]'",
+)
+def test_clang_compiles_them_too(
+    fresh: Callable[[], Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that computes is tested by `CXX="python -m ziglang c++" pytest tests/engine`."""
+    which = shutil.which
+    monkeypatch.setattr("shutil.which", lambda name: which(name) if name != "g++" else None)
+    found = fresh()
+    assert found.code is not None, found.problem
+    gate, up = torch.randn(2, 640).unbind()
+    result = torch.empty_like(gate)
+    found.code.swiglu_f32(gate.data_ptr(), up.data_ptr(), result.data_ptr(), 640, 1)
+    torch.testing.assert_close(result, torch.nn.functional.silu(gate) * up)
 
 
 @needs_kernels

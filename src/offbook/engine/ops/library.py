@@ -1,4 +1,4 @@
-"""The kernels of `native/`, compiled once for this processor by the user's own g++."""
+"""The kernels of `native/`, compiled once for this processor by the user's own compiler."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,12 +23,13 @@ NATIVE = Path(__file__).with_name("native")
 SOURCE = NATIVE / "kernels.cpp"
 COMPILE = (
     *("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"),
-    *("-fopenmp", "-fPIC", "-Wno-psabi", "-c"),
+    *("-fPIC", "-Wno-psabi", "-c"),
 )
 # The processor to compile for, as `g++ -march` names it. Tests and benchmarks set another one, or
 # None for no kernels, before the library is first used.
 TARGET: str | None = "native"
-# Not linked with an OpenMP runtime: PyTorch has loaded one, and two would compete for the cores.
+# Not linked with an OpenMP runtime: PyTorch has loaded one, GNU's, and two would compete for the
+# cores. Clang's code needs another one, so there all threads are the kernels' own.
 LINK = ("-shared", "-nodefaultlibs")
 
 _TENSOR, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -153,7 +155,9 @@ def library() -> Library:
             if os.environ.get("CXX"):
                 return Library(None, f"CXX={os.environ['CXX']} is no program, so no fused kernels")
             return Library(
-                None, "no g++ here; with it (Debian: apt install g++) training is faster"
+                None,
+                "no C++ compiler here; with one, training is faster: `apt install g++` (Debian) or "
+                "`pip install 'offbook[compiler]'`",
             )
         try:
             file = cache_folder() / name
@@ -188,11 +192,15 @@ def _load(file: Path) -> ctypes.CDLL | None:
 
 
 def _compiler() -> list[str]:
-    """The command that compiles: `$CXX`, which may have arguments, or g++."""
+    """The command that compiles: `$CXX`, which may have arguments, or what is found."""
     try:
-        return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+        if given := shlex.split(os.environ.get("CXX", "")):
+            return given
     except ValueError:  # a quotation mark without its end
         return []
+    if found := next(filter(shutil.which, ("g++", "clang++")), None):
+        return [found]
+    return [sys.executable, "-m", "ziglang", "c++"] if find_spec("ziglang") else []
 
 
 def _fingerprint() -> str:
@@ -202,7 +210,8 @@ def _fingerprint() -> str:
     # The clock speed changes from one reading to the next.
     kept = [line for line in processor.splitlines() if "MHz" not in line]
     sources = [file.read_text(encoding="utf-8") for file in sorted(NATIVE.iterdir())]
-    facts = [*sources, *_compiler(), *COMPILE, str(TARGET), *LINK, platform.machine(), *kept]
+    flags = [os.environ.get("CXX", ""), *COMPILE, str(TARGET), *LINK]
+    facts = [*sources, *flags, platform.machine(), *kept]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
@@ -210,11 +219,19 @@ def _compile(file: Path) -> None:
     """Compile in a temporary folder, so that no other process sees half a file."""
     with temporary_folder(file.parent, ".compiling-") as folder:
         parts, whole = folder / "kernels.o", folder / file.name
-        for command in (
-            [*_compiler(), *COMPILE, f"-march={TARGET}", str(SOURCE), "-o", str(parts)],
-            [*_compiler(), *LINK, str(parts), "-o", str(whole)],
-        ):
-            subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+        caches = ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")  # else it leaves 95 MB in another
+        environment = os.environ | dict.fromkeys(caches, str(folder))
+
+        def run(*options: str) -> bytes:
+            command = [*_compiler(), *options]
+            done = subprocess.run(  # noqa: S603
+                command, check=True, capture_output=True, env=environment
+            )
+            return done.stdout
+
+        openmp = [] if b"clang" in run("--version") else ["-fopenmp"]
+        run(*COMPILE, *openmp, f"-march={TARGET}", str(SOURCE), "-o", str(parts))
+        run(*LINK, str(parts), "-o", str(whole))
         with whole.open("rb") as written:
             os.fsync(written.fileno())
         whole.replace(file)

@@ -158,7 +158,7 @@ inline void softmax(float* scores, int64_t count, int64_t padded, int64_t seen, 
       Floats x = load(of_row + j) * heads.scaling;
       if (j < start || j + LANES > stop) {
         Ints at = places() + (int32_t)j;
-        x = (at >= (int32_t)start) & (at < (int32_t)stop) ? x : hidden;
+        x = ((at >= (int32_t)start) & (at < (int32_t)stop)) ? x : hidden;
       }
       store(of_row + j, x);
       most = larger(most, x);

@@ -9,7 +9,9 @@
 #pragma once
 
 #include <linux/futex.h>
+#ifdef _OPENMP
 #include <omp.h>
+#endif
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -190,11 +192,13 @@ void* Pool::serve(void* number) {
 // the `tasks` is left. Each thread has its own number below `threads`.
 template <class Run>
 void on_threads(int64_t threads, int64_t tasks, const Run& run) {
+#ifdef _OPENMP
   if (!pool.own) {
 #pragma omp parallel num_threads(threads)
     run(omp_get_thread_num());
     return;
   }
+#endif
   if (pool.process != getpid()) {
     pool = {};
     pool.own = 1;

@@ -86,11 +86,22 @@ inline Ints places() {
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
+// The lanes of x, followed by those of y, at these places.
+inline Floats shuffle(Floats x, Floats y, Ints at) {
+#ifdef __clang__
+  Floats found;
+  for (int i = 0; i < LANES; i++) found[i] = at[i] < LANES ? x[at[i]] : y[at[i] - LANES];
+  return found;
+#else
+  return __builtin_shuffle(x, y, at);
+#endif
+}
+
 // Reduces the lanes of a vector to one number, half of them at a time.
 template <class Join>
 inline float fold(Floats x, Join join) {
 #pragma GCC unroll 4
-  for (int half = LANES / 2; half; half /= 2) x = join(x, __builtin_shuffle(x, places() ^ half));
+  for (int half = LANES / 2; half; half /= 2) x = join(x, shuffle(x, x, places() ^ half));
   return x[0];
 }
 
@@ -130,8 +141,8 @@ inline void transpose(const float* from, int64_t from_row, float* to, int64_t to
     for (int i = 0; i < LANES; i++)
       if (!(i & bit)) {
         Floats x = rows[i], y = rows[i + bit];
-        rows[i] = __builtin_shuffle(x, y, low);
-        rows[i + bit] = __builtin_shuffle(x, y, high);
+        rows[i] = shuffle(x, y, low);
+        rows[i + bit] = shuffle(x, y, high);
       }
   }
   for (int i = 0; i < LANES; i++) store(to + i * to_row, rows[i]);
