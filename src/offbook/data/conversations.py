@@ -28,7 +28,7 @@ from offbook.data.values import (
     unpacked,
 )
 from offbook.errors import DataError, first_few, shorten, suggest
-from offbook.settings.sections import DataSettings
+from offbook.settings.sections import ROW_KEYS, DataSettings
 
 RowFormat = Literal["alpaca", "sharegpt", "messages"]
 
@@ -42,7 +42,6 @@ FORMAT_NAMES: Mapping[RowFormat, str] = {
     "sharegpt": "ShareGPT rows (conversations: from, value)",
     "messages": "OpenAI rows (messages: role, content)",
 }
-ALL_KEYS = [key for keys in FORMAT_KEYS.values() for key in keys]
 REASONING_KEY = "reasoning_content"  # what a reasoning model thinks before its reply
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -148,7 +147,7 @@ class ConversationReader:
         raise DataError("no rows", where=str(path), fix="check that this is the right file")
 
     def _foreign(self, row: Mapping[str, Any], where: str) -> DataError | None:
-        return foreign(row, ALL_KEYS, self._settings.ignore_keys, where)
+        return foreign(row, ROW_KEYS, self._settings.ignore_keys, where)
 
     def _renamed(self, row: object, where: str) -> Mapping[str, Any]:
         """The row under our names of its keys."""
@@ -254,9 +253,8 @@ def read_conversations(
     """Open a data set by file path, sample name or hub id.
 
     Args:
-        source: a JSON, JSONL, CSV, TSV or Parquet file; a key of `SAMPLES`; or a hub data set,
-            `owner/name` or `owner/name:file`.
-        settings: system text, input separator and keys to ignore.
+        source: a file, folder or pattern; a key of `SAMPLES`; or a hub data set; see `resolve`.
+        settings: how rows become conversations.
         commit: of a hub data set; by default, the newest.
 
     Raises:
@@ -269,7 +267,7 @@ def _no_format(row: Mapping[str, Any], where: str) -> DataError:
     """The error for a row with the keys of none of the formats."""
     what = f"cannot tell the format from the keys {shorten(', '.join(map(repr, row)))}"
     fix = "use instruction/input/output, conversations (from, value) or messages (role, content)"
-    others = renames(row, ALL_KEYS)
+    others = renames(row, ROW_KEYS)
     if others:
         pairs = [f'"{name}" to "{known}"' for name, known in others.items()]
         fix = f"rename {' and '.join(pairs)}; or {fix}"

@@ -1,8 +1,8 @@
 """Losses and gradients of a model with an adapter: the fast path and the plain one.
 
 The fast path computes what transformers and PEFT compute, on packed sequences, with the layers of
-`layers.py`; `check.py` compares the two. If a model's attention or MLPs are not recognized,
-sequences are padded and transformers and PEFT compute them; norms are still replaced.
+`layers.py`; `check.py` compares the two. Which layers are replaced, and what happens where some are
+not recognized, is in `replaced.py`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Engine:
     @property
     def is_plain(self) -> bool:
         """Whether all layers are those of transformers and PEFT."""
-        return not self._replaced
+        return self._replaced.is_empty
 
     def make_step(
         self,
@@ -174,7 +174,7 @@ class Engine:
         the end.
         """
         losses = []
-        with torch.no_grad(), evaluating(self.model), self.threads():
+        with self._without_gradients():
             prefix = self._prefix(step)
             for batch in step.micro_batches:
                 if should_stop():
@@ -203,13 +203,15 @@ class Engine:
 
         In evaluation mode and without gradients; the output head makes logits of them.
         """
-        with torch.no_grad(), evaluating(self.model), self.threads():
+        with self._without_gradients():
             prefix = self._prefix(step)
-            for batch in step.micro_batches:
+        for batch in step.micro_batches:
+            with self._without_gradients():  # left before the caller goes on
                 if self.packed:
-                    yield batch, self._wanted_states(batch, prefix)
+                    states_ND = self._wanted_states(batch, prefix)
                 else:
-                    yield batch, padded_states(self.model, batch)
+                    states_ND = padded_states(self.model, batch)
+            yield batch, states_ND
 
     def _wanted_states(
         self, batch: MicroBatch, prefix: Prefix | None, masks: Masks | None = None
@@ -221,7 +223,7 @@ class Engine:
         return self._hidden(F.pad(batch.input_ids, (0, padding)), layout, prefix, masks=masks)
 
     def projections(self) -> Iterator[nn.Module]:
-        """The linear layers of attention and MLPs, in the order of all models of this base."""
+        """The linear layers of attention and MLPs, in the same order for all models of a base."""
         return self._replaced.projections()
 
     def compute_with(self, ops: Backend) -> None:
@@ -239,6 +241,12 @@ class Engine:
             return nullcontext()
         weight = next(head(self.model).parameters())
         return threads_for([*self._replaced.backends(), self._head_ops], weight.dtype)
+
+    @contextmanager
+    def _without_gradients(self) -> Iterator[None]:
+        """Compute in evaluation mode and without gradients while the context lasts."""
+        with torch.no_grad(), evaluating(self.model), self.threads():
+            yield
 
     @contextmanager
     def _masks_in_peft(self, batch: MicroBatch, masks: Masks) -> Iterator[None]:

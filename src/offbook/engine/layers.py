@@ -24,6 +24,7 @@ from offbook.engine.lora import backend_for, project
 from offbook.engine.ops import Backend, choose
 from offbook.engine.prefix import KeysAndValues, Recorder
 from offbook.engine.projection import Projection
+from offbook.models.base import head_shape
 
 # transformers' classes that compute exactly what the modules below do.
 ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
@@ -223,13 +224,6 @@ def saved_per_token(ops: Backend, config: PreTrainedConfig, longest: int, *, dro
 def workspace_per_token(config: PreTrainedConfig) -> int:
     """Values that a layer needs as workspace, per token."""
     return int(4 * config.intermediate_size + 6 * config.hidden_size)
-
-
-def head_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Query heads, key-value heads, and channels of a head."""
-    heads: int = config.num_attention_heads
-    channels = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads, getattr(config, "num_key_value_heads", None) or heads, channels
 
 
 def _is_silu(activation: nn.Module) -> bool:

@@ -6,6 +6,8 @@ import ctypes
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +77,17 @@ def prepare_deterministic(device: torch.device) -> None:
             fix=f"set {name}={value} in the environment before the process starts",
         )
     os.environ[name] = value
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Use only operations that give the same bits each time, if wanted, while the context lasts."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def free_on_gpu(device: torch.device) -> int:

@@ -71,15 +71,17 @@ class Replaced:
             unrecognized |= {type(swap.plain).__name__: None for swap in others}
             self._swaps = [swap for swap in self._swaps if isinstance(swap.ours, RMSNorm)]
         self.left = tuple(unrecognized)
-        self._put(ours=True)
         if self.packed:
-            self._replace_decoder_layers(backbone(model))
+            self._add_decoder_layers(backbone(model).layers)
+        self._put(ours=True)
 
-    def __bool__(self) -> bool:
-        return bool(self._swaps)
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is replaced."""
+        return not self._swaps
 
     def projections(self) -> Iterator[nn.Module]:
-        """The linear layers of attention and MLPs, in the order of all models of this base."""
+        """The linear layers of attention and MLPs, in the same order for all models of a base."""
         for swap in self._swaps:
             if isinstance(swap.ours, nn.Module):
                 yield from (m for name, m in swap.ours.named_children() if name.endswith("_proj"))
@@ -105,14 +107,12 @@ class Replaced:
         finally:
             self._put(ours=True)
 
-    def _replace_decoder_layers(self, backbone: Any) -> None:
-        layers = backbone.layers
+    def _add_decoder_layers(self, layers: Any) -> None:
         for k, layer in enumerate(layers):
             compute = last_layer if k == len(layers) - 1 else decoder_layer
             # A proxy, or a layer would hold itself, and its memory stay until Python looks.
             ours = partial(compute, weakref.proxy(layer))
             self._swaps.append(Swap(layer, "forward", layer.forward, ours))
-        self._put(ours=True)
 
     def _put(self, *, ours: bool) -> None:
         for swap in self._swaps:

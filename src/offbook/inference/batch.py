@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from offbook.engine.layers import head_shape
 from offbook.inference.threads import FasterThreads
+from offbook.models.base import head_shape
 from offbook.models.load import backbone, base_of, head
 
 MOST_REPLIES = 64  # at a time
@@ -34,7 +34,7 @@ def greedy_replies(
 ) -> list[list[int]]:
     """The tokens of each reply, without the stop token: always the likeliest.
 
-    In float32 these are the tokens of `generate`, where no two are equally likely but for rounding.
+    In float32 these are the tokens of `generate`, unless two are as likely except for rounding.
 
     Args:
         model: in evaluation mode.

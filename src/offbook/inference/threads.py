@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-TRIES = 2  # tokens, with all threads and with one
+TRIES = 2  # tokens with all threads, and as many with one
 EVERY = 32  # tokens
 
 

@@ -153,6 +153,13 @@ def context_length(folder: Path) -> int | None:
     return length if length is not None and length >= SHORTEST else None
 
 
+def head_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Query heads, key-value heads, and channels of a head."""
+    heads: int = config.num_attention_heads
+    channels = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, getattr(config, "num_key_value_heads", None) or heads, channels
+
+
 def _size(folder: Path, key: str) -> int | None:
     """A whole number in `config.json` or in its part about text, if there is such a file.
 

@@ -178,7 +178,7 @@ class RunDirectory:
 
     @property
     def _parts(self) -> tuple[Path, ...]:
-        """All that a run writes, in the order in which it is removed."""
+        """All that a run writes."""
         return (
             self.config_file,
             self.checkpoints,

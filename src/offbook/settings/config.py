@@ -49,8 +49,8 @@ class Config(Section):
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
         """Read a YAML file (without one, the defaults), then apply `section.key=value` overrides.
 
-        The settings of a run are those of the run in that folder: what they may say themselves of
-        its place, before it was moved or copied, is ignored.
+        Of the `config.yaml` of a run directory, `output_dir` is that directory, whatever the file
+        says: the run may have been moved.
 
         Raises:
             ConfigError: with all problems, a line each.

@@ -7,12 +7,13 @@ from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.settings.sections import DoctorSettings
 
-# Those that do not change its result.
+# They do not change what a step computes. (With `patience`, `eval_steps` decides when a run ends.)
 FREE_ON_RESUME = (
     *("logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep_best"),
     "report_to",
 )
-# And those that may change because a run knows by their hashes what they name, and how long it is.
+# The receipt has the hashes of what the first five name; the others say how long a run is, how it
+# is computed, and what is said of its rows.
 CHANGEABLE = (
     "model.base",
     "data.train",

@@ -1,4 +1,4 @@
-"""What is known of a run before its base is loaded, cheapest first so that mistakes show early."""
+"""Reads the rows and plans a run, cheapest first so that mistakes show early."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RunInputs:
     """What is known of a run before its base is loaded.
 
     Attributes:
-        config: with its precision, `max_length` and learning rate resolved.
+        config: with what was `auto` resolved, and the text of a template of its own.
         base: the folder of the base model.
         template: of its chats.
         data: the files the examples come from.

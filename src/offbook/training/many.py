@@ -19,7 +19,7 @@ from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.training.interrupt import Interrupt
-from offbook.training.packing import compute_together
+from offbook.training.packing import Packer
 from offbook.training.shared import SharedBase
 from offbook.training.step import Wanted
 from offbook.training.train import TrainResult, train_by_steps
@@ -69,7 +69,7 @@ def train_many(
         OffbookError: when one cannot start; its name is in the text.
         KeyboardInterrupt: after Ctrl-C, when all are saved.
     """
-    precision = _common_precision(configs)
+    precision = _require_one_base(configs)
     shared = SharedBase(list(configs.values()))
     monitors = monitors or dict.fromkeys(configs, Monitor())
     endings = {name: Ending() for name in configs}
@@ -115,6 +115,7 @@ def _take_steps(
     faults: list[Exception],
 ) -> None:
     """Take steps until all have ended; errors of the program are added to `faults`."""
+    packer = Packer()
     while going:
         wanted = []
         for name, steps in list(going.items()):
@@ -132,7 +133,7 @@ def _take_steps(
                 faults.append(error)
             del going[name]
         try:
-            compute_together(wanted)
+            packer.compute(wanted)
         except Exception as error:  # noqa: BLE001  # as above
             faults.append(error)
 
@@ -158,7 +159,7 @@ def named(configs: Sequence[Config]) -> dict[str, Config]:
     }
 
 
-def _common_precision(configs: Mapping[str, Config]) -> str:
+def _require_one_base(configs: Mapping[str, Config]) -> str:
     """The precision that one of the runs names for all, or else `auto`.
 
     Raises:

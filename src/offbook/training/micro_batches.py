@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from offbook.engine.batching import Step
-from offbook.engine.memory import is_out_of_memory, release_cached
+from offbook.engine.memory import deterministic, is_out_of_memory, release_cached
 from offbook.errors import MemoryPlanError
 from offbook.monitor import SmallerMicroBatches
 from offbook.runs.checkpoint import Progress
@@ -43,16 +40,15 @@ class MicroBatches:
     asked_to_stop: Callable[[], bool]
     processes: Processes
 
-    def compute(
-        self, examples: Sequence[Example], compute: Callable[[Step], float | None]
-    ) -> float:
-        """Call `compute` on micro-batches of a share of `examples`, smaller when memory runs out.
+    def compute(self, examples: Sequence[Example], work: Callable[[Step], float | None]) -> float:
+        """Call `work` on micro-batches of a share of `examples`, smaller when memory runs out.
 
         Returns:
             Its result.
 
         Raises:
             Stopped: when it returns None.
+            MemoryPlanError: when memory is not enough for a single row.
         """
         engine, inputs = self.loaded.engine, self.loaded.inputs
         device, sharded = inputs.device, inputs.sharded
@@ -64,7 +60,7 @@ class MicroBatches:
                 step = self._as_others(step)
             try:
                 with deterministic(inputs.config.train.deterministic):
-                    loss = compute(step)
+                    loss = work(step)
                 if loss is None:
                     raise Stopped
                 return loss
@@ -78,7 +74,7 @@ class MicroBatches:
 
     @property
     def should_stop(self) -> Callable[[], bool]:
-        """Asked before a micro-batch; of a base that is shared, `_as_others` asks before a step."""
+        """Asked before a micro-batch; of a sharded base, `_as_others` asks before a step."""
         return (lambda: False) if self.loaded.inputs.sharded else self.asked_to_stop
 
     def _as_others(self, step: Step) -> Step:
@@ -114,14 +110,3 @@ class MicroBatches:
         memory = Memory(inputs.plan.available, inputs.plan.process)
         case = Case(inputs.config, inputs.shape, longest, inputs.dtype, inputs.device, memory)
         return ", ".join(map(str, advise(case, least_memory))) or "a smaller base"
-
-
-@contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Use only operations that give the same bits each time, if wanted, while the context lasts."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -9,43 +10,48 @@ import torch
 
 from offbook.engine.batching import Step
 from offbook.engine.engine import row_losses
-from offbook.engine.memory import is_out_of_memory, release_cached
+from offbook.engine.memory import deterministic, is_out_of_memory, release_cached
 from offbook.engine.together import Share, accumulate_together, can_share
-from offbook.training.micro_batches import deterministic
 from offbook.training.step import Computed, Stepper, Wanted
 
 Pass = list[tuple[Wanted, Step]]
 
 
-def compute_together(wanted: Sequence[Wanted]) -> None:
-    """Compute gradients that runs wait for, where a micro-batch has room for several runs' steps.
+class Packer:
+    """Computes gradients that runs wait for, where a micro-batch has room for several runs' steps.
 
     The others, and those for which memory was not enough, each run computes by itself.
     """
-    for one in _passes(wanted):
-        if len(one) > 1:
-            _compute(one)
 
+    def __init__(self) -> None:
+        self._most_tokens = math.inf  # of a pass, since memory was not enough for one
 
-def _passes(wanted: Sequence[Wanted]) -> list[Pass]:
-    """Steps that fit one micro-batch, together: each in the first pass that has room."""
-    passes: list[Pass] = []
-    for one in wanted:
-        stepper = one.stepper
-        engine, inputs = stepper.loaded.engine, stepper.loaded.inputs
-        step = engine.make_step(one.examples, stepper.progress.micro_batch_tokens, inputs.device)
-        if not can_share(engine, step) or inputs.dtype == torch.float16:  # whose loss is scaled
-            continue
-        for found in passes:
-            first = found[0][0].stepper
-            alike = first.loaded.inputs.plan.checkpointing == inputs.plan.checkpointing
-            room = _room([stepper, *(w.stepper for w, _ in found)])
-            if alike and sum(s.tokens for _, s in found) + step.tokens <= room:
-                found.append((one, step))
-                break
-        else:
-            passes.append([(one, step)])
-    return passes
+    def compute(self, wanted: Sequence[Wanted]) -> None:
+        """Compute gradients together where that is possible; each run computes the others."""
+        for steps in self._passes(wanted):
+            if len(steps) > 1 and not _compute(steps):
+                self._most_tokens = sum(step.tokens for _, step in steps) // 2
+
+    def _passes(self, wanted: Sequence[Wanted]) -> list[Pass]:
+        """Steps that fit one micro-batch, together: each in the first pass that has room."""
+        passes: list[Pass] = []
+        for one in wanted:
+            stepper = one.stepper
+            engine, inputs = stepper.loaded.engine, stepper.loaded.inputs
+            tokens = stepper.progress.micro_batch_tokens
+            step = engine.make_step(one.examples, tokens, inputs.device)
+            if not can_share(engine, step) or inputs.dtype == torch.float16:  # whose loss is scaled
+                continue
+            for found in passes:
+                first = found[0][0].stepper
+                alike = first.loaded.inputs.plan.checkpointing == inputs.plan.checkpointing
+                room = min(self._most_tokens, _room([stepper, *(w.stepper for w, _ in found)]))
+                if alike and sum(s.tokens for _, s in found) + step.tokens <= room:
+                    found.append((one, step))
+                    break
+            else:
+                passes.append([(one, step)])
+        return passes
 
 
 def _room(steppers: Sequence[Stepper]) -> int:
@@ -59,11 +65,15 @@ def _room(steppers: Sequence[Stepper]) -> int:
     return max(steppers, key=longest).progress.micro_batch_tokens
 
 
-def _compute(one: Pass) -> None:
-    """Compute the gradients of a pass; nothing is found where it was stopped, or memory ran out."""
+def _compute(steps: Pass) -> bool:
+    """Compute the gradients of a pass; nothing is found where it was stopped, or memory ran out.
+
+    Returns:
+        Whether memory was enough.
+    """
     started = time.perf_counter()
-    steppers = [wanted.stepper for wanted, _ in one]
-    shares = [Share(w.stepper.loaded.engine, step, w.stepper.seed) for w, step in one]
+    steppers = [wanted.stepper for wanted, _ in steps]
+    shares = [Share(w.stepper.loaded.engine, step, w.stepper.seed) for w, step in steps]
     results, failed = None, False
     try:
         with deterministic(any(s.settings.deterministic for s in steppers)):
@@ -73,22 +83,13 @@ def _compute(one: Pass) -> None:
             raise
         failed = True
     if failed:  # outside the except block, where the error still holds the tensors
-        _make_room(one)
-    if results is None:
-        return
+        for stepper in steppers:
+            stepper.optimizer.zero_grad(set_to_none=True)
+        release_cached(steppers[0].loaded.inputs.device)
     seconds = time.perf_counter() - started
-    tokens = sum(step.tokens for _, step in one)
-    for (wanted, step), (loss, losses) in zip(one, results, strict=True):
+    tokens = sum(step.tokens for _, step in steps)
+    for (wanted, step), (loss, losses) in zip(steps, results or (), strict=False):
         wanted.found = Computed(
             loss, step.supervised, row_losses(losses), seconds * step.tokens / tokens
         )
-
-
-def _make_room(failed: Pass) -> None:
-    """Have smaller passes from now on; the runs' own steps stay whole."""
-    half = sum(step.tokens for _, step in failed) // 2
-    for wanted, step in failed:
-        wanted.stepper.optimizer.zero_grad(set_to_none=True)
-        progress = wanted.stepper.progress
-        progress.micro_batch_tokens = min(progress.micro_batch_tokens, max(half, step.tokens))
-    release_cached(failed[0][0].stepper.loaded.inputs.device)
+    return not failed

@@ -18,7 +18,7 @@ from offbook.engine.ops import Backend, choose
 from offbook.engine.ops.torch import Torch
 from offbook.errors import MemoryPlanError
 from offbook.models.adapter import attach_adapter, require_loadable
-from offbook.models.base import read_config
+from offbook.models.base import head_shape, read_config
 from offbook.models.load import backbone, head
 from offbook.models.pipeline import BYTES_IN_4_BITS, layers_by_device
 from offbook.models.skeleton import make_skeleton
@@ -99,7 +99,7 @@ class ModelShape:
         """The backend that computes the model's layers."""
         if not self.packed:
             return Torch()
-        channels = layers.head_shape(self.config)[2]
+        channels = head_shape(self.config)[2]
         widths = self.config.hidden_size, channels, self.config.intermediate_size
         return choose(device, dtype, widths)
 

@@ -1,4 +1,4 @@
-"""A run is started, or continued as if it had not stopped: what has to be the same for that."""
+"""How a run is started, or restored from its newest checkpoint; what has to be the same then."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def begin(
         if resume:
             _require_same_data(run, receipt)
             _tell_changes(run, receipt, monitor)
-            _tell_schedule(run, run.config(), inputs, monitor)
+            _tell_schedule(run, inputs, monitor)
 
     processes.first(check)
     loaded = processes.each(lambda: load(inputs, monitor, shared))
@@ -97,7 +97,7 @@ def begin(
 
     def restore() -> dict[str, Any]:
         if resume:
-            return asdict(_restore(run, run.config(), loaded, optimizer, monitor))
+            return asdict(_restore(run, loaded, optimizer, monitor))
         run.begin(inputs.config, receipt)
         return asdict(Progress(inputs.plan.micro_batch_tokens))
 
@@ -227,9 +227,9 @@ def _tell_changes(run: RunDirectory, receipt: Receipt, monitor: Monitor) -> None
         )
 
 
-def _tell_schedule(run: RunDirectory, own: Config, inputs: RunInputs, monitor: Monitor) -> None:
+def _tell_schedule(run: RunDirectory, inputs: RunInputs, monitor: Monitor) -> None:
     """Announce that a resumed run has other steps than before, or refuse."""
-    schedule = inputs.schedule
+    schedule, own = inputs.schedule, run.config()
     newest = checkpoint.newest(run, lambda text: None)
     done = (newest and step_of(newest)) or 0
     told = describe_change(schedule, done, own.train, inputs.config.train)
@@ -257,16 +257,14 @@ def _last_steps(run: RunDirectory, own: Config, inputs: RunInputs) -> tuple[int,
 
 def _restore(
     run: RunDirectory,
-    own: Config,
     loaded: LoadedRun,
     optimizer: torch.optim.Optimizer,
     monitor: Monitor,
 ) -> Progress:
     """Load the newest checkpoint, and write the settings that have changed."""
-    config, planned = loaded.inputs.config, loaded.inputs.plan.micro_batch_tokens
+    config, own = loaded.inputs.config, run.config()
     progress = checkpoint.restore(run, loaded.model, optimizer, monitor.announce)
-    progress = progress or Progress(planned)
-    progress.micro_batch_tokens = min(progress.micro_batch_tokens, planned)
+    progress = progress or Progress(loaded.inputs.plan.micro_batch_tokens)
     before, now = _last_steps(run, own, loaded.inputs)
     if progress.step < now != before:
         storage.discard(run.adapter, COMMITTED)  # the checkpoint has the same weights

@@ -1,4 +1,4 @@
-"""What a run is made of, loaded."""
+"""Loads what a run needs, and says what went into it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LoadedRun:
 
     Attributes:
         inputs: what was known before.
-        model: the base with a fresh adapter.
+        model: the base with an adapter, new or that which the run goes on from.
         engine: computes its losses and gradients.
     """
 

@@ -204,7 +204,7 @@ def _compiler() -> list[str]:
 
 
 def _fingerprint() -> str:
-    """A hash of what the compiled code depends on: sources, commands and processor."""
+    """A hash of sources, flags, `$CXX` and processor; which compiler is found does not matter."""
     info = Path("/proc/cpuinfo")
     processor = info.read_text(encoding="utf-8").split("\n\n")[0] if info.exists() else ""
     # The clock speed changes from one reading to the next.

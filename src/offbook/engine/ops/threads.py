@@ -23,7 +23,8 @@ def own_threads() -> Iterator[None]:
 
     For where kernels compute almost everything. PyTorch's threads wait for one that another program
     has stopped; the kernels' own do not (`native/threads.h`). The two are not used together, since
-    PyTorch's wait awake for the next operation and would take the cores.
+    PyTorch's wait awake for the next operation and would take the cores. Elsewhere, kernels use
+    PyTorch's threads; those that Clang has compiled have only their own.
     """
     global _own
     code, before = library().code, torch.get_num_threads()

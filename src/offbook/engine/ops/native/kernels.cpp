@@ -27,7 +27,7 @@ extern "C" int64_t linear_workspace_bytes(int64_t inputs, int64_t itemsize) {
   return linear_workspace(inputs, itemsize);
 }
 
-// Whether jobs are for the threads of threads.h, or for OpenMP's.
+// Whether jobs are for the threads of threads.h, or for OpenMP's, which Clang's code has none of.
 extern "C" void use_own_threads(int64_t own) { pool.own = own; }
 
 #define EXPORT(E, suffix)                                                                       \

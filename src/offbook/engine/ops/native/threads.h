@@ -71,11 +71,13 @@ struct Signal {
 
 // Whether a thread shares its core with other programs, and when it rests. The system stops a
 // thread that has used up its share of a core, for milliseconds. One that sleeps for a moment after
-// every half a millisecond gets the same share and is not stopped: measured on Linux 6.18 beside
+// every 0.4 milliseconds gets the same share and is not stopped: measured on Linux 6.18 beside
 // one program, 48% of a core instead of 50%. On a core of its own, a thread that rests has 93%.
 struct Pace {
-  static constexpr int64_t WORK = 400000, STOPPED = 500000, REST = 30000;  // nanoseconds
-  static constexpr int64_t SHORTEST = 50000000, LONGEST = 400000000;       // of its rests in all
+  // In nanoseconds: it looks after WORK; if it was stopped for more than STOPPED, its core is
+  // shared, and it sleeps for REST after each WORK.
+  static constexpr int64_t WORK = 400000, STOPPED = 500000, REST = 30000;
+  static constexpr int64_t SHORTEST = 50000000, LONGEST = 400000000;  // of its rests in all
   bool on;                  // whether this thread is at a job together with others
   int64_t since, computed;  // the time, and the processor's time, when it last began to work
   int64_t until, span;      // it rests until then, for so long
@@ -117,12 +119,12 @@ struct Pool {
   pid_t process;                                          // that has them: a child of it does not
   pthread_mutex_t caller;
   int64_t started, size;   // how many threads there are, and are to be
-  Signal jobs, for_first;  // how many jobs there were; and how many for the thread of number 0, too
+  Signal jobs, for_first;  // counts jobs; and those that the thread of number 0 takes part in
   Signal state;            // OPEN while threads may join, plus how many did
   void (*run)(const void* job, int64_t thread);
   const void* job;
   int64_t first, threads;  // the numbers of those that may join
-  int64_t shared_until;    // when
+  int64_t shared_until;    // until then, a core is taken to be shared
 
   void start(int64_t count) {
     sigset_t all, before;

@@ -1,5 +1,5 @@
-// Vectors as wide as the processor's registers, and functions on them. The types are GCC's
-// extensions.
+// Vectors as wide as the processor's registers, and functions on them. The types are
+// extensions of GCC and Clang.
 
 #pragma once
 
