@@ -56,6 +56,21 @@ def test_equal_to_the_plain_model(family: str, prefix: int) -> None:
             assert found.tokens[row] == len(targets)
 
 
+def test_the_output_head_is_computed_on_all_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        engine = Engine(make_model(FAMILIES["llama-gqa"], torch.float32))
+        step = engine.make_step(make_examples(9, 40), 128, torch.device("cpu"))
+        seen = {
+            (torch.get_num_threads(), torch.is_grad_enabled(), engine.model.training)
+            for _ in engine.hidden_states(step)
+        }
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {(3, True, True)}
+
+
 def test_without_strength_it_is_the_base() -> None:
     model = make_model(FAMILIES["llama-gqa"], torch.float32).eval()
     meter = Meter(Engine(model), make_examples(5, 3))

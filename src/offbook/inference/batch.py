@@ -19,7 +19,7 @@ from offbook.inference.threads import FasterThreads
 from offbook.models.base import head_shape
 from offbook.models.load import backbone, base_of, head
 
-MOST_REPLIES = 64  # at a time
+MOST_REPLIES = 128  # at a time
 CACHE_BYTES = 1_000_000_000  # of their keys and values
 # Replies go on without those that have ended once this share of them has.
 ENDED = 0.25
