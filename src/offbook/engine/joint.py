@@ -107,7 +107,7 @@ class JointMasks(Masks):
         return replace(self, numbers=self.numbers.to(device), each=each)
 
     def some(self, tokens_N: torch.Tensor) -> JointMasks:
-        """The masks of the tokens that are wanted."""
+        """The masks of the tokens that the batch wants: these are `tokens_N`."""
         wanted = (batch.wanted.to(self.numbers.device) for batch in self.batch.each)
         each = tuple(masks.some(part) for masks, part in zip(self.each, wanted, strict=True))
         return replace(self, numbers=self.numbers.index_select(0, tokens_N), each=each)

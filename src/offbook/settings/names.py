@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-# Keys of other trainers: the settings that they mean, and what to do where there is none.
 BATCH_ADVICE = (
     "set train.batch_size to the examples each optimizer step sees, over all devices; "
     "how they are split into micro-batches does not change the result"
 )
+# What other trainers call a setting of ours.
 OTHER_NAMES = {
     "model.base": ("base_model", "model_name", "model_name_or_path", "model_path"),
     "model.precision": ("dtype", "torch_dtype"),
@@ -33,6 +33,7 @@ OTHER_NAMES = {
     "train.max_steps": ("iters", "steps"),
     "output_dir": ("adapter_path", "out_dir", "output", "output_path"),
 }
+# What to do about their keys for which there is no setting of the same meaning.
 FOREIGN_KEYS = {
     "micro_batch_size": BATCH_ADVICE,
     "load_in_4bit": "set model.quantization=nf4",

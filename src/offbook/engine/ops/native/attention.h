@@ -264,8 +264,7 @@ void attend(const Attention<E>& in) {
   });
 }
 
-// The gradients of the prefix are added up for each of as many ranges of tasks as there are
-// threads.
+// Each range of tasks adds up its own gradient of the prefix; there are as many ranges as threads.
 template <class E>
 void attend_backward(const Attention<E>& in) {
   constexpr int64_t PAIR = Layout<E>::PAIR;

@@ -7,8 +7,8 @@
 
 namespace {
 
-constexpr int64_t RANK_MULTIPLE = 8;  // ranks whose sums are kept in registers at a time,
-constexpr int64_t ROWS_AT_A_TIME = COLUMNS / 2;  // for this many rows
+// Sums of so many ranks and rows are kept in registers at a time.
+constexpr int64_t RANK_MULTIPLE = 8, ROWS_AT_A_TIME = COLUMNS / 2;
 
 // Which elements of a matrix are dropped, so that no mask is stored; engine/dropout.py says how.
 // The same on every processor: a word decides on two columns that are HALF apart, however many

@@ -110,8 +110,8 @@ struct Pace {
 };
 
 // The threads. They start when they are first needed, and wait for jobs. While a core is shared,
-// the caller only waits: it begins and ends all jobs, so all would wait whenever it is stopped; one
-// that sleeps most of the time is not.
+// the caller does not compute: it begins and ends all jobs, so all would wait if the system stopped
+// it, and a thread that mostly sleeps is not stopped.
 struct Pool {
   static constexpr uint32_t OPEN = 1u << 31;
   static constexpr int64_t AWAKE = 200000, LAST = 50000;  // nanoseconds
