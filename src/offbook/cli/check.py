@@ -72,7 +72,7 @@ def check(
     \b
     offbook check rows.json
     offbook check rows.json --fix clean.jsonl
-    offbook check rows.json more.jsonl
+    offbook check rows.json other-rows.json
     offbook check rows.json --model deepseek-ai/deepseek-llm-7b-chat --show 3
     offbook check rows.json 'data.ignore_keys=[id]' data.max_length=512
     offbook check myrole/config.yaml --strict fix --json
