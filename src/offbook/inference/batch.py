@@ -13,8 +13,8 @@ from itertools import takewhile
 
 import torch
 from torch import nn
-from transformers import DynamicCache
 
+from offbook.inference.cache import make_cache
 from offbook.inference.threads import FasterThreads
 from offbook.models.base import head_shape
 from offbook.models.load import backbone, base_of, head
@@ -76,7 +76,7 @@ def _write(
     faster: FasterThreads,
 ) -> list[list[int]]:
     device = next(model.parameters()).device
-    cache = DynamicCache()
+    cache = make_cache()
     # Of each prompt, at least one token is left.
     alike = takewhile(lambda ids: len(set(ids)) == 1, zip(*prompts, strict=False))
     start = min(sum(1 for _ in alike), min(map(len, prompts)) - 1)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 from transformers import (
-    DynamicCache,
+    Cache,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from offbook.errors import ConfigError
+from offbook.inference.cache import make_cache
 from offbook.inference.threads import FasterThreads
 from offbook.models.load import backbone, head
 from offbook.settings.sections import Section
@@ -65,9 +66,9 @@ class Remembered:
 
     def __init__(self) -> None:
         self._ids: list[int] = []
-        self._cache: DynamicCache | None = None
+        self._cache: Cache | None = None
 
-    def take(self, prompt_ids: Sequence[int]) -> tuple[DynamicCache, int]:
+    def take(self, prompt_ids: Sequence[int]) -> tuple[Cache, int]:
         """What is known of this prompt, which is forgotten here, and how many tokens it is.
 
         At least one token of the prompt is left.
@@ -77,12 +78,12 @@ class Remembered:
         cache, beyond = self._cache, len(self._ids) - shared
         self._ids, self._cache = [], None
         if cache is None or not shared:
-            return DynamicCache(), 0
+            return make_cache(), 0
         if beyond:
             cache.crop(-beyond)
         return cache, shared
 
-    def put(self, cache: DynamicCache, ids: Sequence[int]) -> None:
+    def put(self, cache: Cache, ids: Sequence[int]) -> None:
         """Remember what was computed of these tokens."""
         self._ids, self._cache = list(ids), cache
 
