@@ -82,6 +82,18 @@ def test_without_strength_it_is_the_base() -> None:
     assert meter.measure().kl.min() > 0
 
 
+def test_some_of_the_rows_are_measured_alone() -> None:
+    model = make_model(FAMILIES["llama-gqa"], torch.float32).eval()
+    meter = Meter(Engine(model), make_examples(40, 3))
+    rows = [39, 2, 17]
+    for strength in (1.0, 0.5):
+        set_strength(model, strength)
+        found, expected = meter.some(rows).measure(), meter.measure().some(rows)
+        assert np.array_equal(found.tokens, expected.tokens)
+        for name in ("base", "tuned", "kl"):
+            assert np.allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6)
+
+
 def test_rows_are_counted() -> None:
     done: list[int] = []
     model = make_model(FAMILIES["llama-gqa"], torch.float32).eval()

@@ -17,7 +17,7 @@ from offbook.evaluation.figures import compare, figure
 from offbook.evaluation.general import ROWS as GENERAL_ROWS
 from offbook.evaluation.general import answers_in_voice, read_general
 from offbook.evaluation.ledger import make_ledger, worst
-from offbook.evaluation.losses import Meter, RowScores
+from offbook.evaluation.losses import Measured, Meter, RowScores
 from offbook.evaluation.persona import stay_in_role
 from offbook.evaluation.record import Evaluation, Figure, Forgetting, LedgerRow, Lines
 from offbook.evaluation.replies import Heard, listen
@@ -53,11 +53,11 @@ class Bench:
     writer: TorchEngine
     progress: Progress
 
-    def measure(self, what: str, rows: Sequence[Row]) -> tuple[Meter, RowScores]:
-        """The scores of rows, and what measures them again."""
+    def measure(self, what: str, rows: Sequence[Row]) -> Measured:
+        """The scores of rows."""
         examples = [row.example for row in rows]
         meter = Meter(self.engine, examples, lambda done: self.progress(what, done, len(rows)))
-        return meter, meter.measure()
+        return Measured(rows, meter, meter.measure())
 
 
 def evaluate(
@@ -91,15 +91,16 @@ def evaluate(
     set_strength(model, strength)
     template = subject.found.template
     bench = Bench(subject, model, Engine(model), TorchEngine(model, template), progress)
-    held_out, scores = bench.measure("losses of held-out rows", subject.held_out)
-    general = spread(read_general(template), SHORT_GENERAL if short else 2 * GENERAL_ROWS)
-    _, forgot = bench.measure("losses of general rows", general)
+    held_out = bench.measure("losses of held-out rows", subject.held_out)
+    general_rows = spread(read_general(template), SHORT_GENERAL if short else 2 * GENERAL_ROWS)
+    general = bench.measure("losses of general rows", general_rows)
+    scores, forgot = held_out.scores, general.scores
     sample = spread(subject.training, SHORT_TRAINING if short else LEDGER_ROWS)
-    training = bench.measure("losses of training rows", sample)[1] if sample else None
+    training = bench.measure("losses of training rows", sample).scores if sample else None
     with bench.engine.plain():
         how_much = (SHORT_REPLIES, SHORT_TEXTS) if short else (len(subject.held_out), TEXTS)
         heard = listen(bench.writer, subject.held_out, subject.training, *how_much, progress)
-    best = _rise_since_best(subject, model, held_out, scores)
+    best = _rise_since_best(subject, model, held_out)
     facts = verdict.Facts(
         inert=bool(np.array_equal(scores.base, scores.tuned)),
         updates=subject.updates,
@@ -129,11 +130,13 @@ def evaluate(
     )
     ledger = make_ledger(sample, training, subject.first_losses) if training and not short else []
     if not short:
-        found = replace(_in_full(found, bench, heard, general), ledger=worst(ledger))
+        found = replace(_in_full(found, bench, heard, held_out, general), ledger=worst(ledger))
     return replace(found, seconds=round(time.perf_counter() - started, 1)), ledger
 
 
-def _in_full(found: Evaluation, bench: Bench, heard: Heard, general: Sequence[Row]) -> Evaluation:
+def _in_full(
+    found: Evaluation, bench: Bench, heard: Heard, held_out: Measured, general: Measured
+) -> Evaluation:
     """An evaluation with what its short form leaves out."""
     subject, writer, progress = bench.subject, bench.writer, bench.progress
     references = [reply.reference for reply in heard.replies]
@@ -141,8 +144,8 @@ def _in_full(found: Evaluation, bench: Bench, heard: Heard, general: Sequence[Ro
         in_role = stay_in_role(writer, subject.found.system, references, heard.classifier, progress)
         in_voice = None
         if heard.classifier:
-            in_voice = answers_in_voice(writer, general, heard.classifier, progress)
-    measured = measure_strengths(bench.engine, found.strength, subject.held_out, general, progress)
+            in_voice = answers_in_voice(writer, general.rows, heard.classifier, progress)
+    measured = measure_strengths(bench.engine, found.strength, held_out, general, progress)
     return replace(
         found,
         in_role=in_role,
@@ -178,9 +181,7 @@ def _lines(
     )
 
 
-def _rise_since_best(
-    subject: Subject, model: PeftModel, held_out: Meter, scores: RowScores
-) -> Figure | None:
+def _rise_since_best(subject: Subject, model: PeftModel, held_out: Measured) -> Figure | None:
     """What the held-out loss has risen by since it was lowest; None where that was the last step,
     or its checkpoint is gone.
     """
@@ -192,9 +193,10 @@ def _rise_since_best(
     except CheckpointError:
         return None  # it is damaged
     restore_adapter(model, folder)
-    lowest = held_out.measure()
+    lowest = held_out.meter.measure()
     restore_adapter(model, subject.found.adapter)
-    return figure(scores.tuned - lowest.tuned, prompts_of(subject.held_out), scores.tokens)
+    scores = held_out.scores
+    return figure(scores.tuned - lowest.tuned, prompts_of(held_out.rows), scores.tokens)
 
 
 def _supervised(row: Row) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from offbook.engine.engine import Engine
+from offbook.evaluation.subject import Row, spread
 from offbook.models.load import head
 from offbook.tokens.examples import Example
 
@@ -34,6 +36,10 @@ class RowScores:
     kl: NDArray[np.float64]
     tokens: NDArray[np.int64]
 
+    def some(self, rows: Sequence[int]) -> RowScores:
+        """Those of some of the rows."""
+        return RowScores(self.base[rows], self.tuned[rows], self.kl[rows], self.tokens[rows])
+
 
 class Meter:
     """Measures the adapter of a model on rows; what the base says of them is computed once.
@@ -53,8 +59,20 @@ class Meter:
         self._engine, self._examples, self._progress = engine, examples, progress
         model = engine.model
         assert isinstance(model, PeftModel)
+        # The last hidden states [supervised tokens, D] of each row under the base.
+        self._base = [torch.empty(0)] * len(examples)
         with model.disable_adapter():
-            self._base = [states.cpu() for *_, states in self._pass()]
+            for rows, _, states_ND in self._pass():
+                for row in np.unique(rows):
+                    self._base[row] = states_ND.cpu()[rows == row]
+
+    def some(self, rows: Sequence[int]) -> Meter:
+        """A meter of some of the rows."""
+        part = copy(self)
+        part._examples = [self._examples[row] for row in rows]
+        part._base = [self._base[row] for row in rows]
+        part._progress = lambda rows: None
+        return part
 
     def measure(self) -> RowScores:
         """The scores of the adapter as it is now."""
@@ -62,7 +80,8 @@ class Meter:
         base, tuned, kl = (np.zeros(count) for _ in range(3))
         tokens = np.zeros(count, dtype=np.int64)
         output = head(self._engine.model)
-        for (rows, targets_N, states_ND), base_ND in zip(self._pass(), self._base, strict=True):
+        for rows, targets_N, states_ND in self._pass():
+            base_ND = torch.cat([self._base[row] for row in dict.fromkeys(rows.tolist())])
             for at in range(0, len(rows), CHUNK):
                 part = slice(at, at + CHUNK)
                 with torch.no_grad():
@@ -87,6 +106,20 @@ class Meter:
             for batch, states_ND in self._engine.hidden_states(step):
                 yield first + batch.row_of_wanted, batch.targets[batch.wanted], states_ND
             self._progress(first + len(chosen))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows that were measured: their scores, and what measures them again."""
+
+    rows: Sequence[Row]
+    meter: Meter
+    scores: RowScores
+
+    def some(self, most: int) -> Measured:
+        """At most so many of the rows, evenly spread."""
+        rows = spread(range(len(self.rows)), most)
+        return Measured([self.rows[k] for k in rows], self.meter.some(rows), self.scores.some(rows))
 
 
 def _token_scores(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from offbook.settings.config import Config
 from offbook.tokens.examples import Example, Examples, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.training.data import read_data
+
+T = TypeVar("T")
 
 ROWS = 200  # held-out rows, unless asked for others
 SEED = 0
@@ -189,7 +192,7 @@ def as_rows(
     return [Row(examples[k], conversations[int(numbers[k])], int(keys[k]), k) for k in chosen]
 
 
-def spread(rows: Sequence[Row], most: int) -> list[Row]:
+def spread(rows: Sequence[T], most: int) -> list[T]:
     """At most so many rows, evenly spread."""
     places = np.linspace(0, len(rows) - 1, min(most, len(rows)))
     return [rows[int(place)] for place in places]
