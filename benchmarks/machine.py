@@ -30,13 +30,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernels",
         default="native",
-        help="processor that the kernels are compiled for, such as x86-64-v3; none: do without",
+        help="processor that the kernels are compiled for, such as x86-64-v3, or clang++:x86-64-v3 "
+        "to choose the compiler too; none: do without",
     )
 
 
 def set_kernels(name: str) -> None:
-    """Compile the kernels for another processor, or do without them."""
-    library.TARGET = None if name == "none" else name
+    """Compile the kernels for another processor, or by another compiler, or do without them."""
+    compiler, _, target = name.rpartition(":")
+    if compiler:
+        os.environ["CXX"] = compiler
+    library.TARGET = None if target == "none" else target
 
 
 def describe_machine(dtype: torch.dtype) -> str:

@@ -2,7 +2,7 @@
 
     python benchmarks/train_speed.py [--rows FILE] [--base smollm2-135m] [--steps 2] [--rounds 2]
         [--precision auto] [--dropout 0.1] [--persona TOKENS] [--plain] [--kernels native]
-        [--markdown FILE] [--plot FILE]
+        [--other-kernels x86-64-v3 none ...] [--markdown FILE] [--plot FILE]
 
 Every contestant trains the same adapter on the same token ids and labels, 16 rows a step, in
 the same precision, in a process of its own; they take turns, so that a machine that slows down
@@ -174,6 +174,9 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--persona", type=int, default=0, help="tokens of system text in each row")
     parser.add_argument("--plain", action="store_true", help="offbook's plain path, too")
+    parser.add_argument(
+        "--other-kernels", nargs="+", default=[], help="offbook with these kernels, too"
+    )
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter of the peers")
     parser.add_argument("--markdown", help="file for the table")
     parser.add_argument("--plot", help="file for a chart: .png, .svg")
@@ -193,13 +196,16 @@ def main() -> None:
     rows = build_rows(options.rows, folder, STEP * (WARM_UP + options.steps), options.persona)
     missing = [name for name in PEERS if not is_installed(name, options.peer_python)]
     left_out = dict.fromkeys(missing, True) | {"offbook-plain": not options.plain}
-    outcomes: dict[str, list[Outcome]] = {n: [] for n in CONTESTANTS if not left_out.get(n)}
+    kernels = {name: options.kernels for name in CONTESTANTS if not left_out.get(name)}
+    kernels |= {f"offbook, {others}": others for others in options.other_kernels}
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in kernels}
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        job = Job(str(folder), rows, options.dropout, precision, options.kernels, scratch)
         for k, name in product(range(options.rounds), outcomes):
             print(f"round {k + 1} of {options.rounds}: {name}", file=sys.stderr)
-            outcome = compete(name, job, options.peer_python if name in PEERS else sys.executable)
+            job = Job(str(folder), rows, options.dropout, precision, kernels[name], scratch)
+            python = options.peer_python if name in PEERS else sys.executable
+            outcome = compete(name.split(",")[0], job, python)
             if isinstance(outcome, str):
                 failures[name] = outcome.replace("|", "/")
             else:
@@ -218,8 +224,9 @@ def main() -> None:
     command = ["python", "benchmarks/train_speed.py"]
     for key, value in vars(options).items():
         if value != parser.get_default(key) and key not in ("markdown", "plot", "peer_python"):
-            text = Path(value).name if Path(str(value)).exists() else str(value)
-            command += [f"--{key}"] if value is True else [f"--{key}", text]
+            texts = map(str, value if isinstance(value, list) else [value])
+            shown = [Path(text).name if Path(text).exists() else text for text in texts]
+            command += [f"--{key.replace('_', '-')}", *([] if value is True else shown)]
     report = [
         "\n".join(table),
         f"Rounds: {options.rounds}, each of {options.steps} timed steps of {STEP} rows; tokens a "
