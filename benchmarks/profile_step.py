@@ -35,7 +35,7 @@ from offbook.training.plan import MOST_TOKENS
 PARTS = {
     "linear layers, adapters and the gate": ("_Project", "_Gate"),
     "attention": ("_Attend", "AttendInBlocks"),
-    "output head and loss": ("_SummedCrossEntropy",),
+    "output head and loss": ("_CrossEntropy",),
     "norms": ("_Norm",),
     "rotary positions": ("_Rotate",),
 }
