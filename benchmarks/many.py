@@ -27,7 +27,7 @@ import torch
 from machine import describe_machine
 from safetensors.torch import load_file
 
-from offbook.engine.together import Share, accumulate_together
+from offbook.engine.together import AdapterStep, accumulate_together
 from offbook.monitor import Monitor
 from offbook.settings.config import Config
 from offbook.training.inputs import gather
@@ -83,7 +83,7 @@ def compare_steps(runs: list[LoadedRun], size: int, rounds: int) -> None:
     shares = []
     for k, run in enumerate(runs):
         step = run.engine.make_step(list(run.inputs.training)[:size], 4096, run.inputs.device)
-        shares.append(Share(run.engine, step, [k, 0]))
+        shares.append(AdapterStep(run.engine, step, [k, 0]))
     apart, together = [], []
     worst = 0.0
     for _ in range(rounds):

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 
 from offbook.engine.engine import Engine, Losses
 from offbook.engine.ops.library import library
-from offbook.engine.together import Share, accumulate_together, can_share
+from offbook.engine.together import AdapterStep, accumulate_together, can_join
 from offbook.models.load import base_of, checkpoint_layers
 from offbook.models.pipeline import spread
 from offbook.settings.sections import LoraSettings
@@ -39,13 +39,13 @@ def make_engines(family: str, dtype: torch.dtype, *, checkpointing: bool = False
     return engines
 
 
-def shares(engines: Sequence[Engine]) -> list[Share]:
+def shares(engines: Sequence[Engine]) -> list[AdapterStep]:
     made = []
     for n, (engine, prefix) in enumerate(zip(engines, ROWS, strict=True)):
         examples: list[Example] = some_examples(prefix)[n:]
         step = engine.make_step(examples, 10**6, DEVICE)
-        assert can_share(engine, step)
-        made.append(Share(engine, step, [n, 5]))
+        assert can_join(engine, step)
+        made.append(AdapterStep(engine, step, [n, 5]))
     return made
 
 
@@ -55,14 +55,14 @@ def take(model: nn.Module, loss: float, losses: Losses) -> Found:
     return loss, gradients, torch.cat([of_tokens for _, of_tokens in losses])
 
 
-def alone(share: Share) -> Found:
+def alone(share: AdapterStep) -> Found:
     losses: Losses = []
     loss = share.engine.accumulate(share.step, share.seed, losses=losses)
     assert loss is not None
     return take(share.engine.model, loss, losses)
 
 
-def together(given: Sequence[Share]) -> list[Found]:
+def together(given: Sequence[AdapterStep]) -> list[Found]:
     results = accumulate_together(given, lambda: False)
     assert results is not None
     return [take(share.engine.model, *result) for share, result in zip(given, results, strict=True)]
@@ -129,11 +129,11 @@ def test_a_number_that_is_not_finite_stays_in_its_adapter() -> None:
 
 def test_what_cannot_be_computed_together() -> None:
     (engine, *_) = make_engines("llama-gqa", torch.float64)
-    assert not can_share(engine, engine.make_step(some_examples(), 20, DEVICE))
+    assert not can_join(engine, engine.make_step(some_examples(), 20, DEVICE))
     dora = Engine(make_model(FAMILIES["llama-gqa"], torch.float64, LoraSettings(use_dora=True)))
-    assert not can_share(dora, dora.make_step(some_examples(), 10**6, DEVICE))
+    assert not can_join(dora, dora.make_step(some_examples(), 10**6, DEVICE))
     nothing = engine.make_step(some_examples()[4:5], 10**6, DEVICE)
-    assert not can_share(engine, nothing)
+    assert not can_join(engine, nothing)
 
 
 def test_nothing_is_computed_when_stopped() -> None:

@@ -28,7 +28,7 @@ def test_what_was_faster_is_taken_until_the_next_try(
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock)
     faster, used = FasterThreads(), []
     for _ in range(2 * EVERY):
-        with faster.token():
+        with faster.token(1):
             used.append(torch.get_num_threads())
             clock += 2.0 if used[-1] == slow else 1.0
     tries = [3] * TRIES + [1] * TRIES
@@ -36,10 +36,18 @@ def test_what_was_faster_is_taken_until_the_next_try(
     assert torch.get_num_threads() == 3
 
 
+def test_the_prompt_has_all_threads() -> None:
+    faster = FasterThreads()
+    for number in range(TRIES + 1):
+        with faster.token(number):
+            used = torch.get_num_threads()
+    assert used == 3, "the first is no try"
+
+
 def test_an_error_leaves_all_threads() -> None:
     faster = FasterThreads()
     for _ in range(TRIES + 1):
-        with pytest.raises(KeyboardInterrupt), faster.token():
+        with pytest.raises(KeyboardInterrupt), faster.token(1):
             raise KeyboardInterrupt
     assert torch.get_num_threads() == 3
 

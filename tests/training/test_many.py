@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offbook.engine.together import Share, accumulate_together
+from offbook.engine.together import AdapterStep, accumulate_together
 from offbook.errors import ConfigError, DataError, NonFiniteError
 from offbook.models import load
 from offbook.models.base import ADAPTER_WEIGHTS as WEIGHTS
@@ -116,7 +116,7 @@ def test_steps_are_computed_together_where_memory_is_enough(
 ) -> None:
     passes: list[list[int]] = []
 
-    def noted(given: Sequence[Share], should_stop: Callable[[], bool]) -> object:
+    def noted(given: Sequence[AdapterStep], should_stop: Callable[[], bool]) -> object:
         passes.append([share.step.tokens for share in given])
         if len(passes) == 2:
             raise MemoryError

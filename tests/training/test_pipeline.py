@@ -88,9 +88,9 @@ def test_what_is_too_large_for_one_card_is_planned_for_two(shape: ModelShape) ->
     with pytest.raises(MemoryPlanError):
         make_plan(one)
     plan = make_plan(two)
-    assert [share.device for share in plan.shares] == ["cuda:0", "cuda:1"]
-    assert [share.layers for share in plan.shares] == [5, 5]
-    assert plan.peak == max(share.peak for share in plan.shares) < 6 * GB
+    assert [one.device for one in plan.devices] == ["cuda:0", "cuda:1"]
+    assert [one.layers for one in plan.devices] == [5, 5]
+    assert plan.peak == max(one.peak for one in plan.devices) < 6 * GB
     assert "GB on cuda:0 (5 layers), " in plan.describe()
     assert least_memory(one.changed(TWO_CARDS)) < least_memory(one)
 
@@ -100,7 +100,7 @@ def test_the_parts_of_a_plan_are_the_whole(shape: ModelShape, nf4: list[str]) ->
     whole = plan_for(case_of(shape, CUDA, *nf4), 1024, checkpointing=False)
     halves = plan_for(case_of(shape, CUDA, TWO_CARDS, *nf4), 1024, checkpointing=False)
     # What every device needs: buffers, a layer's workspace, a dequantized matrix.
-    together = sum(share.peak for share in halves.shares)
+    together = sum(one.peak for one in halves.devices)
     assert whole.peak <= together < 1.15 * whole.peak
 
 

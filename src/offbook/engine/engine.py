@@ -142,7 +142,7 @@ class Engine:
         masks = Masks.draw(seed, len(self.dropouts), step.prefix.device)
         if next(head(self.model).parameters()).dtype != torch.float16:
             scale = 1.0
-        with self.threads():
+        with self.kernel_threads():
             prefix = self._prefix(step, masks)
             for batch in step.micro_batches:
                 if should_stop():
@@ -235,7 +235,7 @@ class Engine:
         """Put the layers of transformers and PEFT back while the context lasts."""
         return self._replaced.plain()
 
-    def threads(self) -> AbstractContextManager[None]:
+    def kernel_threads(self) -> AbstractContextManager[None]:
         """The threads to compute on."""
         if not self.packed:
             return nullcontext()
@@ -245,7 +245,7 @@ class Engine:
     @contextmanager
     def _without_gradients(self) -> Iterator[None]:
         """Compute in evaluation mode and without gradients while the context lasts."""
-        with torch.no_grad(), evaluating(self.model), self.threads():
+        with torch.no_grad(), evaluating(self.model), self.kernel_threads():
             yield
 
     @contextmanager

@@ -14,8 +14,8 @@ from offbook.engine.joint import JointBatch, JointMasks
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one adapter has in a pass.
+class AdapterStep:
+    """The step of one adapter, which is computed with those of others.
 
     Attributes:
         engine: of its model.
@@ -28,44 +28,42 @@ class Share:
     seed: Sequence[int]
 
 
-def can_share(engine: Engine, step: Step) -> bool:
+def can_join(engine: Engine, step: Step) -> bool:
     """Whether a step can be computed together with those of other adapters."""
     return engine.packed and len(step.micro_batches) == 1
 
 
 def accumulate_together(
-    shares: Sequence[Share], should_stop: Callable[[], bool]
+    steps: Sequence[AdapterStep], should_stop: Callable[[], bool]
 ) -> list[tuple[float, Losses]] | None:
     """Add up the gradients of a step of each of several adapters, in training mode.
 
     Each gets what `Engine.accumulate` gives it, to rounding.
 
     Args:
-        shares: of models with the same base; the first one's layers compute.
+        steps: of models with the same base; the first one's layers compute.
         should_stop: called before.
 
     Returns:
         For each, the mean loss in nats per token, and its micro-batch with the losses; None, and no
         gradients, if `should_stop` was true.
     """
-    host = shares[0].engine
-    batches = [batch for share in shares for batch in share.step.micro_batches]
+    host = steps[0].engine
+    batches = [batch for one in steps for batch in one.step.micro_batches]
     joint = JointBatch.of(batches)
     each = []
-    for share in shares:
-        share.engine.train_mode()
-        each.append(Masks.draw(share.seed, len(share.engine.dropouts), joint.input_ids.device))
+    for one in steps:
+        one.engine.train_mode()
+        each.append(Masks.draw(one.seed, len(one.engine.dropouts), joint.input_ids.device))
     layers = list(host.projections())
-    own = tuple(dict(zip(layers, share.engine.projections(), strict=True)) for share in shares)
+    own = tuple(dict(zip(layers, one.engine.projections(), strict=True)) for one in steps)
     masks = JointMasks((), joint.numbers, joint.numbers, tuple(each), own, joint)
     if should_stop():
         return None
-    with host.threads():
+    with host.kernel_threads():
         loss_N = host.loss(joint, masks=masks)
         parts = loss_N.split([batch.supervised for batch in batches])
-        means = [
-            part.sum() / share.step.supervised for part, share in zip(parts, shares, strict=True)
-        ]
+        means = [part.sum() / one.step.supervised for part, one in zip(parts, steps, strict=True)]
         torch.stack(means).sum().backward()
     return [
         (mean.item(), [(batch, part.detach())])

@@ -8,7 +8,6 @@ that all replies continue at the same place.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
 from itertools import takewhile
 
 import torch
@@ -99,8 +98,7 @@ def _write(
     replies: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))  # which reply each row is
     for number in range(max_new_tokens):
-        # The prompts are large products, which all threads compute.
-        with faster.token() if number else nullcontext():
+        with faster.token(number):
             out = backbone(model)(
                 input_ids=ids_BT,
                 attention_mask=seen_BT.long(),

@@ -17,7 +17,7 @@ def make_cache() -> Cache:
 
 
 class RoomyLayer(DynamicLayer):
-    """The keys and values [B, heads, T, channels] of a layer: the beginning of a larger buffer."""
+    """The keys and values [B, K, T, C] of a layer: the beginning of a larger buffer."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

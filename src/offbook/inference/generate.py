@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
 from itertools import takewhile
 from typing import Any
 
@@ -114,8 +113,7 @@ def generate(
     try:
         for number in range(sampling.max_new_tokens):
             ids = torch.tensor([seen[computed:]], device=generator.device)
-            # The whole prompt is large products, which all threads compute.
-            with torch.no_grad(), faster.token() if number else nullcontext():
+            with torch.no_grad(), faster.token(number):
                 out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
                 scores = head(model)(out.last_hidden_state[:, -1]).float()
             computed = len(seen)

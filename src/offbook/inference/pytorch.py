@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -87,16 +87,20 @@ class TorchEngine:
         progress: Callable[[int], None] = lambda replies: None,
     ) -> list[WholeReply]:
         """The likeliest replies to several prompts, written together; see `greedy_replies`."""
-        model = self.model
-        without = model.disable_adapter() if base and isinstance(model, PeftModel) else None
-        with without or nullcontext():
-            written = greedy_replies(model, prompts, self.stop_ids, max_new_tokens, progress)
+        with self.answering(base):
+            written = greedy_replies(self.model, prompts, self.stop_ids, max_new_tokens, progress)
         return [
             WholeReply(
                 "".join(self.template.stream_reply(iter(tokens))), len(tokens) < max_new_tokens
             )
             for tokens in written
         ]
+
+    def answering(self, base: bool) -> AbstractContextManager[None]:
+        """The model, or its base alone, answers while the context lasts."""
+        if base and isinstance(self.model, PeftModel):
+            return self.model.disable_adapter()
+        return nullcontext()
 
 
 class TorchReply:
@@ -107,9 +111,7 @@ class TorchReply:
         self._engine, self._ids, self._most, self._base = engine, ids, most, base
 
     def __iter__(self) -> Iterator[str]:
-        model = self._engine.model
-        without = model.disable_adapter() if self._base and isinstance(model, PeftModel) else None
-        with without or nullcontext():
+        with self._engine.answering(self._base):
             yield from self._engine.template.stream_reply(self._counted())
         self.stopped = self.tokens < self._most
 

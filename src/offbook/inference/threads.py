@@ -27,8 +27,14 @@ class FasterThreads:
         self._seconds = {self._all: 0.0, 1: 0.0}
 
     @contextmanager
-    def token(self) -> Iterator[None]:
-        """Compute a token, of one reply or of several, within this context."""
+    def token(self, number: int) -> Iterator[None]:
+        """Compute the token of this number, of one reply or of several, within this context.
+
+        The first, number 0, has all threads: with it the prompt is computed, in large products.
+        """
+        if not number:
+            yield
+            return
         place = self._tokens % EVERY
         self._tokens += 1
         if place == 0:

@@ -62,7 +62,7 @@ class RunInputs:
         devices: that compute, one after the other.
         commits: of what came from the hub, by setting; `commits.get("model.base")` is the base's.
         start: the adapter that the run goes on from; None for a new one.
-        sharded: whether the processes share the base.
+        sharded: whether each process keeps only a shard of the base.
     """
 
     config: Config

@@ -11,7 +11,7 @@ import torch
 from offbook.engine.batching import Step
 from offbook.engine.engine import row_losses
 from offbook.engine.memory import deterministic, is_out_of_memory, release_cached
-from offbook.engine.together import Share, accumulate_together, can_share
+from offbook.engine.together import AdapterStep, accumulate_together, can_join
 from offbook.training.step import Computed, Stepper, Wanted
 
 Pass = list[tuple[Wanted, Step]]
@@ -40,7 +40,7 @@ class Packer:
             engine, inputs = stepper.loaded.engine, stepper.loaded.inputs
             tokens = stepper.progress.micro_batch_tokens
             step = engine.make_step(one.examples, tokens, inputs.device)
-            if not can_share(engine, step) or inputs.dtype == torch.float16:  # whose loss is scaled
+            if not can_join(engine, step) or inputs.dtype == torch.float16:  # whose loss is scaled
                 continue
             for found in passes:
                 first = found[0][0].stepper
@@ -73,11 +73,11 @@ def _compute(steps: Pass) -> bool:
     """
     started = time.perf_counter()
     steppers = [wanted.stepper for wanted, _ in steps]
-    shares = [Share(w.stepper.loaded.engine, step, w.stepper.seed) for w, step in steps]
+    own = [AdapterStep(w.stepper.loaded.engine, step, w.stepper.seed) for w, step in steps]
     results, failed = None, False
     try:
         with deterministic(any(s.settings.deterministic for s in steppers)):
-            results = accumulate_together(shares, steppers[0].should_stop)
+            results = accumulate_together(own, steppers[0].should_stop)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -104,7 +104,7 @@ class ModelShape:
         return choose(device, dtype, widths)
 
 
-class Share(NamedTuple):
+class OnDevice(NamedTuple):
     """What one of several devices gets.
 
     Attributes:
@@ -133,7 +133,7 @@ class Plan:
         loss: bytes of a chunk of logits.
         process: bytes of Python and its libraries.
         available: bytes that the process could use in all when the plan was made.
-        shares: what each device gets, where there are several.
+        devices: what each one gets, where there are several.
     """
 
     micro_batch_tokens: int
@@ -144,7 +144,7 @@ class Plan:
     loss: int
     process: int
     available: int
-    shares: tuple[Share, ...] = ()
+    devices: tuple[OnDevice, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -154,7 +154,7 @@ class Plan:
     def describe(self) -> str:
         """The plan, in one line."""
         how = "with" if self.checkpointing else "without"
-        each = [f"{s.peak / GB:.1f} GB on {s.device} ({s.layers} layers)" for s in self.shares]
+        each = [f"{s.peak / GB:.1f} GB on {s.device} ({s.layers} layers)" for s in self.devices]
         return (
             f"micro-batches of up to {self.micro_batch_tokens:,} tokens {how} gradient "
             f"checkpointing need about {', '.join(each) or f'{self.peak / GB:.1f} GB'} "
@@ -177,7 +177,7 @@ def make_plan(case: Case, preferred: int | None = None) -> Plan:
         if plan.peak <= case.memory.usable:
             return plan
     least = min(plans, key=lambda plan: plan.peak)
-    where = "on a device " if least.shares else ""
+    where = "on a device " if least.devices else ""
     raise MemoryPlanError(
         f"training needs {least.peak / GB:.1f} GB {where}at the least: "
         f"{least.weights / GB:.1f} GB of "
@@ -248,7 +248,8 @@ def plan_for(case: Case, tokens: int, *, checkpointing: bool) -> Plan:
     if len(names) == 1:
         return fullest
     parts = zip(names, layers_of, plans, strict=True)
-    return replace(fullest, shares=tuple(Share(n, len(own), plan.peak) for n, own, plan in parts))
+    devices = tuple(OnDevice(name, len(own), plan.peak) for name, own, plan in parts)
+    return replace(fullest, devices=devices)
 
 
 def _plan_of(case: Case, tokens: int, depth: int, *, first: bool, last: bool, again: bool) -> Plan:
