@@ -6,14 +6,14 @@ and the number of prompts that it rests on.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from offbook.files.strict_json import to_json
 from offbook.runs.records import read_record
 
 
@@ -312,15 +312,4 @@ class Evaluation:
 
     def to_json(self) -> bytes:
         """The contents of the file."""
-        values = _without_infinity(asdict(self))
-        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-        return f"{text}\n".encode()
-
-
-def _without_infinity(value: Any) -> Any:
-    """A value with None for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _without_infinity(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_without_infinity(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return f"{to_json(asdict(self), indent=1)}\n".encode()
