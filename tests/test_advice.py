@@ -495,7 +495,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "give a pattern of files ending in {', '.join(SUFFIXES)}",
         "unpack it",
     ),
-    "tests/data/test_sources.py::test_columns_of_any_name": ("correct data.columns",),
+    "tests/data/test_sources.py::test_columns_of_any_name": (
+        "correct data.columns, or name the columns of this file as in the others",
+    ),
     "tests/data/test_sources.py::test_rows_with_tools_are_read_as_advised": (
         "'to train on the replies alone, set ' + ignoring(['tools'], ignored)",
     ),

@@ -199,6 +199,29 @@ def test_columns_of_any_name(tmp_path: Path) -> None:
             Config.load(None, [f"data.columns={wrong}"])
 
 
+def test_a_column_may_be_called_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("q,text\nQ,A\n")
+    columns = "data.columns={instruction: q, output: text}"
+    config = Config.load(None, [f"data.train={path}", columns])
+    assert [[m.content for m in c.messages] for c in read_training(config.data)] == [["Q", "A"]]
+
+
+def test_columns_are_for_all_files_but_samples(tmp_path: Path) -> None:
+    mine, other = tmp_path / "a.csv", tmp_path / "b.csv"
+    mine.write_text("q,a\nQ,A\n")
+    other.write_text("question,answer\nQ,A\n")
+    columns = "data.columns={instruction: q, output: a}"
+    config = Config.load(None, [f"data.train=[{mine}, general]", columns])
+    mixed = list(read_training(config.data))
+    assert [m.content for m in mixed[0].messages] == ["Q", "A"]
+    assert len(mixed) == 1 + len(list(read_conversations("general", config.data)))
+    with pytest.raises(DataError, match=r'no column "q"; correct data\.columns, or name the col'):
+        read_conversations(str(other), config.data)
+    other.write_text("q,a\nQ,A\n")
+    assert len(list(read_conversations(str(other), config.data))) == 1
+
+
 @pytest.mark.parametrize(
     ("row", "what"),
     [

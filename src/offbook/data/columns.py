@@ -29,7 +29,8 @@ def renamed(
     if columns:
         for name in columns.values():
             if name not in row:
-                fix = suggest(name, list(row)) or "correct data.columns"
+                other = "correct data.columns, or name the columns of this file as in the others"
+                fix = suggest(name, list(row)) or other
                 raise DataError(f'no column "{shorten(name)}"', where=where, fix=fix)
         ours = {theirs: key for key, theirs in columns.items()}
         # A column that has the name of one of ours, and is not it, gives way.

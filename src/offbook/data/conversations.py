@@ -14,7 +14,7 @@ from typing import Any, Literal
 from offbook.data.columns import renamed
 from offbook.data.faults import Faults
 from offbook.data.foreign import foreign, uses_tools
-from offbook.data.formats import read_rows, resolve
+from offbook.data.formats import is_sample, read_rows, resolve
 from offbook.data.messages import Conversation, Message, Role, check_order
 from offbook.data.remarks import Remarks
 from offbook.data.unknown_keys import UnknownKeys, renames
@@ -82,6 +82,7 @@ class ConversationReader:
         self._repeats = dict(zip(paths, repeats, strict=False))
         self._remarks = Remarks()
         self._unknown = UnknownKeys(())
+        self._columns = {path: {} if is_sample(path) else settings.columns for path in self.paths}
         self._formats = {path: self._detect(path) for path in self.paths}
         self.row_format = self._formats[self.paths[0]]
 
@@ -99,7 +100,7 @@ class ConversationReader:
             while not faults.many:
                 try:
                     row, where = next(rows)
-                    conversation = self._conversation(row, where, self._formats[path])
+                    conversation = self._conversation(row, where, path)
                     done += repeat
                     # After an unknown key, rows are only checked: nobody would use them.
                     if conversation and not self._unknown.filled:
@@ -134,7 +135,7 @@ class ConversationReader:
                 if faults.many:
                     break
                 continue
-            row = self._renamed(found, where)
+            row = self._renamed(found, where, path)
             if "conversations" in row:
                 return "sharegpt"
             if "messages" in row:
@@ -149,21 +150,20 @@ class ConversationReader:
     def _foreign(self, row: Mapping[str, Any], where: str) -> DataError | None:
         return foreign(row, ROW_KEYS, self._settings.ignore_keys, where)
 
-    def _renamed(self, row: object, where: str) -> Mapping[str, Any]:
+    def _renamed(self, row: object, where: str, path: Path) -> Mapping[str, Any]:
         """The row under our names of its keys."""
         if not isinstance(row, dict):
             raise DataError(f"a row is {kind_of(row)}, not an object", where=where)
-        return renamed(row, self._settings.columns, where, self._remarks)
+        return renamed(row, self._columns[path], where, self._remarks)
 
-    def _conversation(
-        self, found: object, where: str, row_format: RowFormat
-    ) -> Conversation | None:
+    def _conversation(self, found: object, where: str, path: Path) -> Conversation | None:
         """The conversation of a row; None where a key that it needs may have an unknown name."""
         if isinstance(found, DataError):
             raise found
-        if isinstance(found, dict) and (error := self._foreign(found, where)):
+        row = self._renamed(found, where, path)
+        if error := self._foreign(row, where):
             raise error
-        row = self._renamed(found, where)
+        row_format = self._formats[path]
         known = FORMAT_KEYS[row_format]
         source = row.get("source")
         if row_format == "messages" and isinstance(source, str) and PLACE.fullmatch(source):

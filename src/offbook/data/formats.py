@@ -72,6 +72,11 @@ def resolve(source: str, commit: str | None = None) -> list[Path]:
     )
 
 
+def is_sample(path: Path) -> bool:
+    """Whether a file is a sample of this package, whose rows have our keys."""
+    return path.parent == Path(str(files("offbook") / "samples"))
+
+
 def _in_folder(folder: Path, source: str) -> list[Path]:
     """The data files in a folder and its subfolders, in the order of their names."""
     found = [path for path in sorted(folder.rglob("*")) if _is_data(path)]
