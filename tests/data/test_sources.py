@@ -40,6 +40,9 @@ def folder(tmp_path: Path) -> Path:
     (folder / "more" / "c.csv").write_text("instruction,output\nQ,C\n")
     (folder / "notes.txt").write_text("no rows")
     (folder / ".hidden.jsonl").write_text("no rows")
+    (folder / ".ipynb_checkpoints" / "old").mkdir(parents=True)
+    (folder / ".ipynb_checkpoints" / "b-checkpoint.jsonl").write_text(JSONL)
+    (folder / ".ipynb_checkpoints" / "old" / "b.jsonl").write_text(JSONL)
     return folder
 
 

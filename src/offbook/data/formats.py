@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import TextIO
 
 from offbook.data.json_text import MAX_ROW_CHARS, JsonText, Row, repeated
-from offbook.data.packed import ARCHIVE, PACKERS, Packed, inside, members, unpacking
+from offbook.data.packed import (
+    ARCHIVE,
+    PACKERS,
+    Packed,
+    inside,
+    is_hidden,
+    members,
+    unpacking,
+)
 from offbook.data.remarks import Remarks
 from offbook.data.sheet import read_sheet
 from offbook.data.text import open_text, undecodable
@@ -79,7 +87,11 @@ def is_sample(path: Path) -> bool:
 
 def _in_folder(folder: Path, source: str) -> list[Path]:
     """The data files in a folder and its subfolders, in the order of their names."""
-    found = [path for path in sorted(folder.rglob("*")) if _is_data(path)]
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if _is_data(path) and not is_hidden(path.relative_to(folder))
+    ]
     if not found:
         fix = f"put files ending in {', '.join(SUFFIXES)} into it"
         raise DataError("no data file in this folder", where=source, fix=fix)
@@ -167,7 +179,7 @@ def _from_hub(repo: str, name: str | None, commit: str | None) -> list[Path]:
     if name:
         names = [name] if name in names else []
     else:
-        names = [n for n in names if file_type(Path(n))]
+        names = [n for n in names if file_type(Path(n)) and not is_hidden(Path(n))]
         names = [n for n in names if "train" in n.lower()] or names
     if not names or len({Path(n).parent for n in names}) > 1:
         raise DataError(

@@ -67,9 +67,13 @@ def members(path: Path, suffixes: Sequence[str]) -> Iterator[Packed]:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in sorted(archive.namelist()) if not name.endswith("/")]
     for name in names:
-        hidden = any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)
-        if not hidden and name.lower().endswith(tuple(suffixes)):
+        if not is_hidden(Path(name)) and name.lower().endswith(tuple(suffixes)):
             yield Packed(path, name)
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file, or a folder that it is in, is a program's own, as `.ipynb_checkpoints` is."""
+    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
 @contextmanager

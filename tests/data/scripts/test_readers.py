@@ -385,6 +385,8 @@ def test_missing_scripts_are_found_as_advised(tmp_path: Path) -> None:
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     for number in (10, 2, 1):
         (tmp_path / f"part{number}.txt").write_text(f"ANNA: {number}.\nBEN: Yes.\nANNA: No.\n")
+    (tmp_path / ".old").mkdir()
+    (tmp_path / ".old" / "part3.txt").write_text("ANNA: 3.\nBEN: Yes.\nANNA: No.\n")
     play = Play([str(tmp_path)])
     assert [line.text for line, _ in play if line.text[0].isdigit()] == ["1.", "2.", "10."]
     assert len({line.scene for line, _ in play}) == 3

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from offbook.data.packed import is_hidden
 from offbook.data.remarks import Remarks
 from offbook.data.scripts import (
     discord,
@@ -89,7 +90,9 @@ def files_of(source: str) -> list[Path]:
         return [path]
     found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
     # `users.json` and `channels.json` of Slack are no chats.
-    found = [p for p in found if not p.name.startswith(".") and p.name not in slack.OTHER_FILES]
+    found = [
+        p for p in found if not is_hidden(p.relative_to(path)) and p.name not in slack.OTHER_FILES
+    ]
     if not found:
         fix = f"name a file, or put files ending in {', '.join(SUFFIXES)} into it"
         raise DataError("no script in this folder", where=source, fix=fix)
