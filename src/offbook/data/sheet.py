@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 from offbook.data.json_text import Row, repeated
@@ -12,7 +12,9 @@ from offbook.errors import ConfigError, DataError, first_line, shorten
 
 
 def read_sheet(path: Path) -> Iterator[Row]:
-    """Yield the rows; empty ones are none.
+    """Yield the rows, with a DataError in place of each bad one; empty ones are none.
+
+    A number or a date is text, as it would be in CSV.
 
     Raises:
         ConfigError: when openpyxl is not installed.
@@ -20,6 +22,7 @@ def read_sheet(path: Path) -> Iterator[Row]:
     """
     try:
         from openpyxl import load_workbook
+        from openpyxl.utils import get_column_letter
     except ImportError:
         fix = "run `pip install 'offbook[xlsx]'`"
         raise ConfigError(".xlsx files need openpyxl", where=str(path), fix=fix) from None
@@ -32,19 +35,17 @@ def read_sheet(path: Path) -> Iterator[Row]:
             what = f'two columns are named "{shorten(name)}"'
             raise DataError(what, where=f"{path}:1", fix="rename one")
         for number, values in table:
-            row = _row(names, values)
-            if row:
-                yield row, f"{path}:{number}"
+            where = f"{path}:{number}"
+            cells = ["" if value is None else str(value) for value in values]
+            row = list(zip_longest(names, cells, fillvalue=""))
+            lost = [k for k, (name, cell) in enumerate(row, 1) if cell.strip() and not name]
+            if lost:
+                what = f"a value in column {get_column_letter(lost[0])}, which has no name"
+                fix = "name the column in the first row, or empty the cell"
+                yield DataError(what, where=where, fix=fix), where
+            elif any(cells):
+                yield {name: cell for name, cell in row if name}, where
     except (BadZipFile, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"not valid XLSX: {first_line(error)}", where=str(path)) from None
-
-
-def _row(names: list[str], values: tuple[Any, ...]) -> dict[str, object]:
-    """The cells of a row by column; a number or a date is text, as it would be in CSV."""
-    cells = [None if value is None else str(value) for value in values]
-    if not any(cells):
-        return {}
-    named = zip(names, cells, strict=False)
-    return {name: "" if cell is None else cell for name, cell in named if name}
