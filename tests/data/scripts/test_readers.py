@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import offbook
+from offbook.data.remarks import Remarks
 from offbook.data.scripts.reading import Play
 from offbook.data.scripts.rows import Cast
+from offbook.data.scripts.script import Script
 from offbook.errors import DataError
 
 SAMPLES = Path(__file__).with_name("samples")
@@ -211,6 +213,27 @@ def test_western_text_is_read_as_windows_writes_it(tmp_path: Path) -> None:
     expected = texts(tmp_path / "a.txt", french)
     assert expected[1] == ("BENOÎT", "Près du cœur, à côté.")
     assert texts(tmp_path / "b.txt", french.encode("cp1252")) == expected
+
+
+@pytest.mark.parametrize("offset", range(4))
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-8", "安娜：今天天气很好，我们出去走走吧。"),
+        ("gb18030", "安娜：今天天气很好，我们出去走走吧。"),
+        ("big5", "安娜：今天天氣很好，我們出去走走吧。"),
+        ("shift-jis", "花子：いつでも来てください、待っています。"),
+    ],
+)
+def test_a_long_script_is_read_wherever_its_beginning_ends(
+    tmp_path: Path, encoding: str, said: str, offset: int
+) -> None:
+    """The encoding is found in the first bytes, which may end inside a character."""
+    line = f"{said}\n".encode(encoding)
+    (tmp_path / "a.txt").write_bytes(b"A" * offset + b"\n" + line * (2**18 // len(line) + 9))
+    script = Script(tmp_path / "a.txt", Remarks())
+    assert {text for number, text in script.numbered() if number > 1} == {said}
+    assert (script.encoding == "utf-8-sig") == (encoding == "utf-8")
 
 
 def test_line_ends_of_any_system(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ def _encoding(path: Path) -> str:
 
     with path.open("rb") as file:
         start = file.read(CHUNK_BYTES * 4)
+        ends = not file.read(1)
     for mark, encoding in MARKS.items():
         if start.startswith(mark):
             return encoding
@@ -136,19 +138,15 @@ def _encoding(path: Path) -> str:
     if zeros > len(start[: 2**12]) // 5:
         return "utf-16-le" if start[1:2] == b"\0" else "utf-16-be"
     try:
-        # The last bytes may be a part of a character.
-        start.decode("utf-8", errors="strict") if len(start) < CHUNK_BYTES * 4 else _cut(start)
+        codecs.getincrementaldecoder("utf-8")().decode(start, final=ends)
         return "utf-8-sig"
     except UnicodeDecodeError:
-        found = from_bytes(start).best()
+        # Whole lines: the last bytes may be a part of a character, which no encoding has.
+        last = len(start) if ends else start.rfind(b"\n") + 1 or len(start)
+        found = from_bytes(start[:last]).best()
     if found is None:
         return "utf-8-sig"  # whose error names the place
     western = start.decode("cp1252", errors="replace")
     if all(char < "\x80" or char in WESTERN for char in western):
         return "cp1252"
     return {"gb2312": "gb18030", "gbk": "gb18030"}.get(found.encoding, found.encoding)
-
-
-def _cut(start: bytes) -> str:
-    end = max(start.rfind(b"\n"), start.rfind(b" "), len(start) - 4)
-    return start[:end].decode("utf-8")
