@@ -30,6 +30,9 @@ FOUND = [
     ("id", "A123456789 in Taipei", "A123456789"),
     ("id", "加我 wxid_a1b2c3d4e5f6", "wxid_a1b2c3d4e5f6"),
     ("id", "QQ:123456789", "123456789"),
+    ("id", "加我微信：zhangsanfeng", "zhangsanfeng"),
+    ("id", "微信号:zhang-sanfeng，明天见", "zhang-sanfeng"),
+    ("id", "加我微信：zhangsanfeng明天见", "zhangsanfeng"),
     ("address", "at 221B Baker Street, London every day", "221B Baker Street, London"),
     (
         "address",

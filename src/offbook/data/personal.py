@@ -19,7 +19,7 @@ Kind = Literal["link", "mail", "card", "id", "phone", "address"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # the first one that matches a place counts
 
 # Without one of these, there is nothing to find; most texts have none.
-HINT = re.compile(r"\d|@|://|wxid_")
+HINT = re.compile(r"\d|@|://|wxid_|微信")
 # Not \b: Chinese characters are word characters, and stand beside numbers without a space.
 BEGIN, END = r"(?<![0-9A-Za-z_.+@-])", r"(?![0-9A-Za-z_@-])"
 
@@ -48,8 +48,8 @@ IDS = (
     r"wxid_[0-9a-z]{8,24}",
     r"(?<=QQ[:： ])[ ]?\d{5,12}(?!\d)",
     r"(?<=QQ号[:：])[ ]?\d{5,12}(?!\d)",
-    r"(?<=微信[:：])[ ]?[A-Za-z][\w-]{5,19}",
-    r"(?<=微信号[:：])[ ]?[A-Za-z][\w-]{5,19}",
+    r"(?<=微信[:：])[ ]?[A-Za-z][A-Za-z0-9_-]{5,19}",
+    r"(?<=微信号[:：])[ ]?[A-Za-z][A-Za-z0-9_-]{5,19}",
 )
 PHONES = (
     r"(?<![\w+])\+\d(?:[ ().-]{0,2}\d){7,14}(?!\d)",  # with the code of a country
