@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from offbook.data.conversations import read_conversations
@@ -66,6 +70,29 @@ def test_texts_are_changed_in_every_format(
     fixed, rows = fix(tmp_path / "rows.json", ignore_keys=["id"])
     assert rows == [clean | {"id": 7}]
     assert (dict(fixed.left_out), fixed.changed["personal"]) == ({"duplicate": 1}, 1)
+
+
+def test_what_json_has_not_becomes_null_or_text(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "a?", "output": "Yes.", "score": math.nan, "price": Decimal("1.50")},
+        {"instruction": "b?", "output": "No.", "score": 0.5, "price": None, "raw": b"\xff"},
+    ]
+    pq.write_table(
+        pa.table({key: [row.get(key) for row in rows] for key in rows[1]}), tmp_path / "a.parquet"
+    )
+    settings = {"ignore_keys": ["score", "price", "raw"]}
+    fixed, written = fix(tmp_path / "a.parquet", **settings)
+    assert [row["score"] for row in written] == [None, 0.5]
+    assert [row["price"] for row in written] == ["1.50", None]
+    assert [row["raw"] for row in written] == [None, "b'\\xff'"]
+    again = read_conversations(str(fixed.copy), DataSettings.model_validate(settings))
+    assert [c.messages[-1].content for c in again] == ["Yes.", "No."]
+
+
+def test_half_a_character_in_a_key_that_is_ignored_is_copied(tmp_path: Path) -> None:
+    row = {"instruction": "a?", "output": "Yes.", "id": "\ud83d \udcff"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    assert fix(tmp_path / "a.jsonl", ignore_keys=["id"])[1] == [row]
 
 
 def test_a_csv_file_becomes_rows_of_the_same_columns(tmp_path: Path) -> None:

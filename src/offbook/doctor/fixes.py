@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from offbook.doctor.findings import KINDS, Hit, Severity
 from offbook.doctor.leftovers import CONTROL
 from offbook.doctor.row import Row
 from offbook.errors import ConfigError
+from offbook.files.strict_json import to_json
 
 LOG = ".changes.jsonl"  # in place of the copy's `.jsonl`
 # What is done to a row with a finding: its text is changed, or the row is left out.
@@ -76,7 +76,7 @@ def write_fixed(
         with _new_file(copy, written) as rows, _new_file(log, written) as changes:
             for line, entries in _fixed_rows(reader, todo, result):
                 rows.write(line)
-                changes.writelines(json.dumps(e, ensure_ascii=False) + "\n" for e in entries)
+                changes.writelines(to_json(entry) + "\n" for entry in entries)
     except BaseException:
         for file in written:  # half a copy could be taken for a whole one
             file.unlink(missing_ok=True)
@@ -88,7 +88,8 @@ def write_fixed(
 def _new_file(file: Path, written: list[Path]) -> Iterator[TextIO]:
     """A file that did not exist before, to write into."""
     try:
-        with file.open("x", encoding="utf-8", errors="surrogateescape") as stream:
+        # Half a surrogate pair becomes its escape in JSON.
+        with file.open("x", encoding="utf-8", errors="backslashreplace") as stream:
             written.append(file)
             yield stream
             stream.flush()
@@ -135,7 +136,8 @@ def _fixed_rows(
         result.changed.update(found.keys())
         change = {"row": where, "change": "changed"}
         entries = [change | {"kind": kind, "why": why} for kind, why in found.items()]
-        yield json.dumps(new, ensure_ascii=False) + "\n", entries
+        # Parquet has values that JSON has no type for, such as decimal numbers: they become text.
+        yield to_json(new, default=str) + "\n", entries
 
 
 def _changed(
