@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -108,8 +110,17 @@ def test_replies_are_counted_after_long_conversations_are_cut(template: ChatTemp
     assert fitted.dropped == ("rows.json:7 (reply 21 of 21)",)
     divided, dropped = fitted.notices(60)
     assert divided == (
-        "1 row is divided into several examples, each with as much of what came before as fits "
-        "in 60 tokens; each reply that fits is trained on once: rows.json:7"
+        "1 row is cut to fit in 60 tokens; each reply that fits is trained on once, with as much "
+        "of what came before as fits: rows.json:7"
     )
     assert dropped.startswith("1 reply left out because longer than 60 tokens alone: ")
     assert len(set(fitted.prompt_keys[fitted.rows])) == 2  # a row's examples are on one side
+
+
+def test_a_conversation_of_one_trained_reply_is_cut_by_name(template: ChatTemplate) -> None:
+    *earlier, question, reply = talk(*(f"some words {k}" for k in range(20))).messages
+    context = [replace(message, trained=False) for message in earlier]
+    row = Conversation((*context, question, reply), "rows.json:7")
+    assert tokenize([row], template).complete
+    fitted = tokenize([row], template, 60)
+    assert (len(fitted), fitted.replies, fitted.divided) == (1, 1, ("rows.json:7",))

@@ -123,7 +123,7 @@ def test_reasoning_is_trained_on_after_the_prompt_that_chat_gives(
     reply = "<think>\nHe asks.\n</think>\n\nAye."
     row = talk("Well?", reply, "And?", reply)
     examples = tokenize([row], template)
-    assert (len(examples), examples.replies, examples.divided) == (2, 2, ("rows.json:7",))
+    assert (len(examples), examples.replies, examples.divided) == (2, 2, ())
     for k, example in zip((1, 3), examples, strict=True):
         ((start, end),) = supervised_spans(example.labels)
         ids = example.input_ids.tolist()

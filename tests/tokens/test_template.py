@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offbook.data.messages import Conversation, Message
+from offbook.doctor.inspection import token_findings
 from offbook.errors import DataError
 from offbook.models.base import resolve_base
 from offbook.tokens.examples import IGNORED, Example, supervised_spans, tokenize
@@ -132,7 +133,11 @@ def test_a_template_that_rewrites_turns_gives_one_example_per_reply(tmp_path: Pa
         "the chat template rewrites earlier turns; a row of several turns becomes one example per "
         "reply, each as chat would see it"
     ]
-    assert tokenize([row], template).divided == ("rows.json:7",)
+    examples = tokenize([row], template)
+    assert (len(examples), examples.complete) == (2, True)
+    assert list(token_findings(examples, template.tokenizer, None, "")) == []
+    fitted = tokenize([row], template, max_length=int(examples.lengths.max()) - 1)
+    assert (len(fitted), fitted.divided) == (2, ("rows.json:7",))
 
 
 # Text that spells a control token.

@@ -142,8 +142,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "divided": Kind(
         "note",
-        "conversations divided into several examples to fit in {limit} tokens",
-        "nothing is lost but what came before; {keep}",
+        "conversations cut to fit in {limit} tokens",
+        "nothing is lost but a part of what came before a reply; {keep}",
     ),
     "trimmed": Kind(
         "note",

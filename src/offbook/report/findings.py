@@ -43,7 +43,7 @@ CHINESE = {
     ),
     "dropped": ("因自身超过 {limit} 个 token 而被略去的回答", KEEP),
     "truncated": ("为容纳于 {limit} 个 token 而失去开头的问题", KEEP),
-    "divided": ("为容纳于 {limit} 个 token 而分成多个样本的对话", f"只失去了部分上文；{KEEP}"),
+    "divided": ("为容纳于 {limit} 个 token 而截断的对话", f"只失去了回答之前的部分上文；{KEEP}"),
     "unknown_language": (
         "回答每个字符要用 {ratio} 个 token：基座模型几乎不懂这种语言",
         "数据教不会语言；请把 model.base 设为用这种语言训练过的模型",

@@ -52,11 +52,13 @@ class RowExamples:
         examples: they supervise each of its replies once, except those in `dropped`.
         dropped: the place of each reply that is too long by itself.
         trimmed: how many replies the template writes without their outer white space.
+        divided: whether it was cut because it is too long, so that replies lack earlier turns.
     """
 
     examples: list[Example] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     trimmed: int = 0
+    divided: bool = False
 
 
 def joined_row(parts: Iterable[RowExamples]) -> RowExamples:
@@ -66,6 +68,7 @@ def joined_row(parts: Iterable[RowExamples]) -> RowExamples:
         row.examples += part.examples
         row.dropped += part.dropped
         row.trimmed += part.trimmed
+        row.divided |= part.divided
     return row
 
 
@@ -92,7 +95,7 @@ class Examples(Sequence[Example]):
         prompt_keys: uint64 [all examples]; equal where the prompt is the same.
         sources: the `file:line` of each.
         conversations: int64 [all examples]; the number of its conversation in the data set.
-        divided: the `file:line` of rows that became several examples.
+        divided: the `file:line` of rows that were cut, so that replies lack earlier turns.
         truncated: the `file:line` of rows that lost the beginning of their prompt.
         dropped: the place of each reply left out because it alone is too long.
         trimmed: how many replies the template writes without their outer white space.
@@ -164,8 +167,8 @@ class Examples(Sequence[Example]):
                 self.divided,
                 "1 row is",
                 "{:,} rows are",
-                f"divided into several examples, each with as much of what came before as fits in "
-                f"{max_length} tokens; each reply that fits is trained on once",
+                f"cut to fit in {max_length} tokens; each reply that fits is trained on once, with "
+                "as much of what came before as fits",
             ),
             (
                 self.truncated,
@@ -279,7 +282,7 @@ def tokenize(
                 sources.append(example.source)
                 numbers.append(number)
             source = conversation.source
-            divided += [source] * (len(row.examples) > 1)
+            divided += [source] * row.divided
             truncated += [source] * any(example.truncated for example in row.examples)
             dropped += row.dropped
             trimmed += row.trimmed

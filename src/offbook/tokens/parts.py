@@ -24,6 +24,7 @@ class Part:
         number: which reply of the row the first supervised one is, from 1.
         total: how many replies of the row are supervised.
         truncated: whether the beginning of the user text was removed.
+        divided: whether it is not the whole conversation because that was too long.
     """
 
     messages: tuple[Message, ...]
@@ -32,6 +33,7 @@ class Part:
     number: int = 1
     total: int = 1
     truncated: bool = False
+    divided: bool = False
 
     @property
     def place(self) -> str:
@@ -111,11 +113,14 @@ def cut(
         while not too_long and begin > first and tokens(begin - 2, end) <= max_length:
             begin -= 2
         shift = first - begin
+        # Where each part has one reply, it is the length only that takes turns from its beginning.
+        lost = begin > first or (not single and last + 1 - done < len(replies))
         yield Part(
             (*opening, *messages[begin : end + 1]),
             tuple(k + shift for k in replies[done : last + 1]),
             part.source,
             part.number + done,
             part.total,
+            divided=part.divided or lost,
         )
         done = last + 1

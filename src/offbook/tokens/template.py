@@ -334,7 +334,7 @@ class ChatTemplate:
             fault = "its text and the chat template's together spell a control token"
         if not fault:
             example = Example(input_ids, labels, part.source, part.truncated)
-            return RowExamples([example], trimmed=trimmed)
+            return RowExamples([example], trimmed=trimmed, divided=part.divided)
         if len(part.supervised) > 1:
             return None
         (reply,), (prompt,) = written.replies, written.prompts
