@@ -417,6 +417,25 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
         Play([str(tmp_path / "prt1.txt")])
 
 
+# Subtitles.
+
+
+@pytest.mark.parametrize(
+    ("cue", "said"),
+    [
+        ("We're #1 and they're #2", ["We're #1 and they're #2"]),
+        ("# La la la #", []),
+        ("# La la la\nla la la #", []),
+        ("# La la #\nStop that.", ["Stop that."]),
+        ("- # La la #\n- Stop that.", ["Stop that."]),
+        ("♪ La la ♪ Stop.", ["Stop."]),
+    ],
+)
+def test_music_is_no_speech(tmp_path: Path, cue: str, said: list[str]) -> None:
+    found = texts(tmp_path / "a.srt", f"1\n00:00:01,000 --> 00:00:02,000\n{cue}\n")
+    assert [text for _, text in found] == said
+
+
 # Speed.
 
 

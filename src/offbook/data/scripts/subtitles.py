@@ -25,7 +25,8 @@ TIMING = re.compile(rf"\s*{TIME}\s*-->\s*{TIME}.*")
 STAMP = re.compile(r"\s*(\d{1,3}):(\d{1,2}):(\d{1,2})[.:](\d{1,3})\s*")
 VOICE = re.compile(r"<v(?:\.[\w.]{1,50})?[ \t]+([^<>]{1,100})>")
 TAGS = re.compile(r"<[^<>]{0,200}>|\{[^{}]{0,2000}\}")
-SOUNDS = re.compile(r"[(（\[【][^()（）\[\]【】]{0,100}[)）\]】]|[♪♫#][^♪♫#]*[♪♫#]|[♪♫]")
+SOUNDS = re.compile(r"[(（\[【][^()（）\[\]【】]{0,100}[)）\]】]|[♪♫][^♪♫]*[♪♫]|[♪♫]")
+SONG = re.compile(r"(?:\s*#[^#]*#)+\s*")  # a whole text, since "#1" is a number
 BRACKETED = re.compile(r"\s*[\[(（【]([^\[\]()（）【】]{1,40})[\])）】][:：]?\s*(.+)", re.DOTALL)
 BEGINS = ("Format", "Dialogue")
 USUAL = (
@@ -128,6 +129,8 @@ def _said(cue: Cue, where: str) -> Iterator[Line]:
     """The lines of a cue: one, or where dashes or names begin several, those."""
     speech = Speech(cue.speaker, where)
     text = unescape(TAGS.sub("", cue.text))
+    if SONG.fullmatch(text):
+        return
     for part in text.splitlines():
         dashed = re.match(r"\s*[-–—]\s*(?=\S)", part)
         part = part[dashed.end() :] if dashed else part
@@ -140,7 +143,8 @@ def _said(cue: Cue, where: str) -> Iterator[Line]:
             if speech.parts:
                 yield speech.line()
             speech = Speech(named[0] if named else cue.speaker, where)
-        part = re.sub(r"\s+", " ", SOUNDS.sub("", named[1] if named else part)).strip()
+        part = named[1] if named else part
+        part = "" if SONG.fullmatch(part) else re.sub(r"\s+", " ", SOUNDS.sub("", part)).strip()
         if part:
             speech.parts.append(part)
     if speech.parts:
