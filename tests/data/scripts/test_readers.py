@@ -291,6 +291,24 @@ def test_a_day_and_a_pause_cut_a_chat(tmp_path: Path) -> None:
     assert [line.scene for line, _ in Play([str(path)])] == [0, 0, 0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        (1704439233000, 1704439299000, 1704450000000),
+        ("1704439233", "1704439299", "1704450000"),
+        ("2024/1/5 9:20", "2024/1/5 10:15", "2024/1/5 12:40"),
+        ("2024-01-05T15:20:33+08:00", "2024-01-05 15:58:00", "2024-01-05  18:00"),
+        ("2024年1月5日 9:20", "2024年1月5日 9:58", "2024年1月6日 9:59"),
+    ],
+)
+def test_times_of_any_tool_cut_a_chat(tmp_path: Path, times: tuple[object, ...]) -> None:
+    path = tmp_path / "chat.json"
+    path.write_text(
+        json.dumps([{"msg": "a", "is_sender": 0, "sender": "N", "CreateTime": t} for t in times])
+    )
+    assert [line.scene for line, _ in Play([str(path)])] == [0, 0, 1]
+
+
 # JSON.
 
 

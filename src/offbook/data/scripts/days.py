@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 
+TIME = re.compile(r"([^T\s]+)[T\s]+(\d{1,2}):(\d{2})")  # a day, hours and minutes
 PAUSE = 60.0  # minutes
 
 
@@ -35,7 +37,10 @@ class Days:
         return self._scene
 
     def of_iso(self, time: str) -> int:
-        """The scene of a message sent at a time such as `2024-01-05T15:20:33+00:00`."""
-        hours, minutes = time[11:13], time[14:16]
-        known = hours.isdecimal() and minutes.isdecimal()
-        return self.scene(time[:10], int(hours) * 60 + int(minutes) if known else 0.0)
+        """The scene of a message sent at a time such as `2024-01-05T15:20:33+00:00`.
+
+        Excel writes `2024/1/5 9:20`.
+        """
+        if match := TIME.match(time):
+            return self.scene(match[1], int(match[2]) * 60 + int(match[3]))
+        return self.scene(time[:10], 0.0)

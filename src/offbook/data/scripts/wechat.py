@@ -81,8 +81,9 @@ def _first(values: Mapping[str, Any], keys: tuple[str, ...]) -> str:
 
 
 def _time(value: str) -> str:
-    """A time as `2024-01-05 15:20:33`; seconds since 1970 are taken as they are in China."""
-    if re.fullmatch(r"\d{9,11}", value):
+    """A time as `2024-01-05 15:20:33`; (milli)seconds since 1970 are taken as they are in China."""
+    if re.fullmatch(r"\d{9,11}|\d{13}", value):
+        seconds = int(value) / (1000 if len(value) == 13 else 1)
         zone = datetime.timezone(datetime.timedelta(hours=8))
-        return datetime.datetime.fromtimestamp(int(value), zone).isoformat()
+        return datetime.datetime.fromtimestamp(seconds, zone).isoformat()
     return value
