@@ -103,6 +103,14 @@ def test_what_is_refused_is_done_as_advised(cli: Cli, tmp_path: Path) -> None:
     assert cli("lines", "a.srt")[0] == 0
 
 
+def test_a_file_of_any_name_becomes_rows(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "play\udcff.txt").write_text(PLAY)
+    code, _, err = cli("lines", "play\udcff.txt", "--role", "ANNA", "-o", "a.jsonl")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in rows] == ["play\udcff.txt:3", "play\udcff.txt:5"]
+
+
 def test_a_role_that_only_begins_scenes_has_no_rows(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "play.txt").write_text(
         "".join(f"Scene {k}\n\nANNA: Hi.\nBEN: Hm.\n\n" for k in range(2))

@@ -124,15 +124,14 @@ def _write(output: Path, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]
     partial = output.with_name(f".{output.name}.partial")
     first: list[dict[str, Any]] = []
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+        # A file's name in the source of a row may not be Unicode: then it is an escape in JSON.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             for row in rows:
                 file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
                 if len(first) < PREVIEW:
                     first.append(row)
         if first:
             partial.rename(output)
-    except UnicodeEncodeError:
-        raise DataError("half a surrogate pair in the script", where=str(output)) from None
     except OSError as error:
         raise DiskError(f"cannot write ({error.strerror})", where=str(output)) from None
     finally:

@@ -312,6 +312,15 @@ def test_times_of_any_tool_cut_a_chat(tmp_path: Path, times: tuple[object, ...])
 # JSON.
 
 
+def test_half_a_character_is_replaced_and_told(tmp_path: Path) -> None:
+    chat = f'{{"messages": [{MESSAGE},\n{MESSAGE}]}}'.replace('"text": "a"', r'"text": "a\ud83d"')
+    assert texts(tmp_path / "a.json", chat) == [("N", "a\ufffd")] * 2
+    play = Play([str(tmp_path / "a.json")])
+    list(play)
+    (remark,) = play.remarks.lines()
+    assert remark.startswith(f"{tmp_path}/a.json:1: half a surrogate pair, replaced by \ufffd (2")
+
+
 def test_an_export_of_all_telegram_chats(tmp_path: Path) -> None:
     one = json.loads((SAMPLES / "telegram.json").read_text())
     whole = {

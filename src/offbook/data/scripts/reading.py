@@ -41,6 +41,7 @@ SUFFIXES = (
     *(".txt", ".md", ".fountain", ".spmd", ".text", ".json", ".csv", ".html", ".htm"),
     *subtitles.SUFFIXES,
 )
+HALF = re.compile("[\ud800-\udfff]")  # of a character, as a JSON file may have it
 TRIED = 50  # messages of a JSON file that are looked at
 
 
@@ -174,7 +175,10 @@ class Play:
             last = before
             for line in kind.read(script):
                 last = before + line.scene
-                yield Line(line.speaker, line.text, line.where, last), kind
+                speaker, text = (HALF.sub("\ufffd", part) for part in (line.speaker, line.text))
+                if (speaker, text) != (line.speaker, line.text):
+                    self.remarks.add("half a surrogate pair, replaced by \ufffd", line.where)
+                yield Line(speaker, text, line.where, last), kind
             before = last + 1
 
 
