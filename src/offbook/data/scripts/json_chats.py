@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from offbook.data.json_text import JsonText
@@ -21,15 +21,12 @@ class Message:
     Attributes:
         values: of it.
         where: `file:line` where it begins.
-        around: what the file says before the list in the objects around it, such as the chat's
-            name, by key; the innermost object counts.
         chat: the number of the list in the file.
     """
 
     values: Mapping[str, Any]
     where: str
-    around: Mapping[str, Any] = field(default_factory=dict)
-    chat: int = 0
+    chat: int
 
 
 def messages(script: Script) -> Iterator[Message]:
@@ -43,9 +40,9 @@ def messages(script: Script) -> Iterator[Message]:
             text = JsonText(file, script.path, script.remarks)
             walker = _Walker(text)
             if text.peek() == "[":
-                yield from walker.elements({})
+                yield from walker.elements()
             elif text.peek() == "{":
-                yield from walker.inside({}, 0)
+                yield from walker.inside(0)
             if not walker.chats:
                 fix = "give the file that the chat program's export has written"
                 raise DataError("no list of messages", where=str(script.path), fix=fix)
@@ -64,35 +61,34 @@ class _Walker:
         self._text = text
         self.chats = 0
 
-    def elements(self, around: Mapping[str, Any]) -> Iterator[Message]:
+    def elements(self) -> Iterator[Message]:
         """The objects of the list that begins here; other elements are nothing said."""
         self.chats += 1
         for value, where in self._text.elements():
             if isinstance(value, dict):
-                yield Message(value, where, around, self.chats)
+                yield Message(value, where, self.chats)
 
-    def inside(self, outer: Mapping[str, Any], depth: int) -> Iterator[Message]:
+    def inside(self, depth: int) -> Iterator[Message]:
         """The messages in the object that begins here."""
-        around = dict(outer)
         for key in self._text.members():
             begins = self._text.peek()
             if begins == "[" and key == "messages":
-                yield from self.elements(around)
+                yield from self.elements()
             elif begins == "[" and key in ("list", "chats"):
-                yield from self._chats(around, depth)
+                yield from self._chats(depth)
             elif begins == "{" and key in ("chats", "left_chats"):
-                yield from self._deeper(around, depth)
-            else:
-                around[key] = self._text.decoded()
-
-    def _chats(self, around: Mapping[str, Any], depth: int) -> Iterator[Message]:
-        for _ in self._text.places():
-            if self._text.peek() == "{":
-                yield from self._deeper(around, depth)
+                yield from self._deeper(depth)
             else:
                 self._text.decoded()
 
-    def _deeper(self, around: Mapping[str, Any], depth: int) -> Iterator[Message]:
+    def _chats(self, depth: int) -> Iterator[Message]:
+        for _ in self._text.places():
+            if self._text.peek() == "{":
+                yield from self._deeper(depth)
+            else:
+                self._text.decoded()
+
+    def _deeper(self, depth: int) -> Iterator[Message]:
         if depth == MAX_DEPTH:
             raise DataError("nested too deeply", where=self._text.where)
-        yield from self.inside(around, depth + 1)
+        yield from self.inside(depth + 1)
