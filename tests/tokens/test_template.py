@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from offbook.tokens.tokenizer import load_tokenizer
 from support.templates import PUBLISHED, REWRITING, talk, user
 from support.tiny import DEEPSEEK_TEMPLATE, make_tokenizer
 
+IM = (None, "<|im_end|>", ("<|im_start|>",))  # the control tokens of ChatML
 CHATML_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
 
 
@@ -119,9 +123,7 @@ def test_system_text_goes_before_the_first_user_turn_where_there_is_no_place(
 
 
 def test_a_template_that_rewrites_turns_gives_one_example_per_reply(tmp_path: Path) -> None:
-    template = ChatTemplate(
-        make_tokenizer(tmp_path, REWRITING, None, "<|im_end|>", ("<|im_start|>",))
-    )
+    template = ChatTemplate(make_tokenizer(tmp_path, REWRITING, *IM))
     row = talk("Well?", "Yes.", "And?", "No.")
     (built,) = template.build_examples([row])
     for k, reply, example in zip((1, 3), ("Yes.", "No."), built.examples, strict=True):
@@ -138,6 +140,29 @@ def test_a_template_that_rewrites_turns_gives_one_example_per_reply(tmp_path: Pa
     assert list(token_findings(examples, template.tokenizer, None, "")) == []
     fitted = tokenize([row], template, max_length=int(examples.lengths.max()) - 1)
     assert (len(fitted), fitted.divided) == (2, ("rows.json:7",))
+
+
+@pytest.mark.parametrize(
+    "form", [(REWRITING, *IM), (DEEPSEEK_TEMPLATE,)], ids=["rewrites", "keeps"]
+)
+def test_rows_are_complete_exactly_where_a_limit_changes_nothing(
+    tmp_path: Path, form: tuple[Any, ...]
+) -> None:
+    """Otherwise, a resumed run with `data.max_length: auto` could cut them in another way."""
+    template = ChatTemplate(make_tokenizer(tmp_path, *form))
+    draw = random.Random(1)
+    for _ in range(30):
+        turns = 2 * draw.randint(1, 4)
+        said = talk(*("臣妾 word " * draw.randint(2, 6) for _ in range(turns))).messages
+        trained = [k == turns - 1 or draw.random() < 0.7 for k in range(turns)]
+        kept = [replace(m, trained=t) for m, t in zip(said, trained, strict=True)]
+        row = Conversation(tuple(kept), "rows.json:7")
+        whole = tokenize([row], template)
+        assert whole.complete
+        for limit in whole.lengths.max() + np.array([-5, -1, 0, 3]):
+            fitted = tokenize([row], template, int(limit))
+            same = np.array_equal(fitted.input_ids, whole.input_ids)
+            assert fitted.complete == (same and np.array_equal(fitted.labels, whole.labels))
 
 
 # Text that spells a control token.
