@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ ALPACA = '{"instruction": "a", "output": "b"}'
 OPENAI = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
 
 
-@pytest.mark.parametrize("before", ["", "\n", ALPACA, f"{ALPACA}\n", f"\ufeff{OPENAI}", OPENAI])
-def test_a_row_has_the_format_of_its_file(tmp_path: Path, before: str) -> None:
+@pytest.mark.parametrize("before", ["", "\n", f"\ufeff{OPENAI}", OPENAI])
+def test_a_row_says_which_replies_are_trained_on(tmp_path: Path, before: str) -> None:
     path = tmp_path / "rows.jsonl"
     if before:
         path.write_text(before, encoding="utf-8")
@@ -33,10 +34,22 @@ def test_a_row_has_the_format_of_its_file(tmp_path: Path, before: str) -> None:
     assert path.read_text("utf-8").startswith(before)
     rows = list(read_conversations(str(path)))
     assert len(rows) == 1 + bool(before.strip())
-    assert [(m.role, m.content) for m in rows[-1].messages] == [(m.role, m.content) for m in TALK]
-    is_openai = "messages" in before
-    trained = [m.trained for m in rows[-1].messages if m.role == "assistant"]
-    assert trained == [not is_openai, True]  # alpaca rows have no weights
+    assert list(rows[-1].messages) == TALK
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_row_has_the_format_of_its_file(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(ALPACA + end)
+    with pytest.raises(ConfigError, match="an earlier reply that is not trained on") as caught:
+        append_row(path, TALK)
+    assert path.read_text() == ALPACA + end
+    assert caught.value.fix == "name another file, which ends in .jsonl"
+    append_row(tmp_path / "another.jsonl", TALK)
+    talk = [replace(message, trained=True) for message in TALK]
+    append_row(path, talk)
+    assert path.read_text("utf-8").startswith(f'{ALPACA}\n{{"instruction": ')
+    assert list(list(read_conversations(str(path)))[-1].messages) == talk
 
 
 @pytest.mark.parametrize(

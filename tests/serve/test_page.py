@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,8 @@ def test_stopping_retrying_and_editing(page: Any) -> None:
 
 def test_a_corrected_reply_is_trained_on(page: Any, served: Served, tmp_path: Path) -> None:
     rows = served.folder / "captain" / "corrections.jsonl"
-    rows.write_text('{"instruction": "first", "output": "stays"}')  # no end of line
+    turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "stays"}]
+    rows.write_text(json.dumps({"messages": turns}))  # no end of line
     ask(page, "who are you")
     page.fill("#system", "You keep the lamp.")
     ask(page, "what now")
@@ -126,6 +128,7 @@ def test_a_corrected_reply_is_trained_on(page: Any, served: Served, tmp_path: Pa
         "what now",
         "Mind the lamp, 小船 🚢.",
     ]
+    assert second.replies == (4,)  # not the one that was not corrected
     config = Config.load(served.folder / "captain" / "config.yaml", [])
     settings = [f"data.train={rows}", "data.validation=0", "train.max_steps=1"]
     changed = config.override(*settings, f"output_dir={tmp_path / 'next'}")

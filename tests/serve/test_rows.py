@@ -12,6 +12,8 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 from offbook.data.conversations import read_conversations
 from offbook.tokens.template import ChatTemplate
 from support.serving import ScriptedEngine, client
+from support.templates import REWRITING
+from support.tiny import make_tokenizer
 
 USER = {"role": "user", "content": "who are you"}
 REPLY = {"role": "assistant", "content": "The keeper, 客官 🙂."}
@@ -33,6 +35,13 @@ def test_a_row_is_what_was_said(template: ChatTemplate, tmp_path: Path) -> None:
         assert texts == ["Be brief.", "who are you", "The keeper, 客官 🙂."]
 
 
+def test_a_template_may_make_several_examples_of_a_row(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path, REWRITING, None, "<|im_end|>", ("<|im_start|>",))
+    path = tmp_path / "rows.jsonl"
+    answer = post(ChatTemplate(tokenizer), path, [USER, REPLY, USER, REPLY])
+    assert answer.json() == {"rows": str(path)}
+
+
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
@@ -41,6 +50,8 @@ def test_a_row_is_what_was_said(template: ChatTemplate, tmp_path: Path) -> None:
         ([USER, REPLY, USER], "no reply at the end"),
         ([USER, REPLY | {"content": " "}], "the reply is empty"),
         ([USER, REPLY | {"weight": 2}], "messages.1.weight"),
+        ([USER, REPLY | {"weight": 0}], "the last reply has weight 0"),
+        ([USER, REPLY, USER, REPLY | {"weight": 0}], "the last reply has weight 0"),
         ([USER | {"content": None}, REPLY], "messages.0.content"),
     ],
 )

@@ -58,7 +58,7 @@ def serve(
 
     \b
     offbook serve runs/myrole
-    offbook serve runs/myrole --rows myrole/rows.jsonl
+    offbook serve runs/myrole --rows corrections.jsonl
     offbook serve runs/captain runs/keeper --port 9000
     offbook serve runs/myrole --type q8_0 --context 2048 --slots 2
     offbook serve runs/myrole --host 0.0.0.0

@@ -18,12 +18,14 @@ from offbook.settings.sections import DataSettings
 if sys.platform != "win32":
     import fcntl
 
+ANOTHER = "name another file, which ends in .jsonl"
+
 
 def row_of(messages: Sequence[Message], row_format: RowFormat) -> dict[str, Any]:
     """A conversation as a row.
 
-    In the format `messages`, replies that are not trained on have weight 0. Alpaca rows have no
-    place for that.
+    In the format `messages`, replies that are not trained on have weight 0. In alpaca rows all are
+    trained on.
     """
     if row_format == "messages":
         return {
@@ -48,9 +50,8 @@ def format_of(path: Path) -> RowFormat | None:
     Raises:
         ConfigError: when no row can be added to such a file.
     """
-    another = "name another file, which ends in .jsonl"
     if path.suffix != ".jsonl":
-        raise ConfigError("rows are added to JSONL files", where=str(path), fix=another)
+        raise ConfigError("rows are added to JSONL files", where=str(path), fix=ANOTHER)
     try:
         with path.open("rb") as file:
             start = file.read(2**12).removeprefix(codecs.BOM_UTF8).lstrip()
@@ -58,38 +59,42 @@ def format_of(path: Path) -> RowFormat | None:
             return None
         if not start.startswith(b"{"):  # an array, or another encoding
             what = "it does not have one row in UTF-8 on each line"
-            raise ConfigError(what, where=str(path), fix=another)
+            raise ConfigError(what, where=str(path), fix=ANOTHER)
         found = read_conversations(str(path), DataSettings()).row_format
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unwritable(path, error) from None
     except DataError as error:
-        raise ConfigError(f"no row can be added, since {error}", fix=another) from None
+        raise ConfigError(f"no row can be added, since {error}", fix=ANOTHER) from None
     if found == "sharegpt":
-        raise ConfigError("it has ShareGPT rows", where=str(path), fix=another)
+        raise ConfigError("it has ShareGPT rows", where=str(path), fix=ANOTHER)
     return found
 
 
-def append_row(path: Path, messages: Sequence[Message], new: RowFormat = "alpaca") -> None:
+def append_row(path: Path, messages: Sequence[Message]) -> None:
     """Add a conversation to a JSONL file; what is in it stays.
 
     Several processes may do so at a time. The row is on the disk when this returns.
 
     Args:
-        path: the file; it is made if it does not exist.
+        path: the file, to which rows of its own format are added; a new one gets `messages` rows.
         messages: the conversation, which ends with a reply.
-        new: the format of the rows of a new file.
 
     Raises:
-        ConfigError: when it cannot be written, or no row can be added to it.
+        ConfigError: when it cannot be written, or this row cannot be added to it.
     """
     format_of(path)
     try:
         with path.open("ab+") as file:
             if sys.platform != "win32":
                 fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
-            row = row_of(messages, format_of(path) or new)
+            row_format = format_of(path) or "messages"
+            context = any(m.role == "assistant" and not m.trained for m in messages)
+            if context and row_format == "alpaca":
+                what = "its alpaca rows have no place for an earlier reply that is not trained on"
+                raise ConfigError(what, where=str(path), fix=ANOTHER)
+            row = row_of(messages, row_format)
             line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)

@@ -159,7 +159,7 @@ class Chat:
         """
         if not self.messages:
             raise ConfigError("nothing has been said yet")
-        append_row(Path(path).expanduser(), self._opening() + self.messages, new="messages")
+        append_row(Path(path).expanduser(), self._opening() + self.messages)
 
     def _opening(self) -> list[Message]:
         return [Message("system", self.system)] if self.system else []

@@ -55,7 +55,9 @@ def add_row(path: Path, messages: Sequence[Message], template: ChatTemplate) -> 
     """
     try:
         check_order(messages, None)
-        template.build_example(Conversation(tuple(messages)))
+        if not messages[-1].trained:
+            raise ApiError("the last reply has weight 0, so nothing is learned", param="messages")
+        template.build_examples([Conversation(tuple(messages))])
         append_row(path, messages)
     except (ConfigError, DataError) as error:
         raise ApiError(str(error)) from None
