@@ -339,7 +339,7 @@ def test_every_chat_command(cli: Cli, tiny_arguments: list[str], tmp_path: Path)
         "system text: You keep a lamp.",
         "saved to saved.jsonl",
         "started a new conversation",
-        "nothing has been said yet",
+        "there is no reply yet",
         "no system text",
         "unknown command /nonsense; /help lists all",
         'unknown command /retri; did you mean "/retry"?',  # which has answered above

@@ -127,7 +127,7 @@ def test_system_text_is_in_the_prompt(chat: Chat) -> None:
 def test_a_saved_chat_can_be_trained_on(chat: Chat, tmp_path: Path) -> None:
     chat.system = "Be brief."
     file = tmp_path / "chat.jsonl"
-    with pytest.raises(ConfigError, match="nothing has been said yet"):
+    with pytest.raises(ConfigError, match="there is no reply yet"):
         chat.save(file)
     chat.ask("hello")
     chat.messages[-1] = type(chat.messages[-1])("assistant", "Hello, little boat.")
@@ -209,6 +209,25 @@ def test_an_interrupted_reply_is_kept(chat: Chat) -> None:
     pieces.close()
     assert [m.content for m in chat.messages] == ["hello", first]
     assert chat.finish_reason is None
+
+
+def test_a_question_without_a_reply_is_in_no_row(chat: Chat, tmp_path: Path) -> None:
+    file = tmp_path / "chat.jsonl"
+    stop_ids = chat._engine.stop_ids
+    chat._engine.stop_ids = set(range(chat._engine.vocabulary))
+    assert chat.ask("hello") == ""
+    assert chat.last_question() == "hello"  # which can be asked again
+    with pytest.raises(ConfigError, match="there is no reply yet"):
+        chat.save(file)
+    chat._engine.stop_ids = stop_ids
+    chat.ask("ten")
+    first = list(chat.messages)
+    assert [m.content for m in first[::2]] == ["ten"]
+    chat._engine.stop_ids = set(range(chat._engine.vocabulary))
+    chat.ask("one")
+    chat.save(file)
+    (row,) = read_conversations(str(file))
+    assert list(row.messages) == first
 
 
 def test_a_token_without_an_embedding_is_refused(

@@ -113,7 +113,8 @@ class Chat:
     def stream(self, question: str, base: bool = False) -> Iterator[str]:
         """Yield a reply in pieces of text; with its question, it is added to the conversation.
 
-        If it is interrupted, what there is of it is added.
+        If it is interrupted, what there is of it is added. A question whose reply has no text is
+        forgotten with the next one.
 
         Args:
             question: what the user says.
@@ -126,7 +127,7 @@ class Chat:
         """
         if base and not self.has_adapter:
             raise ConfigError("this is a whole model, with no adapter that could be left out")
-        earlier = [] if base else self.messages
+        earlier = [] if base else self._answered()
         asked = [*earlier, Message("user", question)]
         self.finish_reason, self.reply_tokens = None, 0
         prompt = self._prompt(asked)
@@ -154,12 +155,19 @@ class Chat:
     def save(self, path: str | Path) -> None:
         """Append the conversation to a JSONL file that `train` can read.
 
+        A last question whose reply has no text is left out: no row may have an empty reply.
+
         Raises:
             ConfigError: when there is nothing to save, or it cannot be added to this file.
         """
-        if not self.messages:
-            raise ConfigError("nothing has been said yet")
-        append_row(Path(path).expanduser(), self._opening() + self.messages)
+        if not (messages := self._answered()):
+            raise ConfigError("there is no reply yet")
+        append_row(Path(path).expanduser(), self._opening() + messages)
+
+    def _answered(self) -> list[Message]:
+        """The conversation, without a last question whose reply has no text."""
+        has_text = not self.messages or self.messages[-1].content.strip()
+        return self.messages if has_text else self.messages[:-2]
 
     def _opening(self) -> list[Message]:
         return [Message("system", self.system)] if self.system else []
