@@ -12,6 +12,9 @@ import pytest
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 
 from offbook.errors import ModelError
+from offbook.serve.answers import Answers
+from offbook.serve.api import ChatRequest
+from offbook.serve.metrics import Metrics
 from offbook.serve.streams import pieces, until_gone
 from offbook.tokens.template import ChatTemplate
 from support.serving import ASK, ScriptedEngine, ScriptedReply, client
@@ -93,6 +96,30 @@ def test_an_engine_that_fails_is_an_error(
     assert "llama.cpp has ended" in stream.text.split("\n\n")[-2]
     assert "[DONE]" not in stream.text
     assert "offbook_running 0" in server.get("/metrics").text
+
+
+@pytest.mark.parametrize("failing", ["reply", "thread"])
+def test_a_reply_that_cannot_begin_keeps_no_slot(
+    template: ChatTemplate, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise OSError("too many open files")
+
+    async def run() -> None:
+        engine = ScriptedEngine(template, slots=1)
+        answers = Answers(engine, Metrics(), print)  # type: ignore[arg-type]
+        job = answers.job(engine.roles["captain"], ChatRequest.model_validate(ASK))
+        with monkeypatch.context() as patch:
+            if failing == "reply":
+                patch.setattr(engine, "reply", fail)
+            else:
+                patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(OSError, match="too many open files"):
+                await answers.whole(job)
+        assert answers.slots.running == 0
+        assert (await answers.whole(job))["choices"][0]["finish_reason"] == "stop"
+
+    asyncio.run(run())
 
 
 def test_too_many_waiting_requests_are_refused(

@@ -97,9 +97,13 @@ class Answers:
     async def _texts(self, job: Job, end: End) -> AsyncGenerator[str, None]:
         """The text of a reply, when it is its turn; then `end` says how it ended."""
         slot = await self.slots.take(job.strengths, job.prompt)
-        reply = self._engine.reply(
-            job.role, job.prompt, job.sampling, job.strengths, job.stops, slot.number
-        )
+        try:
+            reply = self._engine.reply(
+                job.role, job.prompt, job.sampling, job.strengths, job.stops, slot.number
+            )
+        except BaseException:  # too many files are open, for example
+            self.slots.free(slot)
+            raise
         first = 0.0
         try:
             async with aclosing(pieces(reply, partial(self.slots.free, slot))) as texts:

@@ -24,7 +24,7 @@ async def pieces(reply: EngineReply, ended: Callable[[], None]) -> AsyncGenerato
 
     Args:
         reply: that has just begun.
-        ended: called in this event loop, once.
+        ended: called in this event loop, once, also where the reply cannot begin.
     """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[str | Exception | None] = asyncio.Queue()
@@ -44,7 +44,12 @@ async def pieces(reply: EngineReply, ended: Callable[[], None]) -> AsyncGenerato
         call(ended)
 
     # Threads of this name do not keep chat templates from being rendered here; see `sandbox`.
-    threading.Thread(target=work, name="offbook reply", daemon=True).start()
+    thread = threading.Thread(target=work, name="offbook reply", daemon=True)
+    try:
+        thread.start()
+    except BaseException:  # there are too many, for example
+        ended()
+        raise
     try:
         while (item := await queue.get()) is not None:
             if isinstance(item, Exception):
