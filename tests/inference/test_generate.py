@@ -61,11 +61,18 @@ def test_a_small_top_k_or_top_p_leaves_the_likeliest(base: torch.nn.Module) -> N
 
 def test_options_out_of_range_are_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        make_sampling({"temperature": -1, "top_p": 2})
+        make_sampling({"temperature": -1, "top_p": 2, "seed": 2**32})
     assert str(caught.value) == (
         "temperature: Input should be greater than or equal to 0\n"
-        "top_p: Input should be less than or equal to 1"
+        "top_p: Input should be less than or equal to 1\n"
+        "seed: Input should be less than 4294967296"
     )
+
+
+def test_a_temperature_may_be_as_small_as_a_number_can_be(base: torch.nn.Module) -> None:
+    greedy = reply(base, temperature=0)
+    for temperature in (5e-324, 1e-40, 1e-6):
+        assert reply(base, temperature=temperature) == greedy
 
 
 def test_defaults_are_a_sampling() -> None:

@@ -133,6 +133,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     ),
     "text for a number": ({"temperature": "0.5"}, 400, "temperature: Input should be a valid"),
     "not a number": ({"top_p": float("nan")}, 400, "top_p: "),
+    "a long seed": ({"seed": 2**32}, 400, "seed: Input should be less than 4294967296"),
     "no tokens": ({"max_tokens": 0}, 400, "max_tokens: "),
     "several replies": ({"n": 2}, 400, "n: "),
     "probabilities": ({"logprobs": True}, 400, "logprobs: "),

@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import nn
 from transformers import (
     Cache,
@@ -24,17 +24,19 @@ from offbook.inference.threads import FasterThreads
 from offbook.models.load import backbone, head
 from offbook.settings.sections import Section
 
+LEAST_TEMPERATURE = 1e-6  # below, scores that are divided by it may not be finite
+
 
 class Sampling(Section):
     """How the next token is chosen, with the names that transformers uses."""
 
     temperature: float = Field(default=0.7, ge=0)
-    """Randomness; with 0, always the likeliest token."""
+    """Randomness; with 0, always the likeliest token. Below `LEAST_TEMPERATURE` it becomes 0."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
     """Choose among the likeliest tokens that together have this probability."""
 
-    top_k: int = Field(default=0, ge=0)
+    top_k: int = Field(default=0, ge=0, lt=2**31)
     """Choose among this many likeliest tokens; 0 for all."""
 
     repetition_penalty: float = Field(default=1.0, ge=1)
@@ -43,8 +45,13 @@ class Sampling(Section):
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest reply, in tokens."""
 
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
     """Makes replies repeatable."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _greedy(cls, temperature: float) -> float:
+        return temperature if temperature >= LEAST_TEMPERATURE else 0.0
 
 
 def make_sampling(options: dict[str, Any]) -> Sampling:

@@ -86,7 +86,7 @@ class ChatRequest(Record):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=Sampling().temperature, ge=0, le=10)
     top_p: float = Field(default=Sampling().top_p, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
     stop: str | list[str] = []
     # Ours:
     strength: float | None = Field(default=None, ge=0, le=MAX_STRENGTH)
