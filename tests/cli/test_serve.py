@@ -42,7 +42,11 @@ def test_what_is_refused_before_anything_is_loaded(cli: Cli, run: Path, tmp_path
             ([run, "--port", port], 2, f"127.0.0.1:{port}: cannot listen (Address already in use)"),
             ([run, "--host", "no.such.host.invalid"], 2, "cannot listen ("),
             ([run, "--rows", "rows.json"], 2, "rows are added to JSONL files"),
-            ([run, "--context", "100000"], 2, "--context: the base was made for at most 256"),
+            (
+                [run, "--context", "100000"],
+                2,
+                "this base, llama.cpp takes at most 256",
+            ),
             ([run, run], 2, "two models would have the name 'run'"),
         ):
             options = () if "--port" in arguments else ("--port", "0")

@@ -112,7 +112,7 @@ def test_what_cannot_be_together_is_named(run: Path, tmp_path: Path) -> None:
     other = train_run(tmp_path, make_family("llama", tmp_path / "base", hidden_size=48))
     renamed = other.path.rename(tmp_path / "other")
     refuse(CheckpointError, "it has another base than .*; serve it from a process", run, renamed)
-    refuse(ConfigError, "the base was made for at most 256 tokens; give fewer", run, context=512)
+    refuse(ConfigError, "llama.cpp takes at most 256 tokens; give fewer", run, context=512)
 
 
 def test_what_is_refused_is_served_as_advised(run: Path, tmp_path: Path) -> None:
@@ -133,6 +133,16 @@ def test_what_is_refused_is_served_as_advised(run: Path, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="serve it from a process of its own"):
         roles(renamed, other)
     assert roles(other) == ["run", "base"]
+
+
+def test_a_context_ends_with_a_sliding_window(tmp_path: Path) -> None:
+    base = make_family("mistral", tmp_path / "base", sliding_window=64)
+    assert json.loads((base / "config.json").read_text())["max_position_embeddings"] == 256
+    found = [find_model(base)]
+    with pytest.raises(ConfigError, match="at most 64 tokens"), start(found, context=65):
+        pass
+    with start(found, threads=1) as engine:
+        assert engine.context == 64
 
 
 def test_dora_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from offbook.errors import CheckpointError, ConfigError, ModelError
 from offbook.export.gguf_tokenizer import write_tokenizer
 from offbook.export.weights import BaseWeights, Float32, LoraWeights
+from offbook.models.base import read_config
 from offbook.tokens.template import ChatTemplate
 
 CHUNK = 2**24  # numbers that are quantized at a time
@@ -88,6 +89,7 @@ def write_model(
     number, file_type = TYPES[kind]
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(longest_context(base))
     _write_shape(writer, config)
     write_tokenizer(writer, template, config["vocab_size"])
     rename = _renamer(config)
@@ -166,6 +168,20 @@ def architecture(config: dict[str, Any]) -> Architecture:
     return ARCHITECTURES[kind]
 
 
+def longest_context(base: BaseWeights) -> int:
+    """The most tokens of a sequence in llama.cpp.
+
+    It computes these models without a sliding window, so the context ends with it.
+
+    Raises:
+        ModelError: when this type of model cannot be written.
+    """
+    architecture(base.config)
+    config = read_config(base.folder)  # what config.json does not say has transformers' default
+    longest: int = config.max_position_embeddings
+    return min(longest, getattr(config, "sliding_window", None) or longest)
+
+
 def _renamer(config: dict[str, Any]) -> Callable[[str], str]:
     """llama.cpp's name of each tensor."""
     names = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -242,9 +258,6 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
 def _write_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     rope, channels = _rope(config), _channels(config)
     queries, keys = _heads(config)
-    # llama.cpp computes these models without a sliding window, so the context ends with it.
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    writer.add_context_length(min(config["max_position_embeddings"], window or 2**31))
     writer.add_vocab_size(config["vocab_size"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])

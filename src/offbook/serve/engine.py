@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from offbook.engine.machine import processors
 from offbook.errors import CheckpointError, ConfigError
+from offbook.export.gguf import longest_context
+from offbook.export.weights import BaseWeights
 from offbook.files.cache import cache_folder, temporary_folder
 from offbook.inference.generate import Sampling
 from offbook.inference.llamacpp import Completion, LlamaCpp, reader_name
 from offbook.inference.model import FoundModel
-from offbook.models.base import context_length, vocabulary_size
 from offbook.runs.receipt import hash_base
 from offbook.serve.gguf import PARTIAL, adapter_gguf, base_gguf
 from offbook.tokens.template import ChatTemplate
@@ -120,16 +121,17 @@ def start(
         announce: receives a line before something slow.
 
     Raises:
-        ConfigError: when the binding is not installed, two models have one name, or the base was
-            not made for such a context.
+        ConfigError: when the binding is not installed, two models have one name, or the base has
+            a shorter context.
         CheckpointError: when they have different bases, or an adapter is not plain LoRA.
         ModelError: when llama.cpp does not compute this type of model.
     """
     reader_name()
     roles = _roles(found)
-    longest = context_length(found[0].base) or CONTEXT
+    base = BaseWeights.of(found[0].base)
+    longest = longest_context(base)
     if context is not None and context > longest:
-        what = f"the base was made for at most {longest:,} tokens"
+        what = f"with this base, llama.cpp takes at most {longest:,} tokens"
         raise ConfigError(what, where="--context", fix="give fewer")
     context = context or min(longest, CONTEXT)
     for one in found:
@@ -145,7 +147,7 @@ def start(
             adapter_gguf(one, path)
         threads = threads or max(1, processors() - 1)
         with LlamaCpp(model, adapters, context, slots, threads=threads) as llama:
-            vocabulary = vocabulary_size(found[0].base) or 0
+            vocabulary = base.config["vocab_size"]
             yield Engine(roles, context, vocabulary, slots, llama, len(adapters))
 
 
