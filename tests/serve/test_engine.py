@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,10 @@ from offbook.inference.model import FoundModel, find_model
 from offbook.serve.chat import open_chat
 from offbook.serve.engine import start
 from offbook.serve.gguf import base_gguf
+from offbook.tokens.template import ChatTemplate
 from support.exports import train_run
 from support.families import make_family
+from support.tiny import DEEPSEEK_TEMPLATE
 
 GREEDY = Sampling(temperature=0, max_new_tokens=24)
 
@@ -98,6 +102,21 @@ def test_the_base_is_converted_once(run: Path, cache: Path) -> None:
     time.sleep(0.01)
     os.utime(found.base / "model.safetensors")
     assert base_gguf(found, "f16", heard.append) != path
+
+
+def test_another_day_is_no_other_base(run: Path) -> None:
+    found, heard = find_model(run), list[str]()
+
+    def path_on(day: int, template: str) -> Path:
+        found.template.tokenizer.chat_template = template
+        today = ChatTemplate(found.template.tokenizer, date(2026, 1, day))
+        return base_gguf(replace(found, template=today), "f16", heard.append)
+
+    dated = "{{ strftime_now('%d %b %Y') + '\n' }}" + DEEPSEEK_TEMPLATE
+    assert path_on(1, dated) == path_on(2, dated)
+    assert len(heard) == 1
+    # What ends a reply is in the file.
+    assert path_on(1, dated.replace("eos_token", "bos_token")) != path_on(1, dated)
 
 
 def test_what_cannot_be_together_is_named(run: Path, tmp_path: Path) -> None:

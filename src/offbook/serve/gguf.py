@@ -23,7 +23,7 @@ def base_gguf(found: FoundModel, kind: str, announce: Callable[[str], None]) -> 
     """The GGUF of a base in the cache.
 
     Args:
-        found: a model on this base. Its tokenizer and chat template are in the file.
+        found: a model on this base. Its tokenizer is in the file.
         kind: the number format of its matrices, a key of `gguf.TYPES`.
         announce: receives a line before it is converted.
 
@@ -59,14 +59,20 @@ def adapter_gguf(found: FoundModel, path: Path) -> None:
 
 
 def _hash(found: FoundModel) -> str:
-    """Of all that is in the file. Weights that were written again are converted again."""
+    """Of all in the file that is used: not of the chat template, which may have today's date in it.
+
+    Weights that were written again are converted again.
+    """
+    template = found.template
     weights = {path for path, _ in read_base_tensors(found.base).values()}
     parts = [
         CONVERSION,
         hash_base(found.base),
         sha256(found.base / "config.json"),
-        found.template.tokenizer.backend_tokenizer.to_str(),
-        found.template.renderer.source,
+        template.tokenizer.backend_tokenizer.to_str(),
+        template.tokenizer.special_tokens_map,
+        template.encoder.control,
+        template.stop_id,
         sorted((path.name, path.stat().st_mtime_ns) for path in weights),
     ]
     return hash_text(json.dumps(parts, sort_keys=True))[:16]
