@@ -14,7 +14,10 @@ import pytest
 from offbook.errors import CheckpointError, ConfigError, OffbookError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
+from offbook.inference.model import find_model
+from offbook.inference.sources import Source, identify
 from offbook.settings.config import Config
+from offbook.settings.sections import EMBEDDED_BASE
 from offbook.training.train import train
 
 GREEDY = Sampling(temperature=0, max_new_tokens=8)
@@ -67,6 +70,20 @@ def test_a_merged_model_answers_as_its_run(run: Path, tmp_path: Path) -> None:
     assert command == [str(merged)]  # which has answered above
     assert "leave it out, or give the run" in str(refusal(merged, checkpoint=2))
     assert answer(run, checkpoint=2)
+
+
+def test_a_folder_is_chatted_with_whatever_its_name(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / EMBEDDED_BASE)
+    monkeypatch.chdir(tmp_path)
+    assert find_model(EMBEDDED_BASE).base == tmp_path / EMBEDDED_BASE
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path: Path) -> None:
+    path = tmp_path / "MODEL.GGUF"
+    path.touch()
+    assert identify(path) == Source.MODEL
 
 
 def test_the_base_of_a_run_may_have_moved(run: Path, tiny_base: Path, tmp_path: Path) -> None:

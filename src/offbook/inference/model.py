@@ -75,7 +75,8 @@ def find_model(
             run.dtype,
             run.config.model.quantization,
         )
-    folder = resolve_base(base or str(path), announce=announce)
+    # An absolute path is not taken for the name of the embedded base, or for a hub id.
+    folder = resolve_base(base or str(path.absolute()), announce=announce)
     adapter = path if source == Source.ADAPTER else None
     # An adapter may come with its own tokenizer, whose template it was trained with.
     has_own = adapter is not None and (path / "tokenizer.json").is_file()

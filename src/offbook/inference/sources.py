@@ -35,7 +35,8 @@ def identify(path: Path, base: str | None = None, checkpoint: str | int | None =
     if _is_run(path):
         return Source.RUN
     source = Source.ADAPTER if (path / ADAPTER_CONFIG).is_file() else Source.MODEL
-    is_model = (path / "config.json").is_file() or (path.is_file() and path.suffix == ".gguf")
+    is_gguf = path.is_file() and path.suffix.lower() == ".gguf"
+    is_model = is_gguf or (path / "config.json").is_file()
     if source == Source.MODEL and not is_model:
         RunDirectory.open(path)  # says that it is no run
     where, chat = str(path), f"`offbook chat {quoted(path)}"
