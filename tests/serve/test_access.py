@@ -114,6 +114,18 @@ def test_no_page_may_read_an_answer(template: ChatTemplate) -> None:
     assert server.options("/v1/chat/completions", headers=preflight).status_code == 403
 
 
+def test_refusals_are_counted(template: ChatTemplate) -> None:
+    server = client(ScriptedEngine(template), key=KEY, name="localhost")
+    right = {"authorization": f"Bearer {KEY}"}
+    server.get("/v1/models")
+    server.get("/v1/models", headers=right | {"host": "evil.example"})
+    server.get("/v1/models", headers=right | {"origin": "http://evil.example"})
+    server.get("/v1/models/nobody", headers=right)
+    metrics = server.get("/metrics", headers=right).text
+    for status in (401, 403, 404, 421):
+        assert f'offbook_refusals{{status="{status}"}} 1\n' in metrics
+
+
 def test_two_hosts_are_refused(template: ChatTemplate) -> None:
     server = client(ScriptedEngine(template))
     twice = [("host", "localhost"), ("host", "localhost")]

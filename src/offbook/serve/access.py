@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from offbook.errors import shorten
 from offbook.serve.api import ApiError, to_json
+from offbook.serve.metrics import Metrics
 from offbook.serve.origin import LOCAL_NAMES, SAFE_HEADERS, wrong_host, wrong_origin
 
 KEY_BYTES = 32
@@ -40,6 +41,7 @@ class Access:
         key: that the others need; None where there is none.
         name: by which the server may be found besides the local names; None where only they may.
         log: receives a line for each request that is refused.
+        metrics: where they are counted.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Access:
         key: str | None,
         name: str | None,
         log: Callable[[str], None],
+        metrics: Metrics,
     ) -> None:
-        self._app, self._public, self._key, self._log = app, public, key, log
+        self._app, self._public, self._key = app, public, key
+        self._log, self._metrics = log, metrics
         self._on_network = name is not None
         self._names = LOCAL_NAMES | (
             {name.lower(), socket.gethostname().lower()} if name else set()
@@ -70,6 +74,7 @@ class Access:
         if (error := self._refusal(scope)) is None:
             await self._app(scope, receive, send_with_headers)
             return
+        self._metrics.add("refusals", status=str(error.status))
         self._log(f"{scope['method']} {shorten(scope['path'])} {error.status} {error.code}")
         headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
         answer = Response(to_json(error.body()), error.status, headers, "application/json")

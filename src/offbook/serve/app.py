@@ -44,14 +44,18 @@ class App:
         engine: that writes replies.
         rows: the file to which corrected replies of each role are added.
         log: receives a line for each request, without its texts.
+        metrics: where requests are counted.
     """
 
     def __init__(
-        self, engine: Engine, rows: Mapping[str, Path], log: Callable[[str], None]
+        self,
+        engine: Engine,
+        rows: Mapping[str, Path],
+        log: Callable[[str], None],
+        metrics: Metrics,
     ) -> None:
-        self._engine, self._rows, self._log = engine, rows, log
-        self._metrics = Metrics()
-        self._answers = Answers(engine, self._metrics, log)
+        self._engine, self._rows, self._log, self._metrics = engine, rows, log, metrics
+        self._answers = Answers(engine, metrics, log)
         self._started = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -157,14 +161,15 @@ def make_app(
         name: by which the server may be found besides the local names; None where only they may.
         log: receives a line for each request, without its texts.
     """
-    app = App(engine, rows, log)
+    metrics = Metrics()
+    app = App(engine, rows, log, metrics)
     handlers: dict[Any, Callable[[Request, Exception], Response | Awaitable[Response]]] = {
         ApiError: app.refuse,
         HTTPException: app.refuse,
         ClientDisconnect: lambda request, error: GONE,
     }
     starlette = Starlette(routes=app.routes(), exception_handlers=handlers)
-    return Access(starlette, frozenset({*PAGE, HEALTH}), key, name, log)
+    return Access(starlette, frozenset({*PAGE, HEALTH}), key, name, log, metrics)
 
 
 async def _body(request: Request) -> bytes:
