@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -14,11 +16,11 @@ import pytest
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
 
-from offbook.errors import CheckpointError, ConfigError
+from offbook.errors import CheckpointError, ConfigError, EngineError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
 from offbook.inference.model import FoundModel, find_model
-from offbook.serve.chat import open_chat
+from offbook.serve.chat import LlamaEngine, open_chat
 from offbook.serve.engine import start
 from offbook.serve.gguf import base_gguf
 from offbook.tokens.template import ChatTemplate
@@ -41,9 +43,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "offbook"
 
 
+@contextmanager
+def exact_chat(path: Path, sampling: Sampling, base: str | None = None) -> Iterator[Chat]:
+    """As `offbook chat` opens one, but in float32 and on one thread."""
+    found = find_model(path, base=base)
+    with start([found], "f32", threads=1) as engine:
+        role = next(iter(engine.roles.values()))
+        yield Chat(LlamaEngine(engine, role, sampling.seed), found.system, sampling)
+
+
 def test_a_chat_says_the_same_with_both_engines(run: Path) -> None:
     torch = Chat.open(run, GREEDY)
-    with open_chat(run, GREEDY, kind="f32", threads=1) as chat:
+    with exact_chat(run, GREEDY) as chat:
         assert chat.context == torch.context
         for question in ("who are you", "hello", "你好", "ten"):
             assert chat.ask(question) == torch.ask(question)
@@ -67,7 +78,7 @@ def test_a_chat_can_be_repeated_with_its_seed(run: Path) -> None:
     sampled = Sampling(temperature=3, seed=5, max_new_tokens=12)
 
     def ask_twice() -> list[str]:
-        with open_chat(run, sampled, threads=1) as chat:
+        with exact_chat(run, sampled) as chat:
             first = chat.ask("hello")
             chat.reset()
             return [first, chat.ask("hello")]
@@ -77,12 +88,18 @@ def test_a_chat_can_be_repeated_with_its_seed(run: Path) -> None:
     assert first != second
 
 
+def test_no_chat_begins_in_a_forked_process(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offbook.engine.machine._forked", True)
+    with pytest.raises(EngineError, match="was forked"), open_chat(run):
+        pass
+
+
 def test_an_adapter_and_a_whole_model_are_chatted_with(run: Path, tmp_path: Path) -> None:
     base = run.parent / "base"
-    with open_chat(run / "adapter", GREEDY, base=str(base), kind="f32", threads=1) as chat:
+    with exact_chat(run / "adapter", GREEDY, str(base)) as chat:
         tuned, untuned = chat.ask("hello"), chat.ask("hello", base=True)
     assert tuned == Chat.open(run, GREEDY).ask("hello")
-    with open_chat(base, GREEDY, kind="f32", threads=1) as chat:
+    with exact_chat(base, GREEDY) as chat:
         assert chat.ask("hello") == untuned
         with pytest.raises(ConfigError, match="no adapter that could be left out"):
             chat.ask("hello", base=True)

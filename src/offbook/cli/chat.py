@@ -17,6 +17,7 @@ from rich.text import Text
 from offbook.cli.arguments import Checkpoint
 from offbook.cli.console import WordWrap, err, out, printable, say, waiting
 from offbook.errors import ConfigError, OffbookError, shorten, suggest
+from offbook.inference import MAX_STRENGTH
 
 if TYPE_CHECKING:
     from offbook.inference.chat import Chat
@@ -26,7 +27,8 @@ COMMANDS = {
     "/retry": "answer the last question again",
     "/undo": "forget the last question and reply",
     "/reset": "start a new conversation",
-    "/strength": "followed by the adapter's strength, 0 to 1.5; alone, it tells the present one",
+    "/strength": f"followed by the adapter's strength, 0 to {MAX_STRENGTH:g}; alone, it tells the "
+    "present one",
     "/system": "followed by a system text, or by none",
     "/save": "followed by a JSONL file to append to",
     "/help": "list these commands",
@@ -61,7 +63,9 @@ def chat(
     ] = False,
     strength: Annotated[
         float | None,
-        typer.Option(min=0, max=1.5, help="Strength of the adapter; 0 is the base, 1 as trained."),
+        typer.Option(
+            min=0, max=MAX_STRENGTH, help="Strength of the adapter; 0 is the base, 1 as trained."
+        ),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Randomness of sampling; 0 for none.")

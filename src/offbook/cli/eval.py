@@ -11,6 +11,7 @@ import typer
 from offbook.cli.arguments import Checkpoint
 from offbook.cli.console import say
 from offbook.cli.scorecard import evaluating, put_scorecard
+from offbook.inference import MAX_STRENGTH
 
 
 class Kind(str, Enum):
@@ -34,7 +35,8 @@ def eval(
         str | None, typer.Option(help="The base of an adapter, or where a run's base is now.")
     ] = None,
     strength: Annotated[
-        float, typer.Option(min=0, max=1.5, help="Multiplies what the adapter adds to the base.")
+        float,
+        typer.Option(min=0, max=MAX_STRENGTH, help="Multiplies what the adapter adds to the base."),
     ] = 1.0,
     short: Annotated[
         bool, typer.Option("--short", help="As after a training: fewer replies, and no probes.")

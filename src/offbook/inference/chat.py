@@ -10,12 +10,11 @@ from offbook.data.messages import Message
 from offbook.data.saved import append_row
 from offbook.engine.machine import limit_threads, refuse_forked_child
 from offbook.errors import ConfigError, ModelError
+from offbook.inference import MAX_STRENGTH
 from offbook.inference.generate import Sampling
 from offbook.inference.model import find_model
 from offbook.inference.pytorch import TorchEngine
 from offbook.inference.reply import ReplyEngine
-
-MAX_STRENGTH = 1.5  # beyond, replies fall apart
 
 
 class Chat:

@@ -171,7 +171,7 @@ class LlamaCpp:
         ids: Sequence[int],
         sampling: Sampling,
         control: Collection[int],
-        strengths: Sequence[float] = (),
+        strengths: Sequence[float],
         stop: Sequence[str] = (),
         slot: int = 0,
     ) -> Completion:
@@ -181,7 +181,7 @@ class LlamaCpp:
             ids: the prompt.
             sampling: how tokens are chosen.
             control: tokens whose text is left out where one ends the reply.
-            strengths: of each adapter; llama.cpp adds none to the base by itself.
+            strengths: of each adapter, in their order.
             stop: texts that end the reply and are not in it.
             slot: where it is generated. The beginning of the slot's last prompt is not computed
                 again, if the strengths are the same.

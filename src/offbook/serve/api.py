@@ -20,7 +20,6 @@ from offbook.data.messages import Message
 from offbook.errors import first_line, shorten
 from offbook.inference.generate import Sampling
 
-MAX_STRENGTH = 4.0
 MAX_STOPS = 4
 
 
@@ -89,7 +88,7 @@ class ChatRequest(Record):
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     stop: str | list[str] = []
     # Ours:
-    strength: float | None = Field(default=None, ge=0, le=MAX_STRENGTH)
+    strength: float | None = Field(default=None, ge=0, le=4)
     top_k: int = Field(default=Sampling().top_k, ge=0, lt=2**31)
     repetition_penalty: float = Field(default=Sampling().repetition_penalty, ge=1, le=10)
     # Accepted, since they change nothing in a reply:

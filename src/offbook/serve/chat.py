@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from offbook.engine.machine import refuse_forked_child
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
 from offbook.inference.model import find_model
@@ -22,25 +23,15 @@ def open_chat(
     *,
     base: str | None = None,
     checkpoint: str | int | None = None,
-    kind: str = "f16",
-    threads: int | None = None,
 ) -> Iterator[Chat]:
-    """A chat, until the end of the `with` statement; see `Chat.open` for the other arguments.
-
-    Args:
-        path: a run directory, a PEFT folder, a model's folder or a `.gguf` file.
-        sampling: how replies are chosen.
-        announce: receives a line when something is not as expected, or something slow begins.
-        base: of an adapter: a folder, `.gguf` file or hub id. Of a run: where its base is now.
-        checkpoint: of a run: the one to use, `best`, `last` or a step.
-        kind: the number format of the base's matrices, a key of `gguf.TYPES`.
-        threads: of the processor; by default, one fewer than may be used.
+    """A chat, until the end of the `with` statement; see `Chat.open` for the arguments.
 
     Raises:
         OffbookError: as `Chat.open` and `start` do.
     """
+    refuse_forked_child()
     found = find_model(path, announce, base=base, checkpoint=checkpoint)
-    with start([found], kind, threads=threads, announce=announce) as engine:
+    with start([found], announce=announce) as engine:
         role = next(iter(engine.roles.values()))
         seed = sampling.seed if sampling else None
         yield Chat(LlamaEngine(engine, role, seed), found.system, sampling)
