@@ -498,9 +498,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tests/data/test_sources.py::test_columns_of_any_name": (
         "correct data.columns, or name the columns of this file as in the others",
     ),
-    "tests/data/test_sources.py::test_cells_without_a_column_are_named_and_read_as_advised": (
-        "name the column in the first row, or empty the cell",
-    ),
     "tests/data/test_sources.py::test_rows_with_tools_are_read_as_advised": (
         "'to train on the replies alone, set ' + ignoring(['tools'], ignored)",
     ),

@@ -117,24 +117,21 @@ def test_the_first_sheet_of_a_workbook(tmp_path: Path) -> None:
     assert [c.source.rpartition(":")[2] for c in read] == ["2", "4"]
 
 
-def test_cells_without_a_column_are_named_and_read_as_advised(tmp_path: Path) -> None:
+def test_cells_without_a_heading_are_named_and_skipped_as_advised(tmp_path: Path) -> None:
     openpyxl = pytest.importorskip("openpyxl")
     book, path = openpyxl.Workbook(), tmp_path / "a.xlsx"
-    rows = [("instruction", "", "output"), ("Q", None, "A"), ("R", 7, "B"), ("S", None, "C", "D")]
-    for row in rows:
+    for row in [(None, "instruction", "output"), (0, "Q", "A"), (1, "R", "B"), (2, "S", "C", "D")]:
         book.active.append(row)
     book.save(path)
-    fix = "which has no name; name the column in the first row, or empty the cell"
     with pytest.raises(DataError) as refused:
         list(read_conversations(str(path)))
-    assert str(refused.value).splitlines() == [
-        f"{path}:3: a value in column B, {fix}",
-        f"{path}:4: a value in column D, {fix}",
-    ]
-    book.active["B1"], book.active["D4"] = "system", None
-    book.save(path)
-    read = [[m.content for m in c.messages] for c in read_conversations(str(path))]
-    assert read == [["Q", "A"], ["7", "R", "B"], ["S", "C"]]
+    assert str(refused.value) == (
+        f'{path}:2: unknown keys "column A", "column D" (from {path}:4) in 3 rows; skip them with '
+        "'data.ignore_keys=[column A, column D]'"
+    )
+    settings = DataSettings(ignore_keys=("column A", "column D"))
+    read = [[m.content for m in c.messages] for c in read_conversations(str(path), settings)]
+    assert read == [["Q", "A"], ["R", "B"], ["S", "C"]]
 
 
 @pytest.mark.parametrize(

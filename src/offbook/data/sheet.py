@@ -12,9 +12,10 @@ from offbook.errors import ConfigError, DataError, first_line, shorten
 
 
 def read_sheet(path: Path) -> Iterator[Row]:
-    """Yield the rows, with a DataError in place of each bad one; empty ones are none.
+    """Yield the rows; empty ones are none.
 
-    A number or a date is text, as it would be in CSV.
+    A number or a date is text, as it would be in CSV. A cell without a heading has the key
+    `column B`.
 
     Raises:
         ConfigError: when openpyxl is not installed.
@@ -30,22 +31,23 @@ def read_sheet(path: Path) -> Iterator[Row]:
         book = load_workbook(path, read_only=True, data_only=True)
         table = enumerate(book.worksheets[0].iter_rows(values_only=True), 1)
         first = next(table, None)
-        names = [str(value) if value is not None else "" for value in first[1]] if first else []
-        if (name := repeated(filter(None, names))) is not None:
+        headings = [str(value or "") for value in first[1]] if first else []
+        if (name := repeated(filter(None, headings))) is not None:
             what = f'two columns are named "{shorten(name)}"'
             raise DataError(what, where=f"{path}:1", fix="rename one")
         for number, values in table:
-            where = f"{path}:{number}"
             cells = ["" if value is None else str(value) for value in values]
-            row = list(zip_longest(names, cells, fillvalue=""))
-            lost = [k for k, (name, cell) in enumerate(row, 1) if cell.strip() and not name]
-            if lost:
-                what = f"a value in column {get_column_letter(lost[0])}, which has no name"
-                fix = "name the column in the first row, or empty the cell"
-                yield DataError(what, where=where, fix=fix), where
-            elif any(cells):
-                yield {name: cell for name, cell in row if name}, where
+            if any(cells):
+                columns = enumerate(zip_longest(headings, cells, fillvalue=""), 1)
+                yield (
+                    {
+                        heading or f"column {get_column_letter(k)}": cell
+                        for k, (heading, cell) in columns
+                        if heading or cell
+                    },
+                    f"{path}:{number}",
+                )
+    except DataError:
+        raise
     except (BadZipFile, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"not valid XLSX: {first_line(error)}", where=str(path)) from None
