@@ -35,6 +35,7 @@ REPOS = {
     "models/someone/model": {
         "config.json": b"{}",
         "chat_template.jinja": b"{{ messages }}",
+        "consolidated.safetensors": b"weights",
         "model.safetensors": b"weights",
         "modeling_mine.py": b"raise SystemExit('code from the hub was run')",
         "pytorch_model.bin": b"pickle",
@@ -208,7 +209,7 @@ def test_the_ways_to_a_model_without_the_hub_are_named_and_work(hub, tmp_path):
     assert said(closed, code, tmp_path / "none") == [names, None]
 
 
-def test_neither_code_nor_pickles_of_a_model_are_fetched(hub, tmp_path):
+def test_neither_code_nor_pickles_nor_second_weights_of_a_model_are_fetched(hub, tmp_path):
     names, problem = said(hub, RESOLVE.format(base="someone/model", revision="main"), tmp_path)
     assert problem is None
     assert names == ["chat_template.jinja", "config.json", "model.safetensors"]

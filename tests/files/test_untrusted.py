@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from gguf import GGUFWriter
 from offbook.errors import ModelError
 from offbook.files.untrusted import read_base_tensors, read_json, read_tensors
 from offbook.models.adapter import attach_adapter
-from offbook.models.base import resolve_base
+from offbook.models.base import require_weights, resolve_base
 from offbook.models.load import load_base
 from offbook.settings.sections import LoraSettings
 from support import hostile
@@ -117,11 +120,61 @@ def test_links_of_the_hubs_cache_are_followed_and_others_not(tmp_path: Path) -> 
         read_base_tensors(folder)
 
 
+def test_the_weights_are_those_that_transformers_loads(tmp_path: Path) -> None:
+    """As in Mistral-7B-Instruct-v0.3, which has all weights once more, under other names."""
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"b": "two.safetensors", "a": "one.safetensors"}}))
+    for name, held in (("one", "a"), ("two", "b"), ("consolidated", "layers.0")):
+        content = safetensors({held: tensor([1], 0, 4)}, bytes(4))
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+    assert list(read_base_tensors(tmp_path)) == ["a", "b"]
+    (tmp_path / "two.safetensors").rename(tmp_path / "model.safetensors")
+    assert list(read_base_tensors(tmp_path)) == ["b"]
+    index.unlink()
+    assert list(read_base_tensors(tmp_path)) == ["b"]
+    (tmp_path / "model.safetensors").unlink()
+    assert list(read_base_tensors(tmp_path)) == []
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        require_weights(tmp_path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(ModelError, match="not a regular file"):
         read_json(tmp_path / "config.json", ModelError)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs permissions")
+def test_a_file_that_may_not_be_read_is_named() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own belongs to one user alone
+        folder = Path(name)
+        folder.chmod(0o755)
+        for file in ("config.json", "model.safetensors", "model.gguf"):
+            (folder / file).write_bytes(b"{}")
+            (folder / file).chmod(0)
+        with as_a_plain_user():
+            for file, read in (
+                ("config.json", lambda: read_json(folder / "config.json", ModelError)),
+                ("model.safetensors", lambda: read_base_tensors(folder)),
+                ("model.gguf", lambda: resolve_base(str(folder / "model.gguf"))),
+            ):
+                with pytest.raises(ModelError) as caught:
+                    read()
+                said = f"{folder / file}: cannot be read (Permission denied)"
+                assert str(caught.value) == said
+
+
+@contextmanager
+def as_a_plain_user() -> Iterator[None]:
+    """The administrator may read all files."""
+    is_root = os.geteuid() == 0
+    os.seteuid(65534 if is_root else os.geteuid())
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
 
 
 def test_a_gguf_of_a_model_larger_than_its_file_is_refused(

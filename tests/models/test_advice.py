@@ -120,7 +120,13 @@ def make_pipe(base: Path) -> None:
 
 
 def index(content: object) -> Change:
-    return write("model.safetensors.index.json", json.dumps({"weight_map": content}).encode())
+    """The weights are in parts, which an index names."""
+
+    def change(base: Path) -> None:
+        (base / WEIGHTS).rename(base / "model-00001-of-00001.safetensors")
+        write("model.safetensors.index.json", json.dumps({"weight_map": content}).encode())(base)
+
+    return change
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123456\n"

@@ -12,7 +12,7 @@ import torch
 
 from offbook.errors import ModelError
 from offbook.export.weights import BaseWeights, Float32, LoraWeights
-from offbook.files.untrusted import INDEX, read_json
+from offbook.files.untrusted import INDEX, WHOLE, read_json
 from offbook.runs.trained import TrainedRun
 from offbook.tokens.tokenizer import tokenizer_files
 
@@ -43,9 +43,10 @@ def write_merged(folder: Path, base: BaseWeights, lora: LoraWeights) -> float:
         ModelError: when the base stores a layer of the adapter in another way.
     """
     lora.require_layers(base)
-    for path in sorted({path for path, _ in base.tensors.values()}):
+    files = sorted({path for path, _ in base.tensors.values()})
+    for path in files:
         shutil.copyfile(path, folder / path.name)
-    if (base.folder / INDEX).exists():
+    if (base.folder / WHOLE) not in files:
         shutil.copyfile(base.folder / INDEX, folder / INDEX)
     lost = added = 0.0
     for module in lora.modules:

@@ -10,6 +10,8 @@ from offbook.errors import OffbookError, first_line
 
 CONVERTER = "SFconvertbot"  # the hub's own account
 LOCAL = {"model": "model.base=/path/to/folder", "dataset": "data.train=/path/to/rows.jsonl"}
+# Never downloaded: Mistral's weights once more, in a format of its own.
+UNUSED: dict[str, list[str]] = {"model": ["*consolidated*"], "dataset": []}
 
 
 def download(
@@ -43,7 +45,11 @@ def download(
 
     try:
         folder = snapshot_download(
-            repo, repo_type=kind, revision=revision, allow_patterns=list(patterns)
+            repo,
+            repo_type=kind,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=UNUSED[kind],
         )
     except GatedRepoError:
         raise error(

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from offbook.errors import ModelError, OffbookError
 
+WHOLE = "model.safetensors"  # all weights of a base in one file
 INDEX = "model.safetensors.index.json"
 MOST_JSON = 2**27  # bytes; the largest tokenizers are a quarter of that
 MOST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -84,10 +85,13 @@ def refuse_pointer(path: Path, error: type[OffbookError]) -> None:
     """Refuse a Git LFS pointer: a few lines of text that stand for a large file.
 
     Raises:
-        OffbookError: of the class `error`.
+        OffbookError: of the class `error`, also when the file cannot be read.
     """
-    with path.open("rb") as file:
-        start = file.read(len(LFS_POINTER))
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except OSError as problem:
+        raise error(f"cannot be read ({problem.strerror})", where=str(path)) from None
     if start == LFS_POINTER:
         raise error(
             "a Git LFS pointer, not the file that it stands for",
@@ -130,32 +134,47 @@ def read_tensors(path: Path, error: type[OffbookError]) -> dict[str, Tensor]:
     }
 
 
+def weight_files(folder: Path) -> list[str]:
+    """The names of a base's files of weights, which may be missing.
+
+    They are those that transformers loads: `model.safetensors`, or what the index names. Others may
+    be beside them, such as the same weights in Mistral's own format.
+
+    Raises:
+        ModelError: when the index cannot be read, or names a file outside the folder.
+    """
+    index = folder / INDEX
+    if (folder / WHOLE).exists():
+        return [WHOLE]
+    if not index.exists():
+        return []
+    mapped = read_json(index, ModelError).get("weight_map")
+    if not isinstance(mapped, dict):
+        raise ModelError("has no weight_map", where=str(index), fix="download it again")
+    names = sorted(set(map(str, mapped.values())))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors") or "\\" in name:
+            raise ModelError(
+                f"names {name!r}, which is not a safetensors file in its folder",
+                where=str(index),
+                fix="use another copy of the model",
+            )
+    return names
+
+
 def read_base_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
     """All tensors of a base by name, each with the file it is in.
 
     Raises:
-        ModelError: when a file is not safetensors, or the index names a file outside the folder.
+        ModelError: when a file is missing or not safetensors; or as `weight_files` does.
     """
-    names = {path.name for path in folder.glob("*.safetensors")}
-    if (folder / INDEX).exists():
-        index = folder / INDEX
-        mapped = read_json(index, ModelError).get("weight_map")
-        if not isinstance(mapped, dict):
-            raise ModelError("has no weight_map", where=str(index), fix="download it again")
-        for name in set(map(str, mapped.values())):
-            if Path(name).name != name or not name.endswith(".safetensors") or "\\" in name:
-                raise ModelError(
-                    f"names {name!r}, which is not a safetensors file in its folder",
-                    where=str(index),
-                    fix="use another copy of the model",
-                )
-            if name not in names:
-                raise ModelError(f"{name} is missing", where=str(folder), fix="download it again")
-    return {
-        tensor: (folder / name, about)
-        for name in sorted(names)
-        for tensor, about in read_tensors(folder / name, ModelError).items()
-    }
+    found = {}
+    for name in weight_files(folder):
+        if not (folder / name).exists():
+            raise ModelError(f"{name} is missing", where=str(folder), fix="download it again")
+        tensors = read_tensors(folder / name, ModelError)
+        found.update({tensor: (folder / name, about) for tensor, about in tensors.items()})
+    return found
 
 
 def _damaged(path: Path, error: type[OffbookError], reason: str) -> OffbookError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offbook.errors import ModelError, quoted, shorten
 from offbook.files.hub import converted_revision, download
-from offbook.files.untrusted import INDEX, read_json
+from offbook.files.untrusted import read_json, weight_files
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
 from offbook.models.gguf import from_gguf
 from offbook.settings.config import local_path
@@ -67,7 +67,7 @@ def resolve_base(
         )
     files = TOKENIZER_FILES + (WEIGHT_FILES if weights else ())
     folder = download(base, files, kind="model", error=ModelError, revision=revision)
-    if weights and revision == "main" and not any(folder.glob("*.safetensors")):
+    if weights and revision == "main" and not has_weights(folder):
         converted = converted_revision(base)
         if converted:
             announce(
@@ -119,10 +119,8 @@ def refuse_adapter(folder: Path) -> None:
 
 def has_weights(folder: Path) -> bool:
     """Whether all safetensors weights are there; `offbook check` does not download them."""
-    names = {path.name for path in folder.glob("*.safetensors")}
-    index = folder / INDEX
-    mapped = read_json(index, ModelError).get("weight_map") if index.exists() else {}
-    return bool(names) and names.issuperset(mapped.values() if isinstance(mapped, dict) else ())
+    names = weight_files(folder)
+    return bool(names) and all((folder / name).exists() for name in names)
 
 
 def require_weights(folder: Path) -> None:
@@ -131,7 +129,7 @@ def require_weights(folder: Path) -> None:
     Raises:
         ModelError: when there are none.
     """
-    if any(folder.glob("*.safetensors")):
+    if weight_files(folder):
         return
     pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
     raise ModelError(
