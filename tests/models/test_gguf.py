@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -52,7 +54,28 @@ def test_it_is_converted_once_with_what_other_programs_read(tmp_path: Path, cach
     assert published_name(str(path), folder) == (str(folder), None)
 
 
-def test_what_an_older_version_converted_is_kept_and_its_weights_are_used(
+@pytest.mark.parametrize("samples", [2**14, 2**8])
+def test_files_that_differ_in_one_matrix_are_not_taken_for_each_other(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    """As two exports of one base, in which adapters for some layers were merged."""
+    monkeypatch.setattr("offbook.models.gguf.SAMPLES", samples)  # the fewer read a part of it
+    path = write_gguf(tmp_path / "tiny.gguf", Vocabulary.of_bytes(), inner=2**15)
+    reader = GGUFReader(path, "r+")
+    matrix = next(t for t in reader.tensors if t.name == "blk.0.ffn_up.weight")
+    assert 2**20 < matrix.data_offset < path.stat().st_size - matrix.n_bytes - 2**20
+    assert matrix.n_bytes > path.stat().st_size / samples
+    first = resolve_base(str(path))
+    matrix.data[:] *= 2
+    del matrix, reader
+    second = resolve_base(str(path))
+    before, after = (load_file(f / "model.safetensors") for f in (first, second))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"model.layers.0.mlp.up_proj.weight"}
+    assert resolve_base(str(path), announce=pytest.fail) == second
+
+
+def test_what_an_older_version_converted_is_kept_and_converted_once_more(
     tmp_path: Path, cache: Path
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", Vocabulary.of_bytes(rule="smollm"))
@@ -66,7 +89,7 @@ def test_what_an_older_version_converted_is_kept_and_its_weights_are_used(
     before = {file.name: sha256(file) for file in first.iterdir()}
     old = Receipt(base=hash_base(first))
 
-    folder = resolve_base(str(path), announce=pytest.fail)
+    folder = resolve_base(str(path))
     assert {file.name: sha256(file) for file in first.iterdir()} == before
     assert fingerprint(folder) == weights
     text = (folder / "tokenizer.json").read_text()

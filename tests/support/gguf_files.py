@@ -89,13 +89,15 @@ def split(text: str, patterns: Sequence[str]) -> list[str]:
     return pieces
 
 
-def write_gguf(path: Path, vocabulary: Vocabulary, **tensors: np.ndarray) -> Path:
+def write_gguf(
+    path: Path, vocabulary: Vocabulary, inner: int = INNER, **tensors: np.ndarray
+) -> Path:
     """A GGUF of a tiny random Llama; `tensors` are added, with `__` for `.` in their names."""
     writer, chance = GGUFWriter(path, "llama"), np.random.default_rng(0)
     writer.add_block_count(LAYERS)
     writer.add_context_length(256)
     writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(INNER)
+    writer.add_feed_forward_length(inner)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -116,8 +118,8 @@ def write_gguf(path: Path, vocabulary: Vocabulary, **tensors: np.ndarray) -> Pat
     shapes = {"token_embd.weight": (len(vocabulary.tokens), WIDTH), "output_norm.weight": (WIDTH,)}
     for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
         shapes[f"blk.0.{part}.weight"] = (WIDTH, WIDTH)
-    shapes |= {f"blk.0.{part}.weight": (INNER, WIDTH) for part in ("ffn_gate", "ffn_up")}
-    shapes["blk.0.ffn_down.weight"] = (WIDTH, INNER)
+    shapes |= {f"blk.0.{part}.weight": (inner, WIDTH) for part in ("ffn_gate", "ffn_up")}
+    shapes["blk.0.ffn_down.weight"] = (WIDTH, inner)
     shapes |= {f"blk.0.{part}_norm.weight": (WIDTH,) for part in ("attn", "ffn")}
     for name, shape in shapes.items():
         writer.add_tensor(name, chance.standard_normal(shape).astype(np.float32))

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import mmap
-import shutil
 import struct
 import tempfile
 from collections.abc import Callable
@@ -33,6 +32,7 @@ GGUF_NAME = "model.gguf"
 PLAIN_WEIGHTS = {"hf_quantizer": None, "is_quantized": False, "quantization_method": None}
 SOURCE = "converted_from.json"
 CONVERSION = 2  # of the files beside the weights
+SAMPLES, SAMPLED_BYTES = 2**14, 2**12  # what tells a file from others: 64 MiB of it
 
 
 def from_gguf(path: Path, announce: Callable[[str], None]) -> Path:
@@ -42,29 +42,22 @@ def from_gguf(path: Path, announce: Callable[[str], None]) -> Path:
         ModelError: when the file cannot be read.
     """
     refuse_pointer(path, ModelError)
-    first = f"{path.stem}-{_fingerprint(path)}"  # as version 1 named it
-    name = f"{first}-{CONVERSION}"
+    name = f"{path.stem}-{_fingerprint(path)}-{CONVERSION}"
     for cache in cache_folders():
         if (cache / name).is_dir():
             return cache / name
     files, scaling = _describe(path)  # first, since it is quick, and weights may take minutes
-    older = next((c / first for c in cache_folders() if (c / first).is_dir()), None)
     cache = cache_folder()
     folder = cache / name
-    if older is None:
-        announce(
-            f"reading {path.name} for the first time (about 20 seconds for 135M parameters), "
-            f"into {cache}"
-        )
+    announce(
+        f"reading {path.name} for the first time (about 20 seconds for 135M parameters), into "
+        f"{cache}"
+    )
     with temporary_folder(cache, ".converting-") as partial:
-        if older is None:
-            _convert(path, partial)
-        else:
-            _reuse_weights(older, partial)
+        _convert(path, partial)
         config = read_json(partial / "config.json", ModelError)
         files["config.json"] = _to_json(_with_scaling(config, scaling))
         for file, content in files.items():
-            (partial / file).unlink(missing_ok=True)  # it may be a link to that of an older version
             (partial / file).write_bytes(content)
         try:
             partial.rename(folder)
@@ -80,15 +73,6 @@ def source_of(folder: Path) -> dict[str, Any]:
     Empty for the folder of another base.
     """
     return read_json(folder / SOURCE, ModelError) if (folder / SOURCE).exists() else {}
-
-
-def _reuse_weights(first: Path, folder: Path) -> None:
-    """Take what an older version converted, which stays for it; only the tokenizer is new."""
-    for file in (*first.glob("*.safetensors*"), *first.glob("*config.json")):
-        try:
-            (folder / file.name).hardlink_to(file)
-        except OSError:  # not supported by all file systems
-            shutil.copy(file, folder)
 
 
 def _convert(path: Path, folder: Path) -> None:
@@ -161,13 +145,18 @@ def _to_json(contents: dict[str, Any]) -> bytes:
 
 
 def _fingerprint(path: Path) -> str:
-    """A hash of a file's size, beginning and end, which takes no time for gigabytes."""
-    size, chunk = path.stat().st_size, 2**20
+    """A hash of a file's size and of samples from all of it: 0.1 seconds for 7 GB in memory.
+
+    Files of one base differ where an adapter was merged into it, in most numbers of some matrices.
+    Samples are less far apart than a matrix is long: the smallest of Llama 3.1 70B has one part in
+    8,400 of the file. A few numbers that were changed by hand may be missed.
+    """
+    size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(chunk))
-        file.seek(max(size - chunk, 0))
-        digest.update(file.read(chunk))
+    with path.open("rb", buffering=0) as file:
+        for begin in range(0, size, max(SAMPLED_BYTES, math.ceil(size / SAMPLES))):
+            file.seek(begin)
+            digest.update(file.read(SAMPLED_BYTES))
     return digest.hexdigest()[:16]
 
 
