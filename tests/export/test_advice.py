@@ -44,6 +44,7 @@ YARN = {
     "factor": 2.0,
     "original_max_position_embeddings": 128,
 }
+FOLDERS = "use --to merged or --to adapter"
 WITH_TEMPLATE = "use --to gguf, with a program that renders the chat template in the file"
 
 
@@ -81,20 +82,15 @@ CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str, str, tuple[
         ("gguf",),
     ),
     "DoRA": (family("llama"), ("lora.use_dora=true",), "gguf-lora", "use --to gguf", ("gguf",)),
-    "tokenizer": (split_by_characters, (), "gguf", "use --to merged", ("merged",)),
-    "scaling": (
-        family("llama", rope_parameters=YARN),
-        (),
-        "gguf",
-        "use --to merged or --to adapter",
-        ("merged", "adapter"),
-    ),
+    "tokenizer": (split_by_characters, (), "gguf", FOLDERS, ("merged", "adapter")),
+    "scaling": (family("llama", rope_parameters=YARN), (), "gguf", FOLDERS, ("merged", "adapter")),
+    "activation": (family("llama", hidden_act="gelu"), (), "gguf", FOLDERS, ("merged", "adapter")),
     "family": (
         family("gpt_neox"),
         ("lora.target_modules=all-linear",),
         "gguf",
-        "use --to merged, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
-        ("merged",),
+        FOLDERS,
+        ("merged", "adapter"),
     ),
 }
 
@@ -118,9 +114,8 @@ def test_weights_that_have_no_place_are_exported_as_advised(tmp_path: Path) -> N
     name = "model.layers.0.self_attn.q_proj.weight"
     more = replace(base, tensors={**base.tensors, "model.other.weight": base.tensors[name]})
     fewer = replace(base, tensors={k: v for k, v in base.tensors.items() if k != name})
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError, match="has no place for model"):
         write_model(tmp_path / "model.gguf", more, lora, "f32", run.template)
-    assert caught.value.fix == "use --to merged or --to adapter"
     with pytest.raises(ModelError, match="is stored together with others") as caught:
         lora.require_layers(fewer)
     assert caught.value.fix == "use --to adapter"

@@ -9,10 +9,12 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from offbook.errors import CheckpointError, ConfigError, ExportError, ModelError
+from offbook.errors import CheckpointError, ConfigError, DataError, ExportError, ModelError
 from offbook.export.certificate import Certificate
-from offbook.export.export import ADAPTER, MODEL, Original, compare, export_run
+from offbook.export.export import ADAPTER, MODEL, TARGETS, Original, compare, export_run
 from offbook.export.gguf import write_lora, write_model
 from offbook.export.weights import BaseWeights, LoraWeights
 from offbook.runs.trained import TrainedRun
@@ -71,6 +73,20 @@ def test_other_scales(tmp_path: Path, setting: str) -> None:
             export_run(trained, "gguf-lora", tmp_path / "lora")
     else:
         export_run(trained, "gguf-lora", tmp_path / "lora")
+
+
+def test_rotary_frequencies_that_are_stored_are_left_out(tmp_path: Path) -> None:
+    """Llama 2 has them in every layer; they follow from config.json."""
+    base = make_family("llama", tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    for part in ("model", "model.layers.0.self_attn", "model.layers.1.self_attn"):
+        tensors[f"{part}.rotary_emb.inv_freq"] = 10_000.0 ** -(torch.arange(0, 8, 2) / 8)
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    trained = train_run(tmp_path, base)
+    for target in ("gguf", "gguf-lora", "merged"):
+        export = export_run(trained, target, tmp_path / target, kind="f32")
+        assert export.certificate is not None
+        assert all(check.passed for check in export.certificate.checks), export.certificate
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
@@ -195,6 +211,21 @@ def test_a_failed_export_leaves_nothing(run: TrainedRun, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="taken: exists already; remove it, or"):
         export_run(run, "gguf", tmp_path / "taken")
     assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_without_its_rows_a_run_is_exported_unverified(tmp_path: Path, target: str) -> None:
+    """As on a machine to which the run was copied."""
+    trained = train_run(tmp_path, make_family("llama", tmp_path / "base"))
+    (tmp_path / "rows.jsonl").unlink()
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(ConfigError, match="exists already"):  # before rows are looked for
+        export_run(trained, target, tmp_path / "taken")
+    with pytest.raises(DataError, match=r"rows.jsonl"):
+        export_run(trained, target, tmp_path / "verified")
+    assert not (tmp_path / "verified").exists()
+    assert export_run(trained, target, tmp_path / "export", verify=False).certificate is None
+    assert list((tmp_path / "export").iterdir())
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "mixtral"])

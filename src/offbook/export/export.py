@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import psutil
 import torch
 
+from offbook.data.messages import Message
 from offbook.engine.memory import free_on_gpu
 from offbook.errors import ConfigError, ModelError, quoted
 from offbook.export.adapter import adapter_card, write_adapter
@@ -61,14 +64,12 @@ class Original:
         strength: multiplies what the adapter adds.
         base: its weights.
         lora: the adapter's; the strength is in them.
-        sample: the rows of the comparison.
     """
 
     run: TrainedRun
     strength: float
     base: BaseWeights
     lora: LoraWeights
-    sample: Sample
 
     @classmethod
     def of(cls, run: TrainedRun, strength: float = 1.0) -> Original:
@@ -77,10 +78,18 @@ class Original:
         Raises:
             ModelError: when the base's weights are not plain numbers.
             CheckpointError: when the adapter does not fit it, or has no other strength than 1.
-            DataError: when the data of the run cannot be read.
         """
         base, lora = BaseWeights.of(run.base), LoraWeights.of(run.adapter, run.base, strength)
-        return cls(run, strength, base, lora, sample_rows(run))
+        return cls(run, strength, base, lora)
+
+    @cached_property
+    def sample(self) -> Sample:
+        """The rows of the comparison.
+
+        Raises:
+            DataError: when the data of the run cannot be read.
+        """
+        return sample_rows(self.run)
 
 
 def export_run(
@@ -107,6 +116,7 @@ def export_run(
     Raises:
         ConfigError: when the program that would read it is not installed, the number format is
             not written here, or the folder exists.
+        DataError: when it is to be compared, and the data of the run cannot be read.
         ModelError: when the format has no place for such a model.
         ExportError: when the result is another model; nothing is left of it.
     """
@@ -115,8 +125,10 @@ def export_run(
         _require_llama_cpp()
     original = Original.of(run, strength)
     with storage.staged(folder) as partial:
+        # Before what takes long: the rows may not be here.
+        conversations = original.sample.conversations if verify else []
         announce(f"writing {folder}")
-        note = _write(partial, original, target, kind)
+        note = _write(partial, original, target, kind, [c.messages[:-1] for c in conversations])
         certificate = None
         if verify:
             announce("comparing it with the run")
@@ -136,8 +148,29 @@ def _require_llama_cpp() -> None:
         raise ConfigError(what, where="--to", fix=f"{error.fix}, or add --no-verify") from None
 
 
-def _write(folder: Path, original: Original, target: str, kind: str) -> str:
-    """Write the files of a target, and return a note on how to use them in `{folder}`."""
+@contextmanager
+def _for_llama_cpp() -> Iterator[None]:
+    """Say what can be done where llama.cpp has no place for a model."""
+    try:
+        yield
+    except ModelError as error:
+        if error.fix:
+            raise
+        fix = "use --to merged or --to adapter"
+        raise ModelError(error.what, where="--to", fix=fix) from None
+
+
+def _write(
+    folder: Path,
+    original: Original,
+    target: str,
+    kind: str,
+    prompts: Sequence[Sequence[Message]],
+) -> str:
+    """Write the files of a target, and return a note on how to use them in `{folder}`.
+
+    Ollama's template is compared with the run's on the prompts.
+    """
     run, base, lora = original.run, original.base, original.lora
     if target == "adapter":
         write_adapter(folder, run, original.strength)
@@ -147,14 +180,15 @@ def _write(folder: Path, original: Original, target: str, kind: str) -> str:
         write_reader_files(folder, run)
         return f"rounding to the base's format changes {lost:.1%} of what the adapter adds"
     if target == "gguf-lora":
-        write_lora(folder / ADAPTER, base, lora)
+        with _for_llama_cpp():
+            write_lora(folder / ADAPTER, base, lora)
         return (
             "for a GGUF of the same base, of any type:\n"
             "    llama-server -m BASE.gguf --lora {folder}/" + ADAPTER
         )
-    write_model(folder / MODEL, base, lora, kind, run.template)
+    with _for_llama_cpp():
+        write_model(folder / MODEL, base, lora, kind, run.template)
     if target == "ollama":
-        prompts = [c.messages[:-1] for c in original.sample.conversations]
         go = go_template(run.template, prompts)
         text = modelfile(MODEL, go, _ollama_parameters(run), run.config.data.system)
         (folder / MODELFILE).write_text(text, encoding="utf-8")
@@ -183,7 +217,8 @@ def compare(folder: Path, original: Original, target: str, kind: str) -> Certifi
         answers = ask(TransformersReader(folder, None, stop_ids), sample, prompts)
     elif target == "gguf-lora":
         kind = "f32"  # so that all differences are the adapter's
-        write_model(folder / MODEL, base, None, kind, run.template)
+        with _for_llama_cpp():
+            write_model(folder / MODEL, base, None, kind, run.template)
         answers = _ask_llama_cpp(folder / MODEL, [folder / ADAPTER], kind, original, prompts)
         (folder / MODEL).unlink()
     else:

@@ -25,6 +25,7 @@ from offbook.tokens.template import ChatTemplate
 
 CHUNK = 2**24  # numbers that are quantized at a time
 ROPE_SCALINGS = ("default", "linear", "llama3")
+SILU = ("silu", "swish")  # transformers' names of the activation that llama.cpp computes
 
 
 class Architecture(NamedTuple):
@@ -81,6 +82,7 @@ def write_model(
 
     Raises:
         ModelError: when llama.cpp does not compute this type of model, or not as transformers does.
+            It has no place and no fix: what else can be done, each caller knows.
     """
     config = base.config
     if lora:
@@ -156,15 +158,13 @@ def architecture(config: dict[str, Any]) -> Architecture:
     """What llama.cpp calls the model of a `config.json`.
 
     Raises:
-        ModelError: when this cannot be written.
+        ModelError: as `write_model` does.
     """
-    kind = config.get("model_type")
+    kind, activation = config.get("model_type"), config.get("hidden_act", SILU[0])
     if kind not in ARCHITECTURES:
-        raise ModelError(
-            f"a {kind} model cannot be written as GGUF here",
-            where="--to",
-            fix="use --to merged, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
-        )
+        raise ModelError(f"a {kind} model cannot be written as GGUF here")
+    if activation not in SILU:
+        raise ModelError(f"llama.cpp computes a {kind} model with {SILU[0]}, not {activation}")
     return ARCHITECTURES[kind]
 
 
@@ -190,11 +190,7 @@ def _renamer(config: dict[str, Any]) -> Callable[[str], str]:
     def rename(name: str) -> str:
         renamed = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if renamed is None:
-            raise ModelError(
-                f"llama.cpp has no place for {name}",
-                where="--to",
-                fix="use --to merged or --to adapter",
-            )
+            raise ModelError(f"llama.cpp has no place for {name}")
         return renamed
 
     return rename
@@ -247,11 +243,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
     rope = dict(config.get("rope_parameters") or older)
     rope["kind"] = rope.get("rope_type") or rope.get("type") or "default"
     if rope["kind"] not in ROPE_SCALINGS:
-        raise ModelError(
-            f"rope scaling {rope['kind']!r} cannot be written as GGUF here",
-            where="--to",
-            fix="use --to merged or --to adapter",
-        )
+        raise ModelError(f"rope scaling {rope['kind']!r} cannot be written as GGUF here")
     return rope
 
 

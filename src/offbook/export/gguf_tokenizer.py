@@ -43,7 +43,7 @@ def write_tokenizer(writer: gguf.GGUFWriter, template: ChatTemplate, size: int) 
         size: the rows of the embedding; rows without a token get an unused one.
 
     Raises:
-        ModelError: when llama.cpp has no tokenizer of this kind.
+        ModelError: when llama.cpp has no tokenizer of this kind; without a fix, as `write_model`.
     """
     tokenizer = template.tokenizer
     description = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -153,4 +153,4 @@ def _adds_space(template: ChatTemplate) -> bool:
 
 
 def _refusal(why: str) -> ModelError:
-    return ModelError(f"cannot be written as GGUF: {why}", where="--to", fix="use --to merged")
+    return ModelError(f"cannot be written as GGUF: {why}")

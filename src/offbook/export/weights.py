@@ -18,6 +18,7 @@ from offbook.models.skeleton import make_skeleton
 
 Float32 = NDArray[np.float32]
 
+FREQUENCIES = "rotary_emb.inv_freq"  # stored by older versions of transformers, as of Llama 2
 STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -27,7 +28,8 @@ class BaseWeights:
 
     Attributes:
         folder: with config.json and safetensors.
-        tensors: each with the file that holds it; a head that is tied to the embedding is left out.
+        tensors: each with the file that holds it; without a head that is tied to the embedding, and
+            without rotary frequencies, which follow from config.json.
     """
 
     folder: Path
@@ -40,7 +42,11 @@ class BaseWeights:
         Raises:
             ModelError: when one is in a format that is not a plain number.
         """
-        tensors = read_base_tensors(folder)
+        tensors = {
+            name: found
+            for name, found in read_base_tensors(folder).items()
+            if not name.endswith(FREQUENCIES)
+        }
         if read_json(folder / "config.json", ModelError).get("tie_word_embeddings"):
             tensors.pop("lm_head.weight", None)
         for name, (path, tensor) in tensors.items():
