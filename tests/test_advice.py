@@ -707,6 +707,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tests/training/test_crash.py::test_a_disk_that_fails_at_any_operation": (
         "{fix}, then continue with --resume; what was committed before is intact",
     ),
+    "tests/files/test_storage.py::test_only_a_training_is_said_to_be_resumed": (
+        "check the disk and its permissions",
+    ),
     "tests/training/test_crash.py::test_beside_a_training_another_is_started_as_advised": (
         "wait until it has finished, stop it, or set another output_dir",
     ),

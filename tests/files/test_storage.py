@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from offbook.errors import ConfigError, DiskError
+from offbook.errors import ConfigError, DiskError, PeerLostError
 from offbook.files import storage
 from support.disks import Failing, error_of
 
+MEMORY = Path("/proc/self/mem")  # its first page cannot be read
 FILES = [("a.bin", bytes(range(256)) * 20), ("b.json", b'{"step": 3}')]
 
 
@@ -80,6 +82,12 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert storage.verify(final) == "b.json is missing"
     (final / "manifest.json").write_bytes(b"[]")
     assert storage.verify(final) == "manifest.json is damaged"
+
+
+@pytest.mark.skipif(not MEMORY.exists(), reason="needs a file whose reading fails")
+def test_a_file_that_is_opened_and_not_read_is_named_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").symlink_to(MEMORY)
+    assert storage.verify(tmp_path) == f"{tmp_path.name} cannot be read (Input/output error)"
 
 
 def test_every_flipped_bit_and_every_truncation_is_found(tmp_path: Path) -> None:
@@ -158,6 +166,60 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     assert storage.verify(small_disk / "step-1") is None
     with pytest.raises(DiskError, match=r"70,000 bytes needed .*, \d+,\d+ free"):
         storage.require_space(small_disk, 70_000)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_only_a_training_is_said_to_be_resumed(
+    tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder = tmp_path / "report.html", tmp_path / "step-1"
+    works = (
+        lambda: storage.replace_file(file, b"page"),
+        lambda: storage.append(file, b"page"),
+        lambda: storage.commit(folder, FILES),
+        lambda: storage.make_folder(folder),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "disk", Failing(0, error))
+        page, line, checkpoint, empty = (str(error_of(work)) for work in works)
+    fix = "free some space" if error == errno.ENOSPC else "check the disk and its permissions"
+    what = f"cannot write ({os.strerror(error)})"
+    assert re.fullmatch(rf".*: {re.escape(what)}: 4 bytes needed, [\d,]+ free; {fix}", page)
+    resumed = f"; {fix}, then continue with --resume; what was committed before is intact"
+    assert (line.endswith(resumed), checkpoint.endswith(resumed)) == (True, True)
+    assert empty == f"{folder}: {what}; {fix}"
+    file.unlink()
+    for work in works[:3]:  # as advised
+        assert error_of(work) is None
+
+
+def test_what_fails_while_a_folder_is_filled_is_not_the_disk_unless_it_is_full(
+    tmp_path: Path,
+) -> None:
+    final = tmp_path / "export"
+    for problem in (FileNotFoundError(errno.ENOENT, "No such file", "base"), PeerLostError("lost")):
+        with pytest.raises(type(problem)) as caught, storage.staged(final):
+            raise problem
+        assert caught.value is problem
+    with (
+        pytest.raises(DiskError, match=r"export: cannot write \(full\); free some space$"),
+        storage.staged(final),
+    ):
+        raise OSError(errno.ENOSPC, "full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_inside_another_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others had put in a folder was moved to its successor when the process was killed."""
+    partial = tmp_path / ".step-1.partial"
+    storage.commit(tmp_path / "whole", FILES)
+    shutil.move(tmp_path / "whole", partial)
+    (partial / "mine").write_bytes(b"")
+    monkeypatch.setattr(storage, "disk", Failing(0, errno.EIO))
+    with pytest.raises(DiskError, match=r"cannot write \(Input/output error\)"):
+        storage.clean(tmp_path)
 
 
 # Locks.

@@ -25,7 +25,8 @@ def verify(folder: Path) -> str | None:
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
-        return f"{Path(error.filename).name} cannot be read ({error.strerror})"
+        # A file that was opened and then cannot be read has no name in the error.
+        return f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is damaged"
     return None

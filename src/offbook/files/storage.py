@@ -48,7 +48,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from offbook.errors import ConfigError, DiskError
+from offbook.errors import ConfigError, DiskError, OffbookError
 from offbook.files.disk import Disk
 from offbook.files.manifest import MANIFEST as MANIFEST
 from offbook.files.manifest import listed
@@ -64,7 +64,9 @@ disk = Disk()
 
 
 def commit(final: Path, files: Iterable[tuple[str, bytes]], known: Collection[str] = ()) -> None:
-    """Write a folder, whole or not at all. What was committed there before is removed first.
+    """Write a folder of a training, whole or not at all.
+
+    What was committed there before is removed first.
 
     Args:
         final: the folder.
@@ -79,14 +81,14 @@ def commit(final: Path, files: Iterable[tuple[str, bytes]], known: Collection[st
     partial = _partial(final)
     manifest = {}
     try:
-        with _as_disk_error(partial):
+        with _as_disk_error(partial, resumes=True):
             disk.make_folder(partial)
         for name, content in files:
-            with _as_disk_error(partial / name, len(content)):
+            with _as_disk_error(partial / name, len(content), resumes=True):
                 disk.write(partial / name, content)
             manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         last = json.dumps(manifest, indent=2).encode()
-        with _as_disk_error(partial / MANIFEST, len(last)):
+        with _as_disk_error(partial / MANIFEST, len(last), resumes=True):
             disk.write(partial / MANIFEST, last)
             disk.sync_folder(partial)
             if os.path.lexists(final):  # what others put there is left
@@ -118,17 +120,21 @@ def staged(final: Path) -> Iterator[Path]:
         if partial.exists():  # of a process that was killed
             disk.remove(partial)
         disk.make_folder(partial)
-        try:
-            yield partial
+    try:
+        yield partial
+        with _as_disk_error(final):
             for path in partial.iterdir():
                 disk.sync(path)
             disk.sync_folder(partial)
             disk.rename(partial, final)
             disk.sync_folder(final.parent)
-        except BaseException:
-            with suppress(OSError):
-                disk.remove(partial)
-            raise
+    except BaseException as error:
+        with suppress(OSError):
+            disk.remove(partial)
+        if isinstance(error, OSError) and error.errno in FULL:
+            with _as_disk_error(final):  # others may be about what was read
+                raise
+        raise
 
 
 def replace_file(file: Path, content: bytes) -> None:
@@ -150,12 +156,12 @@ def replace_file(file: Path, content: bytes) -> None:
 
 
 def append(file: Path, content: bytes) -> None:
-    """Add to the end of a file. A kill may leave only a part of `content` there.
+    """Add to the end of a file of a training. A kill may leave only a part of `content` there.
 
     Raises:
         DiskError: when the disk is full or fails.
     """
-    with _as_disk_error(file, len(content)):
+    with _as_disk_error(file, len(content), resumes=True):
         disk.append(file, content)
 
 
@@ -309,17 +315,23 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 @contextmanager
-def _as_disk_error(path: Path, needed: int = 0) -> Iterator[None]:
-    """Raise an OSError as a DiskError, with the bytes needed and free."""
+def _as_disk_error(path: Path, needed: int = 0, resumes: bool = False) -> Iterator[None]:
+    """Raise an OSError as a DiskError, with the bytes needed, if any, and free.
+
+    `resumes` says that a training writes this, which can be resumed.
+    """
     try:
         yield
+    except OffbookError:  # some derive from OSError
+        raise
     except OSError as error:
-        free = "an unknown number of"
-        with suppress(OSError):
-            free = f"{disk.free(next(p for p in path.parents if p.exists())):,}"
+        what = f"cannot write ({error.strerror})"
+        if needed:
+            free = "an unknown number of"
+            with suppress(OSError):
+                free = f"{disk.free(next(p for p in path.parents if p.exists())):,}"
+            what += f": {needed:,} bytes needed, {free} free"
         fix = "free some space" if error.errno in FULL else "check the disk and its permissions"
-        raise DiskError(
-            f"cannot write ({error.strerror}): {needed:,} bytes needed, {free} free",
-            where=str(path),
-            fix=f"{fix}, then continue with --resume; what was committed before is intact",
-        ) from error
+        if resumes:
+            fix = f"{fix}, then continue with --resume; what was committed before is intact"
+        raise DiskError(what, where=str(path), fix=fix) from error
