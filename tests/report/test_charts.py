@@ -90,9 +90,14 @@ def test_a_long_line_keeps_its_extremes_and_its_ends() -> None:
     points = [(float(x), math.sin(x / 40)) for x in range(10_000)]
     points[4321] = (4321.0, 9.0)
     kept = thinned(points)
-    assert len(kept) <= MOST_POINTS + 2
+    assert len(kept) <= MOST_POINTS
     assert (kept[0], kept[-1]) == (points[0], points[-1])
     assert (4321.0, 9.0) in kept
+    for at in (1, len(points) - 2):  # beside an end
+        changed = [*points]
+        changed[at] = (float(at), 9.0)
+        assert changed[at] in thinned(changed)
+        assert (thinned(changed)[0], thinned(changed)[-1]) == (points[0], points[-1])
     assert [x for x, _ in kept] == sorted(x for x, _ in kept)
     rows = chart(*points).rows
     assert len(rows) <= MOST_ROWS + 1

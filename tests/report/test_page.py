@@ -20,12 +20,14 @@ from offbook.evaluation.saved import hash_adapter
 from offbook.report.contents import Contents
 from offbook.report.findings import CHINESE, said
 from offbook.report.page import SECTIONS, parts, write_report
+from offbook.report.rows import TrainingRows, read_rows
 from offbook.report.words import Text
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
 from offbook.training.train import train
 from support.browsers import chromium, opened, violations
 from support.evaluations import EVIL, make_evaluation
+from support.exports import train_run
 from support.runs import stop_after
 
 
@@ -208,6 +210,21 @@ def test_rows_that_are_gone_are_named(runs: tuple[Path, Path], tmp_path: Path) -
         in (sections["doctor"])
     )
     assert not sections["tokens"]
+
+
+def test_rows_beyond_the_most_are_told(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = RunDirectory(runs[0]).config().model.base
+    (tmp_path / "other").mkdir()
+    repeated = f"data.train=[{{data: {tmp_path / 'other' / 'rows.jsonl'}, repeat: 2}}]"
+    other = train_run(tmp_path / "other", Path(base), repeated, "train.max_steps=2")
+    for path in (runs[0], other.path):
+        for most in (28, 27):  # there are 28, in one of the runs each twice
+            monkeypatch.setattr("offbook.report.rows.MOST_ROWS", most)
+            found = read_rows(RunDirectory(path))
+            assert isinstance(found, TrainingRows)
+            assert (found.counts["rows"], found.limited) == (most, most < 28)
 
 
 def test_a_file_of_the_users_is_not_replaced(runs: tuple[Path, Path]) -> None:

@@ -152,15 +152,16 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most MOST_POINTS points of a line, with the extremes of each part."""
+    """At most MOST_POINTS points of a line, with both ends and the extremes of each part."""
     if len(points) <= MOST_POINTS:
         return list(points)
-    size = math.ceil(len(points) / (MOST_POINTS // 2))
-    kept = []
+    size = math.ceil(len(points) / (MOST_POINTS // 2 - 1))
+    kept: list[Point] = []
     for begin in range(0, len(points), size):
         part = points[begin : begin + size]
         kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
-    return [points[0], *kept[1:-1], points[-1]]
+    first, last = points[0], points[-1]
+    return [*([first] if kept[0] != first else []), *kept, *([last] if kept[-1] != last else [])]
 
 
 def _draw(chart: Chart, size: tuple[int, int], name: str) -> Markup:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from offbook.data.sources import read_training
-from offbook.doctor.doctor import Doctor
+from offbook.doctor.doctor import Doctor, once
 from offbook.doctor.findings import Finding
 from offbook.doctor.inspection import Lengths, Span, measure, token_findings, token_view
 from offbook.errors import OffbookError
@@ -85,7 +85,9 @@ def _look_at(config: Config, template: ChatTemplate) -> TrainingRows:
     reader = read_training(config.data)
     doctor = Doctor(config.doctor)
     limit = None if config.data.max_length == "auto" else config.data.max_length
-    examples = tokenize(doctor.watch(islice(reader, MOST_ROWS)), template, limit)
+    rows = once(reader)
+    examples = tokenize(doctor.watch(islice(rows, MOST_ROWS)), template, limit)
+    limited = next(rows, None) is not None
     notices = reader.notices()
     keep = setting_that_keeps(config.data.max_length)
     in_tokens = token_findings(examples, template.tokenizer, limit, keep)
@@ -99,7 +101,7 @@ def _look_at(config: Config, template: ChatTemplate) -> TrainingRows:
         findings=findings,
         source=example.source,
         spans=_beginning(token_view(example, template.tokenizer)),
-        limited=doctor.rows == MOST_ROWS,
+        limited=limited,
     )
 
 
