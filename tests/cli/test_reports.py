@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from offbook.evaluation.saved import hash_adapter
 from offbook.settings.config import Config
-from support.evaluations import write_evaluation
+from support.evaluations import make_evaluation, write_evaluation
 from support.exports import train_run
 from support.families import make_family
 
@@ -67,6 +69,18 @@ def test_what_cannot_be_reported_is_as_advised(cli: Cli, runs: Path) -> None:
     (runs / "keeper" / "evaluation.json").unlink()
     assert cli("report", "runs/keeper")[0] == 0
     assert "is damaged" not in mine.read_text(encoding="utf-8")
+
+
+def test_what_has_no_interval_is_null_in_json(cli: Cli, runs: Path) -> None:
+    for name in ("keeper", "captain"):
+        adapter = hash_adapter(runs / name / "adapter")
+        found = replace(make_evaluation(replies=1), adapter=adapter)
+        (runs / name / "evaluation.json").write_bytes(found.to_json())
+    code, out, _ = cli("runs", "compare", "runs/keeper", "runs/captain", "--json")
+    assert code == 0
+    paired = json.loads(out, parse_constant=pytest.fail)["paired"]["captain"]
+    assert paired["chrf"]["n"] == 1
+    assert paired["chrf"]["low"] is paired["chrf"]["high"] is None
 
 
 def test_runs_are_listed(cli: Cli, runs: Path) -> None:

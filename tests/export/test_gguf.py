@@ -17,7 +17,7 @@ from offbook.export.certificate import Certificate
 from offbook.export.export import ADAPTER, MODEL, TARGETS, Original, compare, export_run
 from offbook.export.gguf import write_lora, write_model
 from offbook.export.weights import BaseWeights, LoraWeights
-from offbook.runs.trained import TrainedRun
+from offbook.runs.trained import TrainedRun, open_run
 from offbook.tokens.tokenizer import load_tokenizer
 from support.exports import KINDS, train_run
 from support.families import make_family
@@ -216,8 +216,9 @@ def test_a_failed_export_leaves_nothing(run: TrainedRun, tmp_path: Path) -> None
 @pytest.mark.parametrize("target", TARGETS)
 def test_without_its_rows_a_run_is_exported_unverified(tmp_path: Path, target: str) -> None:
     """As on a machine to which the run was copied."""
-    trained = train_run(tmp_path, make_family("llama", tmp_path / "base"))
+    path = train_run(tmp_path, make_family("llama", tmp_path / "base")).path
     (tmp_path / "rows.jsonl").unlink()
+    trained = open_run(path)
     (tmp_path / "taken").mkdir()
     with pytest.raises(ConfigError, match="exists already"):  # before rows are looked for
         export_run(trained, target, tmp_path / "taken")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from offbook.cli.console import NARROW, out, printable, put, say
+from offbook.files.strict_json import to_json
 
 if TYPE_CHECKING:
     from offbook.report.compare import Comparison, Line
@@ -73,7 +73,7 @@ def list_runs(
 
     found = [summarize(path) for path in find_runs(folder)]
     if as_json:
-        print(json.dumps([{**asdict(one), "run": str(one.run)} for one in found]))
+        print(to_json([{**asdict(one), "run": str(one.run)} for one in found]))
         return
     if not found:
         put(f"no runs in {folder}")
@@ -137,7 +137,7 @@ def compare(
     if output is not None:
         write_page(output, comparison.render())
     if as_json:
-        print(json.dumps(_as_json(comparison)))
+        print(to_json(_as_json(comparison)))
         return
     names = [run.name for run in comparison.runs]
     _print_lines("settings that differ", names, comparison.differences())
