@@ -125,15 +125,20 @@ def test_a_copy_is_written_as_the_error_says(
     command = ("check", "rows.jsonl", "--model", "tokenizer", "--show", "0", "--fix")
     code, _, err = cli(*command, "clean.json")
     assert code == 2
+    assert "alpaca rows" not in err  # before they are read
     assert "clean.json: the copy is a JSONL file; end its name in .jsonl" in err
     code, _, err = cli(*command, "missing/clean.jsonl")
     assert code == 2
-    assert "missing/clean.jsonl: cannot write (No such file or directory)" in err
+    assert "missing: no such folder; make it first" in err
+    assert "alpaca rows" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "tokenizer"]
+    (tmp_path / "missing").mkdir()
+    assert cli(*command, "missing/clean.jsonl")[0] == 0
     (tmp_path / "clean.changes.jsonl").write_text("mine")
     code, _, err = cli(*command, "clean.jsonl")
     assert code == 2
     assert "clean.changes.jsonl: exists already; name another file: nothing" in err
+    assert "alpaca rows" not in err
     assert (tmp_path / "clean.changes.jsonl").read_text() == "mine"
     assert not (tmp_path / "clean.jsonl").exists()
     code, _, err = cli(*command, "other.jsonl")

@@ -78,7 +78,7 @@ def check(
     offbook check myrole/config.yaml --strict fix --json
     """
     from offbook.doctor.findings import at_least
-    from offbook.doctor.fixes import write_fixed
+    from offbook.doctor.fixes import require_place, write_fixed
     from offbook.doctor.inspection import measure
     from offbook.settings.config import Config, local_path
     from offbook.settings.sections import DataSource
@@ -91,6 +91,7 @@ def check(
         sources = tuple(DataSource(data=name) for name in (data, *more))
         config = config.with_value("data.train", sources if more else data)
     if fix:  # each row once, however often it is trained on
+        require_place(fix)
         once = tuple(one.model_copy(update={"repeat": 1}) for one in config.data.sources.values())
         config = config.with_value("data.train", once)
     looked = _look_at(config, model)

@@ -22,6 +22,7 @@ from offbook.errors import ConfigError
 from offbook.files.strict_json import to_json
 
 LOG = ".changes.jsonl"  # in place of the copy's `.jsonl`
+ANOTHER = "name another file: nothing that exists is replaced"
 # What is done to a row with a finding: its text is changed, or the row is left out.
 CHANGED = ("swapped", "control_text", "personal")
 LEFT_OUT = (
@@ -49,6 +50,21 @@ class Fixed:
     changed: Counter[str] = field(default_factory=Counter)
 
 
+def require_place(copy: Path) -> None:
+    """Refuse a place where no copy can be written; rows may take minutes to look at.
+
+    Raises:
+        ConfigError: when it is no JSONL file, it or its log exists, or its folder does not.
+    """
+    if copy.suffix != ".jsonl":
+        raise ConfigError("the copy is a JSONL file", where=str(copy), fix="end its name in .jsonl")
+    for file in (copy, _log_of(copy)):
+        if os.path.lexists(file):
+            raise ConfigError("exists already", where=str(file), fix=ANOTHER)
+    if not copy.parent.is_dir():
+        raise ConfigError("no such folder", where=str(copy.parent), fix="make it first")
+
+
 def write_fixed(
     reader: ConversationReader,
     hits: Mapping[str, Sequence[Hit]],
@@ -61,14 +77,12 @@ def write_fixed(
         reader: the rows; their files are only read.
         hits: the rows of each kind of finding.
         severity: `fix`, or `look` to act on what a person should look at, too.
-        copy: a JSONL file that does not exist.
+        copy: a JSONL file that does not exist; see `require_place`.
 
     Raises:
         ConfigError: when the file exists, or cannot be written.
     """
-    log = copy.with_name(copy.name.removesuffix(".jsonl") + LOG)
-    if copy.suffix != ".jsonl":
-        raise ConfigError("the copy is a JSONL file", where=str(copy), fix="end its name in .jsonl")
+    log = _log_of(copy)
     todo = _by_row(hits, severity)
     result = Fixed(copy, log)
     written: list[Path] = []
@@ -84,6 +98,10 @@ def write_fixed(
     return result
 
 
+def _log_of(copy: Path) -> Path:
+    return copy.with_name(copy.name.removesuffix(".jsonl") + LOG)
+
+
 @contextmanager
 def _new_file(file: Path, written: list[Path]) -> Iterator[TextIO]:
     """A file that did not exist before, to write into."""
@@ -95,8 +113,7 @@ def _new_file(file: Path, written: list[Path]) -> Iterator[TextIO]:
             stream.flush()
             os.fsync(stream.fileno())
     except FileExistsError:
-        fix = "name another file: nothing that exists is replaced"
-        raise ConfigError("exists already", where=str(file), fix=fix) from None
+        raise ConfigError("exists already", where=str(file), fix=ANOTHER) from None
     except OSError as error:
         raise ConfigError(f"cannot write ({error.strerror})", where=str(file)) from None
 
