@@ -37,7 +37,6 @@ MODELFILE = "Modelfile"
 MODEL, ADAPTER = "model.gguf", "adapter.gguf"
 TARGETS = ("adapter", "merged", "gguf", "gguf-lora", "ollama")
 IN_TRANSFORMERS = ("adapter", "merged")  # the others are for llama.cpp
-STORED_KINDS = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -212,8 +211,8 @@ def compare(folder: Path, original: Original, target: str, kind: str) -> Certifi
         kind = "f32"
         answers = ask(TransformersReader(folder, run.base, stop_ids), sample, prompts)
     elif target == "merged":
-        stored = {STORED_KINDS[tensor.dtype] for _, tensor in base.tensors.values()}
-        kind = next(kind for kind in ("bf16", "f16", "f32") if kind in stored)
+        stored = {tensor.dtype.lower() for _, tensor in base.tensors.values()}
+        kind = next((kind for kind in ("bf16", "f16") if kind in stored), "f32")
         answers = ask(TransformersReader(folder, None, stop_ids), sample, prompts)
     elif target == "gguf-lora":
         kind = "f32"  # so that all differences are the adapter's

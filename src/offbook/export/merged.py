@@ -13,15 +13,9 @@ import torch
 from offbook.errors import ModelError
 from offbook.export.weights import BaseWeights, Float32, LoraWeights
 from offbook.files.untrusted import INDEX, WHOLE, read_json
+from offbook.models.adapter import FLOATS
 from offbook.runs.trained import TrainedRun
 from offbook.tokens.tokenizer import tokenizer_files
-
-NUMBERS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 
 
 def write_merged(folder: Path, base: BaseWeights, lora: LoraWeights) -> float:
@@ -53,7 +47,7 @@ def write_merged(folder: Path, base: BaseWeights, lora: LoraWeights) -> float:
         path, tensor = base.tensors[f"{module}.weight"]
         before = base.read(f"{module}.weight")
         after = lora.merged(module, before)
-        rounded = torch.from_numpy(after).to(NUMBERS[tensor.dtype])
+        rounded = torch.from_numpy(after).to(FLOATS[tensor.dtype])
         with (folder / path.name).open("r+b") as file:
             file.seek(tensor.begin)
             file.write(rounded.view(torch.uint8).numpy().tobytes())

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from offbook.errors import CheckpointError, ModelError
 from offbook.files.untrusted import Tensor, read_base_tensors, read_json, read_tensors
-from offbook.models.adapter import DORA, LORA_A, LORA_B, PREFIX, read_adapter
+from offbook.models.adapter import DORA, FLOATS, LORA_A, LORA_B, PREFIX, read_adapter
 from offbook.models.base import ADAPTER_WEIGHTS, read_config
 from offbook.models.skeleton import make_skeleton
 
 Float32 = NDArray[np.float32]
 
 FREQUENCIES = "rotary_emb.inv_freq"  # stored by older versions of transformers, as of Llama 2
-STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class BaseWeights:
         if read_json(folder / "config.json", ModelError).get("tie_word_embeddings"):
             tensors.pop("lm_head.weight", None)
         for name, (path, tensor) in tensors.items():
-            if tensor.dtype not in STORED:
+            if tensor.dtype not in FLOATS:
                 raise ModelError(
                     f"{name} is stored as {tensor.dtype}",
                     where=str(path),
@@ -154,9 +154,6 @@ class LoraWeights:
 
 def read_tensor(path: Path, tensor: Tensor) -> Float32:
     """A tensor of a safetensors file, in float32."""
-    stored = np.memmap(path, STORED[tensor.dtype], "r", tensor.begin, tensor.shape)
-    if tensor.dtype != "BF16":
-        return stored.astype(np.float32)
-    bits = stored.astype("<u4")  # bfloat16 is the upper half of a float32
-    bits <<= 16
-    return bits.view(np.float32)
+    stored = np.memmap(path, np.uint8, "c", tensor.begin, (tensor.end - tensor.begin,))
+    numbers = torch.frombuffer(stored, dtype=FLOATS[tensor.dtype])
+    return numbers.to(torch.float32, copy=True).reshape(tensor.shape).numpy()

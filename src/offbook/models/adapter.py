@@ -30,7 +30,13 @@ from offbook.settings.sections import LoraSettings
 PREFIX = "base_model.model."
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 DORA = ".lora_magnitude_vector"
-FLOATS = ("F64", "F32", "F16", "BF16")
+# Plain numbers, by their names in safetensors.
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 Shape = tuple[int, ...]
 
