@@ -851,9 +851,6 @@ TESTS: dict[str, tuple[str, ...]] = {
         "rename the folder of one of them",
         "serve it from a process of its own",
     ),
-    "tests/serve/test_engine.py::test_what_llama_cpp_does_not_compute_is_talked_to_as_advised": (
-        "talk to it in PyTorch, with `offbook chat` and without --engine",
-    ),
     "tests/cli/test_serve.py::test_what_is_refused_is_served_as_advised": (
         "choose another --host or --port",
         "name another file, which ends in .jsonl",
@@ -869,7 +866,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "use --to gguf, and give the system text in each conversation",
         "use --to gguf, with a program that renders the chat template in the file",
         "use --to merged",
-        "use --to merged or --to adapter",
+        "chat with PyTorch, by `offbook chat` without --engine; or export with --to merged or "
+        "--to adapter",
     ),
     f"{EXPORT}weights_that_have_no_place_are_exported_as_advised": ("use --to adapter",),
     f"{EXPORT}quantized_weights_are_replaced_by_the_original_ones": (

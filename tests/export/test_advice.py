@@ -15,7 +15,9 @@ from offbook.errors import CheckpointError, ExportError, ModelError, OffbookErro
 from offbook.export.export import export_run
 from offbook.export.gguf import write_model
 from offbook.export.weights import BaseWeights, LoraWeights
+from offbook.inference.chat import Chat
 from offbook.runs.trained import open_run
+from offbook.serve.chat import open_chat
 from offbook.training.train import train
 from support.exports import train_run
 from support.families import make_family
@@ -44,7 +46,10 @@ YARN = {
     "factor": 2.0,
     "original_max_position_embeddings": 128,
 }
-FOLDERS = "use --to merged or --to adapter"
+IN_PYTORCH = (
+    "chat with PyTorch, by `offbook chat` without --engine; or export with --to merged or "
+    "--to adapter"
+)
 WITH_TEMPLATE = "use --to gguf, with a program that renders the chat template in the file"
 
 
@@ -82,14 +87,26 @@ CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str, str, tuple[
         ("gguf",),
     ),
     "DoRA": (family("llama"), ("lora.use_dora=true",), "gguf-lora", "use --to gguf", ("gguf",)),
-    "tokenizer": (split_by_characters, (), "gguf", FOLDERS, ("merged", "adapter")),
-    "scaling": (family("llama", rope_parameters=YARN), (), "gguf", FOLDERS, ("merged", "adapter")),
-    "activation": (family("llama", hidden_act="gelu"), (), "gguf", FOLDERS, ("merged", "adapter")),
+    "tokenizer": (split_by_characters, (), "gguf", IN_PYTORCH, ("merged", "adapter")),
+    "scaling": (
+        family("llama", rope_parameters=YARN),
+        (),
+        "gguf",
+        IN_PYTORCH,
+        ("merged", "adapter"),
+    ),
+    "activation": (
+        family("llama", hidden_act="gelu"),
+        (),
+        "gguf",
+        IN_PYTORCH,
+        ("merged", "adapter"),
+    ),
     "family": (
         family("gpt_neox"),
         ("lora.target_modules=all-linear",),
         "gguf",
-        FOLDERS,
+        IN_PYTORCH,
         ("merged", "adapter"),
     ),
 }
@@ -103,6 +120,11 @@ def test_what_cannot_be_exported_can_be_as_advised(tmp_path: Path, case: str) ->
         export_run(run, target, tmp_path / "refused")
     assert caught.value.fix == said
     assert not (tmp_path / "refused").exists()
+    if said == IN_PYTORCH:
+        with pytest.raises(OffbookError) as caught, open_chat(run.path):
+            pass
+        assert caught.value.fix == said
+        assert Chat.open(run.path).ask("who are you")
     for other in better:
         assert export_run(run, other, tmp_path / other, kind="f32").certificate is not None
 

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
 
-from offbook.errors import CheckpointError, ConfigError, EngineError, ModelError
+from offbook.errors import CheckpointError, ConfigError, EngineError
 from offbook.inference.chat import Chat
 from offbook.inference.generate import Sampling
 from offbook.inference.model import FoundModel, find_model
@@ -179,18 +179,6 @@ def test_a_context_ends_with_a_sliding_window(tmp_path: Path) -> None:
         pass
     with start(found, threads=1) as engine:
         assert engine.context == 64
-
-
-def test_what_llama_cpp_does_not_compute_is_talked_to_as_advised(tmp_path: Path) -> None:
-    base = make_family("llama", tmp_path / "base", hidden_act="gelu")
-    path = train_run(tmp_path, base).path
-    with pytest.raises(ModelError) as caught, start([find_model(path)], threads=1):
-        pass
-    assert str(caught.value) == (
-        f"{path}: llama.cpp computes a llama model with silu, not gelu; talk to it in PyTorch, "
-        "with `offbook chat` and without --engine"
-    )
-    assert Chat.open(path).ask("who are you")
 
 
 def test_dora_is_refused(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -147,18 +146,6 @@ def _require_llama_cpp() -> None:
         raise ConfigError(what, where="--to", fix=f"{error.fix}, or add --no-verify") from None
 
 
-@contextmanager
-def _for_llama_cpp() -> Iterator[None]:
-    """Say what can be done where llama.cpp has no place for a model."""
-    try:
-        yield
-    except ModelError as error:
-        if error.fix:
-            raise
-        fix = "use --to merged or --to adapter"
-        raise ModelError(error.what, where="--to", fix=fix) from None
-
-
 def _write(
     folder: Path,
     original: Original,
@@ -179,14 +166,12 @@ def _write(
         write_reader_files(folder, run)
         return f"rounding to the base's format changes {lost:.1%} of what the adapter adds"
     if target == "gguf-lora":
-        with _for_llama_cpp():
-            write_lora(folder / ADAPTER, base, lora)
+        write_lora(folder / ADAPTER, base, lora)
         return (
             "for a GGUF of the same base, of any type:\n"
             "    llama-server -m BASE.gguf --lora {folder}/" + ADAPTER
         )
-    with _for_llama_cpp():
-        write_model(folder / MODEL, base, lora, kind, run.template)
+    write_model(folder / MODEL, base, lora, kind, run.template)
     if target == "ollama":
         go = go_template(run.template, prompts)
         text = modelfile(MODEL, go, _ollama_parameters(run), run.config.data.system)
@@ -216,8 +201,7 @@ def compare(folder: Path, original: Original, target: str, kind: str) -> Certifi
         answers = ask(TransformersReader(folder, None, stop_ids), sample, prompts)
     elif target == "gguf-lora":
         kind = "f32"  # so that all differences are the adapter's
-        with _for_llama_cpp():
-            write_model(folder / MODEL, base, None, kind, run.template)
+        write_model(folder / MODEL, base, None, kind, run.template)
         answers = _ask_llama_cpp(folder / MODEL, [folder / ADAPTER], kind, original, prompts)
         (folder / MODEL).unlink()
     else:

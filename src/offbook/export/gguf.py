@@ -17,8 +17,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
 
-from offbook.errors import CheckpointError, ConfigError, ModelError
-from offbook.export.gguf_tokenizer import write_tokenizer
+from offbook.errors import CheckpointError, ConfigError
+from offbook.export.gguf_tokenizer import without_llama_cpp, write_tokenizer
 from offbook.export.weights import BaseWeights, Float32, LoraWeights
 from offbook.models.base import read_config
 from offbook.tokens.template import ChatTemplate
@@ -82,7 +82,6 @@ def write_model(
 
     Raises:
         ModelError: when llama.cpp does not compute this type of model, or not as transformers does.
-            It has no place and no fix: what else can be done, each caller knows.
     """
     config = base.config
     if lora:
@@ -162,9 +161,11 @@ def architecture(config: dict[str, Any]) -> Architecture:
     """
     kind, activation = config.get("model_type"), config.get("hidden_act", SILU[0])
     if kind not in ARCHITECTURES:
-        raise ModelError(f"a {kind} model cannot be written as GGUF here")
+        raise without_llama_cpp(f"a {kind} model cannot be written as GGUF here")
     if activation not in SILU:
-        raise ModelError(f"llama.cpp computes a {kind} model with {SILU[0]}, not {activation}")
+        raise without_llama_cpp(
+            f"llama.cpp computes a {kind} model with {SILU[0]}, not {activation}"
+        )
     return ARCHITECTURES[kind]
 
 
@@ -190,7 +191,7 @@ def _renamer(config: dict[str, Any]) -> Callable[[str], str]:
     def rename(name: str) -> str:
         renamed = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if renamed is None:
-            raise ModelError(f"llama.cpp has no place for {name}")
+            raise without_llama_cpp(f"llama.cpp has no place for {name}")
         return renamed
 
     return rename
@@ -243,7 +244,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
     rope = dict(config.get("rope_parameters") or older)
     rope["kind"] = rope.get("rope_type") or rope.get("type") or "default"
     if rope["kind"] not in ROPE_SCALINGS:
-        raise ModelError(f"rope scaling {rope['kind']!r} cannot be written as GGUF here")
+        raise without_llama_cpp(f"rope scaling {rope['kind']!r} cannot be written as GGUF here")
     return rope
 
 

@@ -43,7 +43,7 @@ def write_tokenizer(writer: gguf.GGUFWriter, template: ChatTemplate, size: int) 
         size: the rows of the embedding; rows without a token get an unused one.
 
     Raises:
-        ModelError: when llama.cpp has no tokenizer of this kind; without a fix, as `write_model`.
+        ModelError: when llama.cpp has no tokenizer of this kind.
     """
     tokenizer = template.tokenizer
     description = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -153,4 +153,13 @@ def _adds_space(template: ChatTemplate) -> bool:
 
 
 def _refusal(why: str) -> ModelError:
-    return ModelError(f"cannot be written as GGUF: {why}")
+    return without_llama_cpp(f"cannot be written as GGUF: {why}")
+
+
+def without_llama_cpp(why: str) -> ModelError:
+    """The error of what llama.cpp does not compute; `export`, `serve` and `chat` all raise it."""
+    return ModelError(
+        why,
+        fix="chat with PyTorch, by `offbook chat` without --engine; or export with --to merged or "
+        "--to adapter",
+    )

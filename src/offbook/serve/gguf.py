@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from offbook.errors import CheckpointError, ModelError, quoted
+from offbook.errors import CheckpointError, quoted
 from offbook.export.gguf import write_lora, write_model
 from offbook.export.weights import BaseWeights, LoraWeights
 from offbook.files.cache import cache_folder, cache_folders, temporary_folder
@@ -28,7 +28,7 @@ def base_gguf(found: FoundModel, kind: str, announce: Callable[[str], None]) -> 
         announce: receives a line before it is converted.
 
     Raises:
-        ModelError: when llama.cpp does not compute this type of model, but PyTorch may.
+        ModelError: when llama.cpp does not compute this type of model.
     """
     name = f"{found.base.name[:40]}-{_hash(found)}-{kind}.gguf"
     for cache in cache_folders():
@@ -37,13 +37,7 @@ def base_gguf(found: FoundModel, kind: str, announce: Callable[[str], None]) -> 
     base, cache = BaseWeights.of(found.base), cache_folder()
     announce(f"converting the base for llama.cpp ({kind}), into {cache}")
     with temporary_folder(cache, PARTIAL) as folder:
-        try:
-            write_model(folder / name, base, None, kind, found.template)
-        except ModelError as error:
-            if error.fix:
-                raise
-            fix = "talk to it in PyTorch, with `offbook chat` and without --engine"
-            raise ModelError(error.what, where=str(found.path), fix=fix) from None
+        write_model(folder / name, base, None, kind, found.template)
         return (folder / name).replace(cache / name)
 
 
