@@ -15,6 +15,7 @@ from offbook.data.conversations import read_conversations
 from offbook.data.sources import read_training
 from offbook.errors import ConfigError, DataError
 from offbook.settings.config import Config
+from offbook.settings.sections import DataSettings
 
 ROWS = [{"instruction": f"Question {k}", "output": f"Answer {k}"} for k in range(4)]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
