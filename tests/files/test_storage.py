@@ -193,7 +193,7 @@ def test_only_a_training_is_said_to_be_resumed(
         assert error_of(work) is None
 
 
-def test_what_fails_while_a_folder_is_filled_is_not_the_disk_unless_it_is_full(
+def test_what_fails_while_a_folder_is_filled_is_the_disk_only_where_it_says_so(
     tmp_path: Path,
 ) -> None:
     final = tmp_path / "export"
@@ -201,11 +201,13 @@ def test_what_fails_while_a_folder_is_filled_is_not_the_disk_unless_it_is_full(
         with pytest.raises(type(problem)) as caught, storage.staged(final):
             raise problem
         assert caught.value is problem
-    with (
-        pytest.raises(DiskError, match=r"export: cannot write \(full\); free some space$"),
-        storage.staged(final),
+    for number, fix in (
+        (errno.ENOSPC, "free some space"),
+        (errno.EIO, "check the disk and its permissions"),
     ):
-        raise OSError(errno.ENOSPC, "full")
+        said = rf"export: cannot write \(why\); {fix}$"
+        with pytest.raises(DiskError, match=said), storage.staged(final):
+            raise OSError(number, "why")
     assert list(tmp_path.iterdir()) == []
 
 

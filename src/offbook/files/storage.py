@@ -58,6 +58,7 @@ from offbook.files.manifest import verify as verify
 PARTIAL = ".partial"
 LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FAILING = (errno.EIO, errno.EROFS)
 
 
 disk = Disk()
@@ -131,8 +132,8 @@ def staged(final: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             disk.remove(partial)
-        if isinstance(error, OSError) and error.errno in FULL:
-            with _as_disk_error(final):  # others may be about what was read
+        if isinstance(error, OSError) and error.errno in (*FULL, *FAILING):
+            with _as_disk_error(final):  # others are not about the disk
                 raise
         raise
 
