@@ -22,7 +22,7 @@ import difflib
 import os
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 INTERRUPTED = 130  # 128 + SIGINT: the exit code of a run stopped by Ctrl-C after it has saved
@@ -152,13 +152,25 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def suggest(word: str, candidates: Sequence[str]) -> str | None:
+def stem(name: str) -> str:
+    """What a file is called, before any suffix: `rows` for `Rows.jsonl.gz`."""
+    return name.casefold().partition(".")[0]
+
+
+def suggest(
+    word: str, candidates: Sequence[str], compared: Callable[[str], str] = str.casefold
+) -> str | None:
     """`did you mean "x"?` for the candidate most similar to `word`, or None if none is similar.
 
     Upper and lower case make no difference, and `word` itself is never suggested.
+
+    Args:
+        word: what was written.
+        candidates: what may have been meant.
+        compared: what of them; `stem` of files, which are not alike for their suffix.
     """
     if len(word) > MAX_QUOTED:
         return None  # similar to none of them; difflib would need seconds to find that out
-    folded = {name.casefold(): name for name in reversed(candidates) if name != word}
-    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    folded = {compared(name): name for name in reversed(candidates) if name != word}
+    near = difflib.get_close_matches(compared(word), folded, n=1, cutoff=0.6)
     return f'did you mean "{folded[near[0]]}"?' if near else None

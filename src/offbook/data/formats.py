@@ -32,7 +32,7 @@ from offbook.data.packed import (
 from offbook.data.remarks import Remarks
 from offbook.data.sheet import read_sheet
 from offbook.data.text import open_text, undecodable
-from offbook.errors import DataError, first_few, first_line, shorten, suggest
+from offbook.errors import DataError, first_few, first_line, shorten, stem, suggest
 from offbook.files.hub import download
 from offbook.files.untrusted import refuse_pointer
 from offbook.settings.config import is_pattern, local_path
@@ -71,7 +71,7 @@ def resolve(source: str, commit: str | None = None) -> list[Path]:
         return _from_hub(hub[1], hub[2], commit)
     parent = local_path(str(Path(source).parent))
     near = [p.name for p in parent.glob("*")] if parent else []
-    advice = suggest(Path(source).name, [*near, *SAMPLES])
+    advice = suggest(Path(source).name, [*near, *SAMPLES], stem)
     raise DataError(
         "no such file",
         where=source,

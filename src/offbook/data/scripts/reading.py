@@ -27,7 +27,7 @@ from offbook.data.scripts import (
 )
 from offbook.data.scripts.json_chats import messages
 from offbook.data.scripts.script import Line, Script
-from offbook.errors import DataError, quoted, suggest
+from offbook.errors import DataError, quoted, stem, suggest
 from offbook.settings.config import local_path
 
 NOT_TEXT = {
@@ -85,7 +85,8 @@ def files_of(source: str) -> list[Path]:
     if path is None:
         parent = local_path(str(Path(source).parent))
         near = [p.name for p in parent.iterdir()] if parent and parent.is_dir() else []
-        fix = suggest(Path(source).name, near) or "give a script, subtitles, a novel or a chat"
+        similar = suggest(Path(source).name, near, stem)
+        fix = similar or "give a script, subtitles, a novel or a chat"
         raise DataError("no such file", where=source, fix=fix)
     if not path.is_dir():
         return [path]
