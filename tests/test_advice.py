@@ -723,7 +723,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         ),
     ),
     f"{RUNS}rows_that_are_given_as_a_configuration_are_trained_on_as_advised": (
-        "train on them: `offbook train {quoted(f'data.train={config}')}`",
+        "train on them: `offbook train {quoted(f'data.train={listed}')}`",
+    ),
+    "tests/cli/test_many.py::test_several_configurations_are_trained_as_advised": (
+        "train several roles: `offbook train --many {' '.join(map(quoted, files))}`",
     ),
     f"{RUNS}a_folder_that_is_taken_is_no_obstacle_to_another": ("choose another folder",),
     f"{RUNS}a_run_is_made_and_finished_as_a_chat_advises": (

@@ -43,6 +43,17 @@ def test_several_runs_are_trained_and_reported(cli: Cli, files: list[Path]) -> N
     assert code == 0, err
 
 
+def test_several_configurations_are_trained_as_advised(cli: Cli, files: list[Path]) -> None:
+    code, _, err = cli("train", *files)
+    first, second = files
+    advised = f"offbook train --many {first} {second}"
+    assert (code, err) == (
+        2,
+        f"error: {second}: it is another configuration; train several roles:\n    {advised}\n",
+    )
+    assert cli(*advised.split()[1:], "--no-eval")[0] == 0
+
+
 def test_the_exit_code_is_that_of_the_run_that_failed(cli: Cli, files: list[Path]) -> None:
     text = files[0].read_text(encoding="utf-8")
     files[0].write_text(text.replace("learning_rate: 0.01", "learning_rate: 1.0e+38"), "utf-8")

@@ -58,7 +58,7 @@ def test_without_rows_each_way_to_some_can_be_taken(cli: Cli, arguments: list[st
 
 
 def test_rows_that_are_given_as_a_configuration_are_trained_on_as_advised(
-    cli: Cli, arguments: list[str]
+    cli: Cli, arguments: list[str], tmp_path: Path
 ) -> None:
     code, _, err = cli("train", "rows.jsonl")
     assert (code, "these are rows, not a configuration" in err) == (2, True)
@@ -66,6 +66,11 @@ def test_rows_that_are_given_as_a_configuration_are_trained_on_as_advised(
     assert advised == "offbook train data.train=rows.jsonl"
     others = [word for word in arguments if not word.startswith("data.train")]
     assert cli(*typed(advised), *others)[0] == 0
+    (tmp_path / "more rows.jsonl").write_text(ROWS, encoding="utf-8")
+    code, _, err = cli("train", "rows.jsonl", "more rows.jsonl", "train.max_steps=1")
+    _, _, advised = err.strip().partition("train on them:\n    ")
+    assert advised == "offbook train 'data.train=[rows.jsonl, more rows.jsonl]'"
+    assert cli(*typed(advised), *others, "--overwrite")[0] == 0
 
 
 def test_a_folder_that_is_taken_is_no_obstacle_to_another(cli: Cli) -> None:

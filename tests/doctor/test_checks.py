@@ -277,8 +277,8 @@ def test_no_text_is_too_long() -> None:
 def test_the_brief_form_is_one_line() -> None:
     rows = [talk("one?", "Yes."), talk("one?", "Yes."), talk("one?", "No.")]
     _, found = examine(rows)
-    assert brief(found.values(), ["my rows.json"]) == (
+    assert brief(found.values(), ["my rows.json", "lighthouse"]) == (
         "rows equal to an earlier one: 1; prompts with several replies: 1; "
-        "more with `offbook check 'my rows.json'`"
+        "more with `offbook check 'my rows.json' lighthouse`"
     )
     assert brief([], ["rows.json"]) is None

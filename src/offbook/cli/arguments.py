@@ -21,6 +21,9 @@ Checkpoint = Annotated[
 ]
 
 
+YAML = (".yaml", ".yml")
+
+
 def file_and_settings(
     config: Path | None, settings: list[str] | None
 ) -> tuple[Path | None, list[str]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 from rich.text import Text
 
+from offbook.cli.arguments import YAML
 from offbook.cli.console import ProgressMonitor, out, put, say
 from offbook.errors import DataError
 
@@ -83,8 +84,9 @@ def check(
     from offbook.settings.config import Config, local_path
     from offbook.settings.sections import DataSource
 
-    from_file = data.endswith((".yaml", ".yml"))
-    more = [] if from_file else [text for text in settings or [] if local_path(text)]
+    from_file = data.endswith(YAML)
+    given = [] if from_file else settings or []
+    more = [text for text in given if "=" not in text or local_path(text)]
     overrides = [text for text in settings or [] if text not in more]
     config = Config.load(Path(data) if from_file else None, overrides)
     if not from_file:

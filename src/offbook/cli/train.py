@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offbook.cli.arguments import Settings, file_and_settings
+from offbook.cli.arguments import YAML, Settings, file_and_settings
 from offbook.cli.console import ProgressMonitor, put, say
 from offbook.cli.launch import launch, leads, without_nproc
 from offbook.cli.scorecard import put_short_scorecard
@@ -123,8 +123,14 @@ def load_config(config: Path | None, settings: list[str]) -> Config:
     from offbook.settings.config import Config
 
     if config is not None and file_type(config):
-        fix = f"train on them: `offbook train {quoted(f'data.train={config}')}`"
+        rows = [str(config), *(text for text in settings if "=" not in text)]
+        listed = f"[{', '.join(rows)}]" if len(rows) > 1 else rows[0]
+        fix = f"train on them: `offbook train {quoted(f'data.train={listed}')}`"
         raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)
+    if several := [text for text in settings if "=" not in text and text.endswith(YAML)]:
+        files = [str(config), *several]
+        fix = f"train several roles: `offbook train --many {' '.join(map(quoted, files))}`"
+        raise ConfigError("it is another configuration", where=several[0], fix=fix)
     if config is not None and config.is_dir():
         config = config / "config.yaml"
     loaded = Config.load(config, settings)

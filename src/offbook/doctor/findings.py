@@ -246,8 +246,8 @@ def brief(findings: Iterable[Finding], sources: Iterable[str]) -> str | None:
     serious = [f"{f.what}: {f.count:,}" for f in at_least("look", in_order(findings)) if f.count]
     if not serious:
         return None
-    commands = ", ".join(f"`offbook check {quoted(source)}`" for source in sources)
-    return f"{first_few(serious, 3, '; ')}; more with {commands}"
+    command = " ".join(["offbook check", *map(quoted, sources)])
+    return f"{first_few(serious, 3, '; ')}; more with `{command}`"
 
 
 def at_least(severity: Severity, findings: Iterable[Finding]) -> list[Finding]:
