@@ -13,6 +13,7 @@ import torch.distributed as dist
 from offbook.doctor.inspection import language_finding
 from offbook.engine.machine import limit_threads
 from offbook.engine.memory import prepare_deterministic
+from offbook.engine.ops.library import is_compiled
 from offbook.models.adapter_config import notes_for_readers
 from offbook.models.base import context_length, has_weights, resolve_base, vocabulary_size
 from offbook.models.load import choose_devices, choose_precision, require_quantization
@@ -153,6 +154,8 @@ def gather(
         memory = shared.memory(devices, base, shape)
     else:
         memory = Memory.of(device, available) if available else Memory.of_each(devices)
+    if device.type == "cpu" and not is_compiled():
+        monitor.busy("compiling the kernels for this processor, once")
     dtype = choose_precision(config.model.precision, device)
     rows = shared.rows_of_a_step if shared else None
     case = Case(config, shape, data.longest, dtype, device, memory, rows=rows)

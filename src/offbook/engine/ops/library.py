@@ -140,14 +140,22 @@ class Library:
         return self.code is not None and (dtype != torch.bfloat16 or self.multiplies_bf16)
 
 
+def is_compiled() -> bool:
+    """Whether `library` has nothing to compile."""
+    if TARGET is None or sys.platform != "linux":
+        return True
+    name = _file_name()
+    return any((folder / name).exists() for folder in cache_folders())
+
+
 @lru_cache(maxsize=1)
 def library() -> Library:
-    """The kernels; compiled, which takes seconds, unless the cache has them."""
+    """The kernels; compiled, unless the cache has them, which takes seconds to a minute."""
     if TARGET is None:
         return Library(None, "the fused kernels are turned off")
     if sys.platform != "linux":
         return Library(None, "fused kernels are for Linux so far")
-    name = f"kernels/{_fingerprint()}.so"
+    name = _file_name()
     code = next(filter(None, (_load(folder / name) for folder in cache_folders())), None)
     if code is None:
         compiler = _compiler()
@@ -203,8 +211,8 @@ def _compiler() -> list[str]:
     return [sys.executable, "-m", "ziglang", "c++"] if find_spec("ziglang") else []
 
 
-def _fingerprint() -> str:
-    """A hash of sources, flags, `$CXX` and processor; which compiler is found does not matter."""
+def _file_name() -> str:
+    """With a hash of sources, flags, `$CXX` and processor; which compiler is found is not in it."""
     info = Path("/proc/cpuinfo")
     processor = info.read_text(encoding="utf-8").split("\n\n")[0] if info.exists() else ""
     # The clock speed changes from one reading to the next.
@@ -212,7 +220,8 @@ def _fingerprint() -> str:
     sources = [file.read_text(encoding="utf-8") for file in sorted(NATIVE.iterdir())]
     flags = [os.environ.get("CXX", ""), *COMPILE, str(TARGET), *LINK]
     facts = [*sources, *flags, platform.machine(), *kept]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    return f"kernels/{digest[:16]}.so"
 
 
 def _compile(file: Path) -> None:
