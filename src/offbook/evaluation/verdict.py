@@ -82,8 +82,8 @@ def _did_not_take(facts: Facts) -> Finding | None:
     updates = facts.updates
     if updates is not None and updates < FEW_UPDATES:
         advice = (
-            f"{updates} updates are too few: raise train.num_train_epochs, so that there are "
-            "100 or more"
+            f"{updates} updates are too few: raise train.num_train_epochs, or train.max_steps "
+            f"where it is set, so that there are {FEW_UPDATES} or more"
         )
     else:
         advice = "raise train.learning_rate; `auto` fits it to the base"
