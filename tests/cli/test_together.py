@@ -21,6 +21,7 @@ from offbook.engine.machine import processors, usable_memory
 from offbook.models.base import ADAPTER_WEIGHTS
 from offbook.settings.config import Config
 from offbook.training.train import train
+from support.runs import Listener
 from support.together import ROOT, free_port
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and processes of Linux")
@@ -83,11 +84,16 @@ def test_ctrl_c_saves_once_and_one_process_resumes(settings: Path, tmp_path: Pat
     assert rest.count("saving and stopping") == 1
     assert rest.count("stopped and saved after step") == 1
     assert "Traceback" not in rest
+    config = Config.load(settings)
+    assert f"continue with\n    offbook train {config.output_dir} --resume --nproc 2\n" in rest
     assert sum(line.startswith("step 1/") for line in said) == 1, "one process reports"
     done = int(rest.split("saved after step ")[1].split(";")[0])
-    resumed = train(Config.load(settings, [f"train.max_steps={done + 2}"]), resume=True)
+    heard = Listener()
+    longer = config.override(f"train.max_steps={done + 2}")
+    resumed = train(longer, resume=True, monitor=heard)
     assert resumed.finished
     assert resumed.steps == done + 2
+    assert "processes was 2, is 1" in "".join(heard.heard)
 
 
 @pytest.mark.parametrize(

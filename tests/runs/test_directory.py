@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,20 @@ def test_a_receipt_of_another_version_is_read(tmp_path: Path) -> None:
     earlier = asdict(RECEIPT)
     del earlier["micro_batch_tokens"], earlier["device"]["fused_kernels"]
     run.receipt_file.write_text(json.dumps(earlier))
-    assert run.receipt().changes_to_last_bits(RECEIPT) == ["device", "micro batch tokens"]
+    assert run.receipt().changes_to_last_bits(RECEIPT) == [
+        "fused kernels was unknown, is True",
+        "micro batch tokens was unknown, is 256",
+    ]
+
+
+def test_what_may_change_the_last_bits_is_named() -> None:
+    device = Device("x86_64", threads=2, fused_kernels=True, processes=2)
+    together = replace(RECEIPT, device=device, versions={"python": "3.12"})
+    assert together.changes_to_last_bits(RECEIPT) == [
+        "python was 3.12, is 3.11",
+        "processes was 2, is 1",
+    ]
+    assert RECEIPT.changes_to_last_bits(RECEIPT) == []
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"rows": 3}', "\x00"])

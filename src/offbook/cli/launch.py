@@ -20,6 +20,13 @@ def leads() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
+def nproc_option() -> str:
+    """` --nproc N` where N processes train here, and none elsewhere; else nothing."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    alone = count == "1" or count != os.environ.get("LOCAL_WORLD_SIZE")
+    return "" if alone else f" --nproc {count}"
+
+
 def launch(count: int, arguments: Sequence[str]) -> int:
     """Run processes of `offbook` until all have ended.
 

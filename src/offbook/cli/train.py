@@ -18,7 +18,7 @@ import typer
 
 from offbook.cli.arguments import YAML, Settings, file_and_settings
 from offbook.cli.console import ProgressMonitor, put, say
-from offbook.cli.launch import launch, leads, without_nproc
+from offbook.cli.launch import launch, leads, nproc_option, without_nproc
 from offbook.cli.scorecard import put_short_scorecard
 from offbook.errors import INTERRUPTED, TERMINATED, ConfigError, quoted, shorten
 from offbook.monitor import LineMonitor
@@ -197,7 +197,7 @@ def report(result: TrainResult, evaluate: bool = True) -> None:
         how = f"stopped and saved after step {result.steps}; continue with"
         if result.steps == 0:
             how = "stopped before the first step; nothing to save. Start again with"
-        say(f"{how}\n    offbook train {run} --resume")
+        say(f"{how}\n    offbook train {run} --resume" + nproc_option())
         return
     if result.seconds:
         put(

@@ -163,16 +163,23 @@ class Receipt:
         return hashes in (list(now.data.values()), list(by_name.values()))
 
     def changes_to_last_bits(self, now: Receipt) -> list[str]:
-        """What differs in `now` that can change a resumed run's result in its last bits."""
+        """What differs in `now` that can change a resumed run's result in its last bits.
+
+        Each is told as in `threads was 2, is 4`.
+        """
+        before = self._computed_by()
         return [
-            name
-            for name, old, new in (
-                ("versions", self.versions, now.versions),
-                ("device", self.device, now.device),
-                ("micro batch tokens", self.micro_batch_tokens, now.micro_batch_tokens),
-            )
-            if old != new
+            f"{name.replace('_', ' ')} was {before.get(name, 'unknown')}, is {value}"
+            for name, value in now._computed_by().items()
+            if before.get(name) != value
         ]
+
+    def _computed_by(self) -> dict[str, object]:
+        """All that the last bits of a result can depend on, where it is known."""
+        device = asdict(self.device) if self.device else {}
+        values = {**self.versions, "device": device.pop("name", None), **device}
+        values["micro_batch_tokens"] = self.micro_batch_tokens
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def hash_base(base: Path) -> dict[str, str]:

@@ -222,7 +222,7 @@ def _tell_changes(run: RunDirectory, receipt: Receipt, monitor: Monitor) -> None
             monitor.announce(notice)
     if changed := start.changes_to_last_bits(receipt):
         monitor.announce(
-            f"changed since the run was started: {', '.join(changed)}; "
+            f"changed since the run was started: {'; '.join(changed)}; "
             "the result may differ in its last bits"
         )
 
