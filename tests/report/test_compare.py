@@ -117,6 +117,9 @@ def test_runs_are_found_and_summarized(runs: tuple[Path, Path]) -> None:
     assert (whole.step, whole.steps, whole.finished, whole.problem) == (12, 12, True, None)
     assert whole.before is not None
     assert whole.size > 10_000
+    metrics = runs[1] / "metrics.jsonl"  # as of a run that was stopped before it logged a step
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:1]))
+    assert summarize(runs[1]).step == 12
     (runs[1] / "receipt.json").write_text("{")
     assert "receipt.json: the file is damaged" in str(summarize(runs[1]).problem)
     with pytest.raises(ConfigError, match="no such folder; `offbook train` makes a run"):

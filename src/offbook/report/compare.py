@@ -192,7 +192,7 @@ def _read(path: Path, name: str) -> Compared:
     inputs = {f"base: {key}": value for key, value in receipt.base.items()}
     inputs |= {"data": ", ".join(receipt.data.values())}
     inputs |= {f"version of {key}": value for key, value in receipt.versions.items()}
-    curves = Curves.of(run.metrics())
+    curves = Curves.read(run)
     return Compared(name, settings | inputs, curves, read_evaluation(run))
 
 

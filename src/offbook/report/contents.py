@@ -76,7 +76,7 @@ class Contents:
             run=run,
             config=run.config(),
             receipt=run.receipt(),
-            curves=Curves.of(run.metrics()),
+            curves=Curves.read(run),
             evaluation=evaluation,
             evaluation_problem=problem,
             looked_at=read_rows(run) if looked_at is None else looked_at,

@@ -9,6 +9,7 @@ from typing import TypeVar
 from offbook.monitor import EvalMetrics, Metrics, SkippedStep, SmallerMicroBatches, StepMetrics
 from offbook.report.charts import Chart, Series
 from offbook.report.words import WORDS, Text
+from offbook.runs.directory import RunDirectory
 
 Record = TypeVar("Record", bound=Metrics)
 
@@ -22,12 +23,25 @@ class Curves:
 
     Attributes:
         steps, validations, skipped, smaller: the records of each kind.
+        saved: the step of the newest checkpoint; not each step is logged.
     """
 
     steps: list[StepMetrics] = field(default_factory=list)
     validations: list[EvalMetrics] = field(default_factory=list)
     skipped: list[SkippedStep] = field(default_factory=list)
     smaller: list[SmallerMicroBatches] = field(default_factory=list)
+    saved: int = 0
+
+    @classmethod
+    def read(cls, run: RunDirectory) -> Curves:
+        """The curves of a run.
+
+        Raises:
+            CheckpointError: when `metrics.jsonl` is damaged.
+        """
+        curves = cls.of(run.metrics())
+        curves.saved = max((step for step, _ in run.steps()), default=0)
+        return curves
 
     @classmethod
     def of(cls, records: Iterable[Metrics]) -> Curves:
@@ -46,9 +60,9 @@ class Curves:
 
     @property
     def step(self) -> int:
-        """The last step that was logged."""
+        """The last step that was logged or saved."""
         kinds = (self.steps, self.validations, self.skipped, self.smaller)
-        return max((kind[-1].step for kind in kinds if kind), default=0)
+        return max([self.saved, *(kind[-1].step for kind in kinds if kind)])
 
     @property
     def before(self) -> float | None:

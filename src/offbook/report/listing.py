@@ -74,7 +74,7 @@ def summarize(path: Path) -> Summary:
     run = RunDirectory(path)
     try:
         config, receipt = run.config(), run.receipt()
-        curves, evaluation = Curves.of(run.metrics()), read_evaluation(run)
+        curves, evaluation = Curves.read(run), read_evaluation(run)
     except OffbookError as error:
         return Summary(path, size=size_of(path), written=written(run), problem=str(error))
     return Summary(
