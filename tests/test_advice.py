@@ -728,6 +728,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tests/cli/test_many.py::test_several_configurations_are_trained_as_advised": (
         "train several roles: `offbook train --many {' '.join(map(quoted, files))}`",
     ),
+    f"{RUNS}a_run_that_is_none_is_told_as_such": (
+        "`offbook runs` lists them; `offbook init` makes a folder to start from",
+    ),
     f"{RUNS}a_folder_that_is_taken_is_no_obstacle_to_another": ("choose another folder",),
     f"{RUNS}a_run_is_made_and_finished_as_a_chat_advises": (
         "`offbook train` makes one",

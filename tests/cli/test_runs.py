@@ -73,6 +73,20 @@ def test_rows_that_are_given_as_a_configuration_are_trained_on_as_advised(
     assert cli(*typed(advised), *others, "--overwrite")[0] == 0
 
 
+def test_a_run_that_is_none_is_told_as_such(cli: Cli, arguments: list[str]) -> None:
+    assert cli("train", *arguments, "output_dir=runs/role-0.5")[0] == 0
+    for folder in ("runs/nope", "runs/role-0.6", "runs"):
+        assert cli("train", folder, "--resume")[::2] == (
+            2,
+            f"error: {folder}: not a run directory; `offbook runs` lists them; `offbook init` "
+            "makes a folder to start from\n",
+        )
+    assert cli("runs")[1].startswith("runs/role-0.5  ")
+    assert cli("train", "runs/role-0.5", "--resume")[0] == 0
+    assert cli("init", "role")[0] == 0
+    assert "no such model" in cli("train", "role", "model.base=nothing")[2]
+
+
 def test_a_folder_that_is_taken_is_no_obstacle_to_another(cli: Cli) -> None:
     assert cli("init", "role")[0] == 0
     assert cli("init", "role")[2].endswith("it exists already; choose another folder\n")

@@ -117,7 +117,7 @@ def load_config(config: Path | None, settings: list[str]) -> Config:
         settings: override those of the file.
 
     Raises:
-        ConfigError: when it is no configuration, or names no rows.
+        ConfigError: when it is neither, or names no rows.
     """
     from offbook.data.formats import file_type
     from offbook.settings.config import Config
@@ -131,8 +131,14 @@ def load_config(config: Path | None, settings: list[str]) -> Config:
         files = [str(config), *several]
         fix = f"train several roles: `offbook train --many {' '.join(map(quoted, files))}`"
         raise ConfigError("it is another configuration", where=several[0], fix=fix)
-    if config is not None and config.is_dir():
+    if config is not None and (config / "config.yaml").is_file():
         config = config / "config.yaml"
+    elif config and (config.is_dir() or not (config.exists() or config.suffix in YAML)):
+        raise ConfigError(
+            "not a run directory",
+            where=str(config),
+            fix="`offbook runs` lists them; `offbook init` makes a folder to start from",
+        )
     loaded = Config.load(config, settings)
     if not loaded.gives("data.train"):
         raise ConfigError(
