@@ -680,6 +680,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "set train.max_steps instead, or add train.max_steps=null",
         "leave it out to continue, or train a new run with another output_dir",
     ),
+    f"{RUN}a_finished_run_that_is_there_is_trained_as_advised": (
+        "replace it with --overwrite, or set another output_dir",
+    ),
     f"{RUN}a_damaged_run_goes_on_as_advised": (
         "restore one from a copy, or start again with --overwrite",
         "restore it from a copy, or start again with --overwrite",

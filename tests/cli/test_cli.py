@@ -298,8 +298,7 @@ def test_train_then_chat(cli: Cli, tiny_arguments: list[str]) -> None:
     code, _, err = cli("train", *tiny_arguments)
     assert code == 2
     assert err.endswith(
-        "there is a run here already; replace it with --overwrite, set another output_dir, or "
-        "continue it with\n    offbook train run --resume\n"
+        "there is a run here already; replace it with --overwrite, or set another output_dir\n"
     )
     code, out, _ = cli("train", "run", "--resume", "--json")
     result = json.loads(out)

@@ -167,18 +167,19 @@ def test_every_printed_command_works_as_it_is(
     name = f"./{name}" if name == "~" else name
     report(TrainResult(Path(name), False, 1, None, None, None, 0.0, 0.0))
     (resume,) = re.findall(r"^    (offbook .*)$", capsys.readouterr().err, re.MULTILINE)
-    # Where nothing has begun, the command of a run that was stopped needs its settings.
-    code, out, err = cli("train", *arguments, f"output_dir={name}", "--resume")
-    assert code == 0, err
-    (chat,) = re.findall(r"talk to it:\n    (.*)$", out, re.MULTILINE)
-    assert cli(*typed(chat), "-p", "hello", "--max-new-tokens", "2")[0] == 0
+    config = Config.load(None, [*arguments, f"output_dir={name}"])
+    assert not train(config, should_stop=lambda: True).finished
     code, _, err = cli("train", *arguments, f"output_dir={name}")
     assert code == 2
     (again,) = re.findall(r"^    (offbook .*)$", err, re.MULTILINE)
     assert again == resume
+    code, out, err = cli(*typed(again))
+    assert code == 0, err
+    (chat,) = re.findall(r"talk to it:\n    (.*)$", out, re.MULTILINE)
+    assert cli(*typed(chat), "-p", "hello", "--max-new-tokens", "2")[0] == 0
     code, out, err = cli(*typed(again), "--json")
     assert (code, json.loads(out)["steps"]) == (0, 1)
-    assert "the run has finished already, in step 1" in err
+    assert "the run has finished already, in step 1; add a higher train.max_steps to go on" in err
 
 
 def test_a_path_is_one_word_for_the_shell() -> None:

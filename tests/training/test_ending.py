@@ -139,14 +139,15 @@ def test_a_run_ends_early_where_validations_get_no_better(
     for settings in ((), ("train.max_steps=20",), ("train.patience=1",)):
         result, said = again(result.run, *settings)
         assert (result.finished, result.steps, result.seconds) == (True, end, 0)
-        assert said[0] == f"the run has finished already, in step {end}"
+        told_first = f"the run has finished already, in step {end}; add a higher train.patience"
+        assert said[0] == f"{told_first} to go on"
         assert said[1].startswith(told)
     result, said = again(result.run, "train.patience=null")
     assert f"the run goes on to step 12; it ended early, in step {end}" in said
     assert (result.finished, result.steps) == (True, 12)
     assert hashes(result.run) == hashes(whole.run)
     assert curve(result.run) == curve(whole.run)
-    assert again(result.run)[1] == ["the run has finished already, in step 12"]
+    assert "in step 12; add a higher train.max_steps to go on" in again(result.run)[1][0]
 
 
 def test_an_early_run_that_goes_on_is_not_finished_meanwhile(rising: MakeConfig) -> None:
@@ -163,7 +164,7 @@ def test_an_early_run_that_goes_on_is_not_finished_meanwhile(rising: MakeConfig)
 def test_without_its_last_checkpoint_an_early_run_does_not_go_on(rising: MakeConfig) -> None:
     result = train(rising("train.patience=2"))
     shutil.rmtree(result.run / "checkpoints" / f"step-{result.steps}")
-    assert again(result.run)[1][0] == f"the run has finished already, in step {result.steps}"
+    assert f"the run has finished already, in step {result.steps};" in again(result.run)[1][0]
     with pytest.raises(CheckpointError, match="the checkpoint of the last step is missing or dam"):
         again(result.run, "train.patience=null")
 

@@ -18,6 +18,7 @@ from support.runs import Listener, curve, hashes, records_of, stop_after
 
 MakeConfig = Callable[..., Config]
 CONSTANT = "train.lr_scheduler_type=constant"
+LONGER = "add a higher train.max_steps to go on"
 
 
 def again(run: Path, *settings: str, **how: bool) -> tuple[object, list[str]]:
@@ -32,7 +33,7 @@ def test_a_finished_run_says_so_without_its_base_or_rows(tiny_config: MakeConfig
     Path(tiny_config().data.train).unlink()
     result, heard = again(run)
     assert (result.finished, result.steps, result.run) == (True, 5, run)
-    assert heard == ["the run has finished already, in step 5"]
+    assert heard == [f"the run has finished already, in step 5; {LONGER}"]
     assert result.eval_loss is not None
     with pytest.raises(ConfigError, match=r"other settings: lora\.r was 8, is 4"):
         again(run, "lora.r=4")
@@ -51,7 +52,7 @@ def test_a_longer_run_goes_on_as_if_it_had_been_so_long(
     assert any(text.startswith("the run has 7 steps instead of 4: the") for text in heard)
     assert hashes(run) == hashes(whole.run)
     assert RunDirectory(run).config().train.max_steps == 7
-    assert again(run)[1] == ["the run has finished already, in step 7"]
+    assert again(run)[1] == [f"the run has finished already, in step 7; {LONGER}"]
     if stopped:
         assert [r["step"] for r in curve(run)] == [r["step"] for r in curve(whole.run)]
 
@@ -66,6 +67,7 @@ def test_the_rate_of_a_longer_run_is_told_and_used(tiny_config: MakeConfig) -> N
     assert told in heard
     rates = [record.learning_rate for record in records_of(StepMetrics, run)]
     assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025, 0.005, 0.00375, 0.0025, 0.00125])
+    assert again(run)[1][0].endswith("; add a higher train.num_train_epochs to go on")
 
 
 def test_while_a_longer_run_is_not_finished_its_newest_checkpoint_answers(
@@ -96,7 +98,7 @@ def test_a_run_cannot_be_shorter_than_it_is(tiny_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match=r"num_train_epochs: 1 means 2 steps, and the run has"):
         again(run, "train.num_train_epochs=1", "train.max_steps=null")
     assert RunDirectory(run).finished
-    assert again(run)[1] == ["the run has finished already, in step 4"]
+    assert again(run)[1] == [f"the run has finished already, in step 4; {LONGER}"]
 
 
 def test_a_run_stopped_early_may_be_shorter(tiny_config: MakeConfig) -> None:
@@ -113,7 +115,7 @@ def test_a_finished_run_without_its_last_checkpoint_is_not_trained_again(
     run = train(tiny_config("train.max_steps=4")).run
     (run / "checkpoints" / "step-4").rename(run / "gone")
     before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
-    assert again(run)[1] == ["the run has finished already, in step 4"]
+    assert again(run)[1] == [f"the run has finished already, in step 4; {LONGER}"]
     with pytest.raises(CheckpointError, match="the checkpoint of the last step is missing or dam"):
         again(run, "train.max_steps=6")
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before

@@ -86,6 +86,20 @@ def test_a_run_that_is_there_is_trained_as_advised(
         shutil.rmtree("other", ignore_errors=True)
 
 
+def test_a_finished_run_that_is_there_is_trained_as_advised(tiny_config: MakeConfig) -> None:
+    config = tiny_config("train.max_steps=2")
+    run = train(config).run
+    with pytest.raises(ConfigError) as caught:
+        train(config)
+    assert caught.value.fix == "replace it with --overwrite, or set another output_dir"
+    for settings, how in (((), OVERWRITE), ((f"output_dir={run.with_name('other')}",), {})):
+        assert train(config.override(*settings), **how).steps == 2
+    heard: list[str] = []
+    assert train(config, resume=True, monitor=heard.append).steps == 2
+    (found,) = re.findall(r"; add a higher (.*) to go on", "".join(heard))
+    assert train(config.override(f"{found}=3"), resume=True).steps == 3
+
+
 def spoil_checkpoints(run: RunDirectory) -> None:
     for _, folder in run.steps():
         os.truncate(folder / "adapter_model.safetensors", 100)

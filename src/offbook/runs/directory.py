@@ -148,12 +148,13 @@ class RunDirectory:
     def refuse_to_replace(self) -> None:
         """Raise ConfigError when the directory contains a run already."""
         if self.config_file.exists():
-            raise ConfigError(
-                "there is a run here already",
-                where=str(self.path),
-                fix="replace it with --overwrite, set another output_dir, or continue it with "
-                f"`{self.command}`",
-            )
+            fix = "replace it with --overwrite, or set another output_dir"
+            if not self.finished:
+                fix = (
+                    "replace it with --overwrite, set another output_dir, or continue it with "
+                    f"`{self.command}`"
+                )
+            raise ConfigError("there is a run here already", where=str(self.path), fix=fix)
 
     def _refuse_other_files(self) -> None:
         try:

@@ -47,7 +47,7 @@ def finished_steps(
     Args:
         run: to look at.
         config: the settings to resume it with.
-        announce: is told that it has finished, and why where it ended early.
+        announce: is told that it has finished, how to go on, and why where it ended early.
     """
     rows, own = run.receipt().rows, run.config()
     if rows is None or storage.verify(run.adapter) is not None:
@@ -56,7 +56,12 @@ def finished_steps(
     steps = last_step(losses, schedule, own.train)
     if last_step(losses, schedule, config.train) != steps:
         return None
-    announce(f"the run has finished already, in step {steps:,}")
-    if steps < schedule.total_steps(config.train):
+    early = steps < schedule.total_steps(config.train)
+    whole = "num_train_epochs" if own.train.max_steps is None else "max_steps"
+    setting = "patience" if early else whole
+    announce(
+        f"the run has finished already, in step {steps:,}; add a higher train.{setting} to go on"
+    )
+    if early:
         announce(describe_early_end(losses))
     return steps
