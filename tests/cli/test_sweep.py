@@ -32,7 +32,9 @@ def test_a_sweep_ends_in_a_table_and_the_best_settings(
     assert len(re.findall(r"^ ?[24] +0\.01?0?1? +[58] +\d\.\d{4} +\d+", out, re.MULTILINE)) == 4
     assert "the best settings are in runs/role/best.yaml" in out
     assert Path("runs/role/sweep.html").is_file()
-    assert "lora.r=2, train.learning_rate=0.001: 25% of the steps" in err
+    assert "lora.r=2, train.learning_rate=0.001\n" in err
+    assert err.count("\nthe first 5 of 8 steps\n") == 4  # a quarter and a half would be fewer
+    assert err.count(": all the steps\n") == 1
     (command,) = re.findall(r"^    offbook (chat .*)$", out, re.MULTILINE)
     short = ["-p", "hello", "--max-new-tokens", "2"]
     assert cli(*command.split(), *short)[0] == 0

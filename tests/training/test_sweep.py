@@ -98,6 +98,19 @@ def test_the_better_half_goes_on(tiny_config: MakeConfig) -> None:
     assert list(losses[second[0]]) == [0, 10, 20, 40]
 
 
+def test_a_run_that_is_too_short_to_stop_on_the_way_is_told_as_whole(
+    tiny_config: MakeConfig,
+) -> None:
+    heard = Listener()
+    found = sweep(tiny_config("train.max_steps=5"), {"lora.r": ["4", "8"]}, monitor=heard)
+    assert list(steps_of(found).values()) == [5, 5]
+    whole = "all 5 steps, which are too few to stop before the last"
+    assert [text for text in heard.heard if text in ("lora.r=4", "lora.r=8", whole)] == [
+        *("lora.r=4", whole),
+        *("lora.r=8", whole),
+    ]
+
+
 def test_shares_double_up_to_all_steps() -> None:
     assert list(shares(2)) == [0.5, 1]
     assert list(shares(3)) == list(shares(4)) == [0.25, 0.5, 1]

@@ -37,6 +37,10 @@ def training_steps(
     last = schedule.steps_of_share(settings, share)
     eval_steps = settings.eval_steps or schedule.steps_per_epoch
     losses = stepper.validations(run)
+    if last < total:
+        monitor.announce(f"the first {last:,} of {total:,} steps")
+    elif share < 1:
+        monitor.announce(f"all {total:,} steps, which are too few to stop before the last")
     if progress.step < last:
         monitor.busy("comparing gradients with those of transformers and PEFT")
         # Fast and plain path must give the same gradients on these rows, on this device.

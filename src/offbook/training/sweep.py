@@ -231,7 +231,7 @@ def _advance(
     if run.begun and not overwrite and share < 1 and (there := _reached(run, share)):
         return replace(one, steps=there[0], loss=there[1])
     told = ", ".join(f"{key}={value}" for key, value in one.settings.items())
-    monitor.announce(f"{told}: {'all' if share == 1 else f'{share:.0%} of'} the steps")
+    monitor.announce(f"{told}: all the steps" if share == 1 else told)
     try:
         result = train(
             config,
