@@ -118,7 +118,7 @@ class Monitor:
         """Training starts after `step` of `total` optimizer steps."""
 
     def step(self, step: int, loss: float, examples_per_second: float) -> None:
-        """An optimizer step is done."""
+        """An optimizer step is done; `loss` is the mean since the last `StepMetrics`."""
 
     def metrics(self, record: Metrics) -> None:
         """A line was added to `metrics.jsonl`."""

@@ -14,7 +14,7 @@ from offbook.runs.trained import open_run
 from offbook.settings.config import Config
 from offbook.training.changeable import settings_to_resume
 from offbook.training.train import train
-from support.runs import Listener, curve, hashes, records_of, stop_after
+from support.runs import Listener, StopAfter, curve, hashes, records_of, stop_after
 
 MakeConfig = Callable[..., Config]
 CONSTANT = "train.lr_scheduler_type=constant"
@@ -37,6 +37,21 @@ def test_a_finished_run_says_so_without_its_base_or_rows(tiny_config: MakeConfig
     assert result.eval_loss is not None
     with pytest.raises(ConfigError, match=r"other settings: lora\.r was 8, is 4"):
         again(run, "lora.r=4")
+
+
+def test_the_loss_that_a_resumed_run_tells_first_is_the_recorded_one(
+    tiny_config: MakeConfig,
+) -> None:
+    config = tiny_config("train.max_steps=4", "train.logging_steps=3")
+    stop = StopAfter(2)
+    stopped = train(config, monitor=stop, should_stop=stop.should_stop)
+    assert (stopped.finished, stopped.steps) == (False, 2)
+    lines: list[str] = []
+    train(config, resume=True, monitor=lines.append)
+    recorded = records_of(StepMetrics, stopped.run)[0]
+    (told,) = [line for line in lines if line.startswith("step 3/4: ")]
+    assert recorded.step == 3
+    assert told.startswith(f"step 3/4: loss {recorded.loss:.3f}, ")
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -60,9 +60,14 @@ class Progress:
         if len(self.first_losses) < FIRST_LOSSES:
             self.first_losses.append(loss)
 
+    @property
+    def mean(self) -> float:
+        """The loss per supervised token since the last logged step."""
+        return self.window_loss / max(self.window_tokens, 1)
+
     def take_mean(self) -> float:
-        """The loss per token since the last call."""
-        mean = self.window_loss / self.window_tokens
+        """The `mean`, as this step is logged."""
+        mean = self.mean
         self.window_loss, self.window_tokens = 0.0, 0
         return mean
 

@@ -78,7 +78,7 @@ def training_steps(
         seconds += time.perf_counter() - started
 
         result = StepResult(loss, grad_norm, learning_rate, len(examples), seconds)
-        monitor.step(progress.step, loss, result.examples_per_second)
+        monitor.step(progress.step, progress.mean, result.examples_per_second)
         if step < schedule.steps_per_epoch:
             stepper.log_rows(rows, by_row)
         stepper.check_rate(total)
