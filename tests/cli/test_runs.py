@@ -57,6 +57,17 @@ def test_without_rows_each_way_to_some_can_be_taken(cli: Cli, arguments: list[st
     assert cli("train", "myrole/config.yaml", *others, "output_dir=two")[0] == 0
 
 
+def test_a_setting_may_be_longer_than_a_name_and_a_name_may_not(
+    cli: Cli, arguments: list[str]
+) -> None:
+    others = [word for word in arguments if not word.startswith("data.train")]
+    long = f"data.train=[{', '.join(['{data: rows.jsonl, repeat: 1}'] * 20)}]"
+    assert cli("train", long, *others)[0] == 0
+    for command in ("train", "chat", "eval", "report", "runs"):
+        code, _, err = cli(command, "a" * 300)
+        assert (code, "a name that no file can have, since it is too long" in err) == (2, True)
+
+
 def test_rows_that_are_given_as_a_configuration_are_trained_on_as_advised(
     cli: Cli, arguments: list[str], tmp_path: Path
 ) -> None:

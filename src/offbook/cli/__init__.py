@@ -6,6 +6,7 @@ does not have to load PyTorch.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -115,6 +116,12 @@ def main() -> None:
         code = error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = shorten(str(error.filename))
+        say(f"error: {name}: a name that no file can have, since it is too long", "red")
+        code = ConfigError.exit_code
     except streams.ReaderGoneError:
         code = 0
     if streams.notices_failure() and not code:

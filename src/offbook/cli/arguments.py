@@ -31,6 +31,8 @@ def file_and_settings(
 
     Without a file, the first setting arrives in its place: `offbook train data.train=rows.json`.
     """
-    if config is not None and "=" in str(config) and not config.exists():
+    from offbook.settings.config import local_path
+
+    if config is not None and "=" in str(config) and local_path(str(config)) is None:
         return None, [str(config), *(settings or [])]
     return config, list(settings or [])

@@ -35,7 +35,9 @@ def train_many_files(
     Returns:
         The exit code: that of the first run that failed, or of the signal that stopped all.
     """
-    files = [a for a in arguments if "=" not in a or Path(a).exists()]
+    from offbook.settings.config import local_path
+
+    files = [a for a in arguments if "=" not in a or local_path(a)]
     settings = [a for a in arguments if a not in files]
     if not files:
         raise ConfigError(
