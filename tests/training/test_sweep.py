@@ -111,6 +111,18 @@ def test_a_run_that_is_too_short_to_stop_on_the_way_is_told_as_whole(
     ]
 
 
+def test_a_run_out_of_patience_is_compared_by_its_last_validation(
+    tiny_config: MakeConfig,
+) -> None:
+    config = tiny_config(*LONG, "train.eval_steps=1", "train.patience=1")
+    found = sweep(config, {"train.learning_rate": ["0.01", "0.3"]})
+    early, late = sorted(found.candidates, key=lambda one: one.steps)
+    assert found.finished
+    assert 0 < early.steps < 10, "the first share"
+    assert early.loss is not None
+    assert late == found.best
+
+
 def test_shares_double_up_to_all_steps() -> None:
     assert list(shares(2)) == [0.5, 1]
     assert list(shares(3)) == list(shares(4)) == [0.25, 0.5, 1]

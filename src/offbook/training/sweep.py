@@ -18,12 +18,13 @@ from pathlib import Path
 
 from offbook.errors import ConfigError, NonFiniteError
 from offbook.files import storage
-from offbook.monitor import EvalMetrics, Monitor
+from offbook.monitor import Monitor
 from offbook.runs import checkpoint
 from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.records import read_record
 from offbook.settings.config import Config
 from offbook.training.changeable import FREE_ON_RESUME
+from offbook.training.ending import last_step
 from offbook.training.schedule import Schedule
 from offbook.training.shared import SharedBase
 from offbook.training.train import train
@@ -259,13 +260,13 @@ def _reached(run: RunDirectory, share: float) -> tuple[int, float] | None:
     rows, config = run.receipt().rows, run.config()
     if rows is None:
         return None
-    schedule = Schedule.of(rows.training, config)
+    schedule, losses = Schedule.of(rows.training, config), checkpoint.validations(run)
     steps = schedule.steps_of_share(config.train, share)
+    steps = min(steps, last_step(losses, schedule, config.train))  # out of patience before
     newest = checkpoint.newest(run, lambda text: None)
     if newest is None or (step_of(newest) or 0) < steps:
         return None
-    losses = [r.eval_loss for r in run.metrics() if isinstance(r, EvalMetrics) and r.step == steps]
-    return (steps, losses[-1]) if losses else None
+    return (steps, losses[steps]) if steps in losses else None
 
 
 def _known(folder: Path, overwrite: bool) -> dict[str, Candidate]:
