@@ -15,7 +15,7 @@ from offbook.engine.joint import JointBatch, JointMasks
 
 @dataclass(frozen=True)
 class AdapterStep:
-    """The step of one adapter, which is computed with those of others.
+    """The step of one adapter, computed in one pass with steps of further adapters.
 
     Attributes:
         engine: of its model.

@@ -133,7 +133,7 @@ def staged(final: Path) -> Iterator[Path]:
         with suppress(OSError):
             disk.remove(partial)
         if isinstance(error, OSError) and error.errno in (*FULL, *FAILING):
-            with _as_disk_error(final):  # others are not about the disk
+            with _as_disk_error(final):  # any other is not about the disk
                 raise
         raise
 
