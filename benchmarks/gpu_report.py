@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_report.py [--out gpu-report] [--rows FILE] [--quick]
 
-Runs the engine's tests and those marked `gpu` on the card, then `train_speed.py` on SmolLM2 and on
-a base of DeepSeek-7B's shape with random weights (15 GB on disk while it runs). Peers take part
-where they are installed. `--quick` does a little of it, on any machine. The report holds the names
-of the card and the versions, but no path, host or user.
+Runs the engine's tests and those marked `gpu` on the card, then `train_speed.py` and `replies.py`
+on SmolLM2 and on a base of DeepSeek-7B's shape with random weights (15 GB on disk while it runs).
+Peers take part where they are installed. `--quick` does a little of it, on any machine. The report
+holds the names of the card and the versions, but no path, host or user.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ def run_tests(quick: bool) -> str:
     return "\n".join(line for line in lines if re.match(r"FAILED|ERROR|.*\d (passed|failed)", line))
 
 
-def race(base: str, options: list[str]) -> str:
-    """The table of `train_speed.py` for a base."""
-    command = [sys.executable, str(HERE / "train_speed.py"), "--base", base, *options]
-    process = subprocess.run(command, capture_output=True, text=True)
-    if process.returncode:
-        return f"failed: {process.stderr.strip().splitlines()[-1]}"
-    return process.stdout.replace(base, Path(base).name)
+def measure(report: dict[str, object], name: str, base: str, steps: list[str], rounds: str) -> None:
+    """Add the tables that other benchmarks print for a base, which is called by `name`."""
+    for what, script, arguments in (
+        ("speed", "train_speed.py", ["--base", base, "--rounds", "1", *steps]),
+        ("replies", "replies.py", [base, "--rounds", rounds]),
+    ):
+        command = [sys.executable, str(HERE / script), *arguments]
+        process = subprocess.run(command, capture_output=True, text=True)
+        printed = process.stdout.replace(base, Path(base).name)
+        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+        report[f"{what}, {name}"] = f"failed: {lines[-1]}" if process.returncode else printed
 
 
 def main() -> None:
@@ -55,8 +59,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a little of it, on any machine")
     options = parser.parse_args()
     embedded = resolve_base("smollm2-135m")
-    steps = ["--rows", options.rows, "--rounds", "1", "--steps", "1" if options.quick else "8"]
-    report = {
+    steps = ["--rows", options.rows, "--steps", "1" if options.quick else "8"]
+    rounds = "1" if options.quick else "3"
+    report: dict[str, object] = {
         "machine": describe_machine(torch.bfloat16),
         "memory": torch.cuda.get_device_properties(DEVICE).total_memory if cuda() else 0,
         "tests": run_tests(options.quick),
@@ -68,9 +73,9 @@ def main() -> None:
             command = [sys.executable, str(HERE / "random_base.py"), str(base)]
             command += ["--tokenizer", str(embedded), "--shape", shape]
             subprocess.run(command + ["--layers", "1"] * options.quick, check=True)
-            report[f"speed, {name} shape"] = race(str(base), steps)
+            measure(report, f"{name} shape", str(base), steps, rounds)
     if not options.quick:
-        report["speed, SmolLM2"] = race("smollm2-135m", steps)
+        measure(report, "SmolLM2", "smollm2-135m", steps, rounds)
     Path(f"{options.out}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     text = "\n\n".join(f"## {name}\n\n{value}" for name, value in report.items())
     Path(f"{options.out}.md").write_text(f"# GPU report\n\n{text}\n", encoding="utf-8")

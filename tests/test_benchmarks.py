@@ -20,6 +20,7 @@ def test_the_report_of_a_gpu_in_its_quick_form(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "gpu-report.json").read_text(encoding="utf-8"))
     assert " passed" in report["tests"]
     assert "| offbook |" in report["speed, small shape"]
+    assert "| merged |" in report["replies, small shape"]
     text = (tmp_path / "gpu-report.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in text
     assert str(ROOT) not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import takewhile
 from typing import Any
 
@@ -116,11 +117,12 @@ def generate(
     cache, known = remembered.take(prompt_ids)
     seen, computed = list(prompt_ids), known
     processors = _processors(sampling)
-    faster = FasterThreads()
+    repeatable = sampling.seed is not None or sampling.temperature == 0
+    faster = None if repeatable else FasterThreads()
     try:
         for number in range(sampling.max_new_tokens):
             ids = torch.tensor([seen[computed:]], device=generator.device)
-            with torch.no_grad(), faster.token(number):
+            with torch.no_grad(), faster.token(number) if faster else nullcontext():
                 out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
                 scores = head(model)(out.last_hidden_state[:, -1]).float()
             computed = len(seen)

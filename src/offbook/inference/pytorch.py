@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from offbook.errors import ConfigError
 from offbook.inference.batch import greedy_replies
 from offbook.inference.generate import Remembered, Sampling, generate
+from offbook.inference.merged import Merged
 from offbook.models.adapter import set_strength
 from offbook.models.load import base_of
 from offbook.tokens.template import ChatTemplate
@@ -46,7 +47,8 @@ class TorchEngine:
         seed: int | None = None,
     ) -> None:
         self.model, self.template = model, template
-        self.has_adapter, self.strength = isinstance(model, PeftModel), 1.0
+        self._merged = Merged(model) if isinstance(model, PeftModel) else None
+        self.has_adapter, self.strength = self._merged is not None, 1.0
         self._remembered = Remembered()
         self._generator = torch.Generator(model.device)
         if seed is None:
@@ -98,9 +100,9 @@ class TorchEngine:
 
     def answering(self, base: bool) -> AbstractContextManager[None]:
         """The model, or its base alone, answers while the context lasts."""
-        if base and isinstance(self.model, PeftModel):
-            return self.model.disable_adapter()
-        return nullcontext()
+        if not isinstance(self.model, PeftModel) or self._merged is None:
+            return nullcontext()
+        return self.model.disable_adapter() if base else self._merged.used()
 
 
 class TorchReply:

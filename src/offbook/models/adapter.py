@@ -126,9 +126,13 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 def set_strength(model: PeftModel, strength: float) -> None:
     """Multiply what an adapter adds to its base; 1 for what was trained."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.set_scale("default", strength)
+    for layer in lora_layers(model):
+        layer.set_scale("default", strength)
+
+
+def lora_layers(model: PeftModel) -> Iterator[LoraLayer]:
+    """The layers that an adapter changes."""
+    return (module for module in model.modules() if isinstance(module, LoraLayer))
 
 
 def read_adapter(folder: Path, base: PreTrainedModel) -> LoraConfig:
