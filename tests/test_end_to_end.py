@@ -63,6 +63,18 @@ def test_it_answers_in_role_and_the_untuned_model_does_not(
     assert "little boat" not in offbook(folder, *ask, "--untuned").stdout
 
 
+def test_a_finished_demo_is_shown_and_not_trained_again(
+    trained: tuple[Path, dict[str, float]],
+) -> None:
+    folder, _ = trained
+    metrics = folder / "runs" / "demo" / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    done = offbook(folder, "demo")
+    assert done.stdout.count("little boat") > 2
+    assert "offbook chat runs/demo" in done.stdout
+    assert metrics.stat().st_mtime_ns == before
+
+
 def test_its_verdict_is_that_it_took(trained: tuple[Path, dict[str, float]]) -> None:
     folder, _ = trained
     done = offbook(folder, "eval", "runs/demo", "--short", "--require", "took", "--json")

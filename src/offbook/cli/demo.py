@@ -30,7 +30,7 @@ def demo() -> None:
     """Train the embedded model on the sample role, and compare it with the untuned model.
 
     \b
-    offbook demo      about 3 minutes of training on 2 cores, in runs/demo
+    offbook demo      about 3 minutes on 2 cores, in runs/demo; less than one when it is there
     """
     from offbook.inference.model import find_model
     from offbook.inference.pytorch import TorchEngine
@@ -48,8 +48,9 @@ def demo() -> None:
             fix="run the demo in another folder, or move the run",
         )
     say("Captain Ottilie Brack keeps a lighthouse, and calls everyone little boat.")
-    say("A model of 135M parameters now learns to answer like her, from 260 lines.")
-    result, code = run_training(config, resume=False, overwrite=True)
+    if not run.finished:
+        say("A model of 135M parameters now learns to answer like her, from 260 lines.")
+    result, code = run_training(config, resume=run.begun, overwrite=False)
     if not result.finished:
         report(result)
         raise typer.Exit(code)
