@@ -67,12 +67,13 @@ def test_a_finished_demo_is_shown_and_not_trained_again(
     trained: tuple[Path, dict[str, float]],
 ) -> None:
     folder, _ = trained
-    metrics = folder / "runs" / "demo" / "metrics.jsonl"
-    before = metrics.stat().st_mtime_ns
+    run = folder / "runs" / "demo"
+    written = (run / "metrics.jsonl").read_bytes(), (run / "adapter").stat().st_mtime_ns
     done = offbook(folder, "demo")
     assert done.stdout.count("little boat") > 2
     assert "offbook chat runs/demo" in done.stdout
-    assert metrics.stat().st_mtime_ns == before
+    now = (run / "metrics.jsonl").read_bytes(), (run / "adapter").stat().st_mtime_ns
+    assert now == written
 
 
 def test_its_verdict_is_that_it_took(trained: tuple[Path, dict[str, float]]) -> None:
