@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +54,22 @@ def test_time_is_predicted_only_for_a_device_that_is_here(cli: Cli, arguments: l
         code, out, err = cli(*arguments, "--device", "cuda", "--memory", advised)
         assert (code, "time in total" in out) == (0, False)
         assert "there is no cuda here" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no kernels on other systems")
+def test_a_speed_without_kernels_says_so(tmp_path: Path, arguments: list[str]) -> None:
+    """In a process of its own, since kernels are looked for once."""
+    environment = os.environ | {"CXX": "no-such-compiler"}
+    done = subprocess.run(
+        [sys.executable, "-m", "offbook", *arguments, "model.device=cpu"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert "seconds per step" in done.stdout
+    assert "CXX=no-such-compiler is no program, so no fused kernels" in done.stderr
 
 
 def test_a_missing_extra_is_named(

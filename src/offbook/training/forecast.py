@@ -22,6 +22,7 @@ from offbook.training.inputs import RunInputs, gather
 from offbook.training.plan import ModelShape, Plan
 from offbook.training.practice import Amount
 from offbook.training.schedule import check_warmup
+from offbook.training.setup import tell_missing_kernels
 
 COUNTED_STEPS = 50  # whose tokens are counted
 FEWEST_STEPS = 2
@@ -74,7 +75,11 @@ def forecast(
         available: bytes of its memory; by default, what it has now.
     """
     run = gather(config, monitor, weights=False, device=device, available=available)
-    return predict(run, monitor)
+    prediction = predict(run, monitor)
+    if prediction.flops_per_second:
+        packed = run.shape.packed and run.config.train.engine == "fast"
+        tell_missing_kernels(run.device, monitor, packed=packed)
+    return prediction
 
 
 def predict(run: RunInputs, monitor: Monitor) -> Forecast:

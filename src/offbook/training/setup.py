@@ -70,8 +70,7 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
     engine = Engine(model, fast=config.train.engine == "fast")
     if engine.plain_layers:
         monitor.announce(f"left to transformers and PEFT: {', '.join(engine.plain_layers)}")
-    if engine.packed and device.type == "cpu" and (problem := library().problem):
-        monitor.announce(problem)
+    tell_missing_kernels(device, monitor, packed=engine.packed)
     if device.type not in ("cpu", "cuda") or torch.version.hip:
         monitor.announce("offbook was never tried on a device of this kind, so check its replies")
     if inputs.plan.checkpointing:
@@ -85,6 +84,12 @@ def load(inputs: RunInputs, monitor: Monitor, shared: SharedBase | None = None) 
         + ("; the processes share the base" if inputs.sharded else "")
     )
     return LoadedRun(inputs, model, engine)
+
+
+def tell_missing_kernels(device: torch.device, monitor: Monitor, *, packed: bool) -> None:
+    """Announce why a processor computes packed sequences without kernels, where it does."""
+    if packed and device.type == "cpu" and (problem := library().problem):
+        monitor.announce(problem)
 
 
 def make_receipt(inputs: RunInputs, run: Path, processes: int = 1) -> Receipt:
