@@ -52,6 +52,22 @@ def test_everything_is_measured_and_written(cli: Cli, run: Path) -> None:
     assert "Traceback" not in err
 
 
+def test_dora_has_no_other_strength(
+    cli: Cli, tiny_config: Callable[..., Config], rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "many.json").write_text(json.dumps(rows), encoding="utf-8")
+    config = tiny_config(f"data.train={tmp_path / 'many.json'}", "data.validation=0.3")
+    run = train(config.override("train.max_steps=4", "lora.use_dora=true")).run
+    code, _, err = cli("eval", run, "--strength", 0.5)
+    assert code == 2
+    assert "a DoRA adapter is not a sum, so it has no other strength than 1" in err
+    code, _, err = cli("eval", run)
+    assert code == 0, err
+    found = read_evaluation(RunDirectory(run))
+    assert found is not None
+    assert (found.strengths, found.best_strength) == ([], None)
+
+
 def test_json_and_require(cli: Cli, run: Path) -> None:
     code, out, _ = cli("eval", run, "--short", "--json", "--strength", 0, "--require", "took")
     found = Evaluation(**json.loads(out))

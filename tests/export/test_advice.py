@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from offbook.errors import CheckpointError, ExportError, ModelError, OffbookError
+from offbook.errors import CheckpointError, ConfigError, ExportError, ModelError, OffbookError
 from offbook.export.export import export_run
 from offbook.export.gguf import write_model
 from offbook.export.weights import BaseWeights, LoraWeights
@@ -174,9 +174,9 @@ def test_an_export_of_another_number_format_passes_as_advised(tmp_path: Path) ->
 def test_a_dora_adapter_has_its_own_strength_or_is_trained_as_plain_lora(tmp_path: Path) -> None:
     base = make_family("llama", tmp_path / "base")
     run = train_run(tmp_path, base, "lora.use_dora=true")
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ConfigError) as caught:
         export_run(run, "merged", tmp_path / "refused", strength=0.5)
-    assert caught.value.fix == "leave out --strength, or train without lora.use_dora"
+    assert caught.value.fix == "leave out the strength, or train without lora.use_dora"
     export_run(run, "merged", tmp_path / "whole")
     train(run.config.override("lora.use_dora=false", f"output_dir={run.path}"), overwrite=True)
     export_run(open_run(run.path), "merged", tmp_path / "half", strength=0.5)

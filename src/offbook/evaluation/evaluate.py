@@ -25,7 +25,7 @@ from offbook.evaluation.saved import hash_adapter
 from offbook.evaluation.strength import best_strength, measure_strengths
 from offbook.evaluation.subject import Progress, Row, Subject, prompts_of, spread
 from offbook.inference.pytorch import TorchEngine
-from offbook.models.adapter import restore_adapter, set_strength
+from offbook.models.adapter import has_strength, restore_adapter, set_strength
 from offbook.runs import checkpoint
 from offbook.runs.receipt import installed_versions
 from offbook.tokens.examples import IGNORED
@@ -145,13 +145,15 @@ def _in_full(
         in_voice = None
         if heard.classifier:
             in_voice = answers_in_voice(writer, general.rows, heard.classifier, progress)
-    measured = measure_strengths(bench.engine, found.strength, held_out, general, progress)
+    measured = []
+    if has_strength(bench.model):
+        measured = measure_strengths(bench.engine, found.strength, held_out, general, progress)
     return replace(
         found,
         in_role=in_role,
         forgetting=replace(found.forgetting, in_voice=in_voice),
         strengths=measured,
-        best_strength=best_strength(measured),
+        best_strength=best_strength(measured) if measured else None,
     )
 
 

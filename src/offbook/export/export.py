@@ -75,7 +75,8 @@ class Original:
 
         Raises:
             ModelError: when the base's weights are not plain numbers.
-            CheckpointError: when the adapter does not fit it, or has no other strength than 1.
+            CheckpointError: when the adapter does not fit it.
+            ConfigError: when it has no other strength than 1.
         """
         base, lora = BaseWeights.of(run.base), LoraWeights.of(run.adapter, run.base, strength)
         return cls(run, strength, base, lora)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from offbook.errors import CheckpointError, ModelError
 from offbook.files.untrusted import Tensor, read_base_tensors, read_json, read_tensors
 from offbook.models.adapter import DORA, FLOATS, LORA_A, LORA_B, PREFIX, read_adapter
+from offbook.models.adapter_config import require_strength
 from offbook.models.base import ADAPTER_WEIGHTS, read_config
 from offbook.models.skeleton import make_skeleton
 
@@ -98,15 +99,11 @@ class LoraWeights:
             strength: multiplies what the adapter adds; 1 for what was trained.
 
         Raises:
-            CheckpointError: when it does not fit the base, or has no plain strength.
+            CheckpointError: when it does not fit the base.
+            ConfigError: when it has no other strength than 1.
         """
         config = read_adapter(folder, make_skeleton(read_config(base)))
-        if config.use_dora and strength != 1:
-            raise CheckpointError(
-                "a DoRA adapter is not a sum, so it has no other strength than 1",
-                where=str(folder),
-                fix="leave out --strength, or train without lora.use_dora",
-            )
+        require_strength(strength, use_dora=config.use_dora)
         divisor = config.r**0.5 if config.use_rslora else config.r
         assert isinstance(config.target_modules, set | list)
         return cls(

@@ -10,7 +10,6 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from offbook.errors import ConfigError
 from offbook.inference.batch import greedy_replies
 from offbook.inference.generate import Remembered, Sampling, generate
 from offbook.inference.merged import Merged
@@ -67,11 +66,6 @@ class TorchEngine:
         """Change the strength of the adapter; see `ReplyEngine`. 0 is the base."""
         model = self.model
         assert isinstance(model, PeftModel)
-        if strength != 1 and getattr(model.peft_config["default"], "use_dora", False):
-            raise ConfigError(
-                "a DoRA adapter is not a sum, so it has no other strength than 1",
-                fix="leave out --strength, or train without lora.use_dora",
-            )
         set_strength(model, strength)
         self.strength, self._remembered = strength, Remembered()
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from offbook.errors import CheckpointError, ModelError, first_few, first_line
 from offbook.files.untrusted import read_tensors
 from offbook.libraries import LIBRARY_ERRORS, quiet_transformers
-from offbook.models.adapter_config import USED, config_file, read_plain_lora
+from offbook.models.adapter_config import USED, config_file, read_plain_lora, require_strength
 from offbook.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from offbook.models.skeleton import make_skeleton
 from offbook.models.targets import linear_layers, targets_for_peft
@@ -124,8 +124,18 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     return model.eval()
 
 
+def has_strength(model: PeftModel) -> bool:
+    """Whether what an adapter adds can be multiplied: not with DoRA."""
+    return not getattr(model.peft_config["default"], "use_dora", False)
+
+
 def set_strength(model: PeftModel, strength: float) -> None:
-    """Multiply what an adapter adds to its base; 1 for what was trained."""
+    """Multiply what an adapter adds to its base; 1 for what was trained.
+
+    Raises:
+        ConfigError: when it has no other strength than 1.
+    """
+    require_strength(strength, use_dora=not has_strength(model))
     for layer in lora_layers(model):
         layer.set_scale("default", strength)
 

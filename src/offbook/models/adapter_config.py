@@ -16,7 +16,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from offbook.errors import CheckpointError
+from offbook.errors import CheckpointError, ConfigError
 from offbook.files.untrusted import read_json
 from offbook.models.base import ADAPTER_CONFIG
 from offbook.settings.sections import LoraSettings
@@ -63,6 +63,19 @@ def config_file(config: PeftConfig) -> bytes:
     }
     text = json.dumps(saved, indent=2, sort_keys=True, default=sorted)  # sets have no order
     return text.encode()
+
+
+def require_strength(strength: float, *, use_dora: bool) -> None:
+    """Refuse a strength that an adapter cannot have.
+
+    Raises:
+        ConfigError: when it is not 1, and the adapter is a DoRA adapter.
+    """
+    if use_dora and strength != 1:
+        raise ConfigError(
+            "a DoRA adapter is not a sum, so it has no other strength than 1",
+            fix="leave out the strength, or train without lora.use_dora",
+        )
 
 
 def notes_for_readers(lora: LoraSettings) -> list[str]:
