@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from offbook.errors import CheckpointError
+from offbook.errors import CheckpointError, ModelError
 from offbook.runs.receipt import fingerprint
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
@@ -83,6 +83,14 @@ def test_a_hash_that_an_older_receipt_lacks_is_not_compared(run: Path, base: Pat
     (run / "receipt.json").write_text(json.dumps(receipt))
     other_weights(base)
     open_run(run)
+
+
+def test_a_base_without_weights_is_refused_in_a_line(base: Path) -> None:
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no safetensors weights; use a revision"):
+        fingerprint(base)
+    save_file({}, base / "model.safetensors")
+    assert len(fingerprint(base)) == 64  # it is no base's
 
 
 def test_the_fingerprint_is_of_the_tensors_not_of_the_files(base: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from offbook.files.storage import sha256
 from offbook.files.untrusted import read_base_tensors
+from offbook.models.base import require_weights
 from offbook.models.gguf import source_of
 from offbook.runs.records import read_record
 
@@ -223,12 +224,16 @@ def fingerprint(base: Path) -> str:
 
     It covers the name, type and shape of every tensor and a sample of the bytes, but not how the
     tensors are divided into files. It detects mistakes, not a deliberate change of a few numbers.
+
+    Raises:
+        ModelError: when there are no weights, or they cannot be read.
     """
+    require_weights(base)
     tensors = sorted(read_base_tensors(base).items())
     digest = hashlib.sha256()
     for name, (_, tensor) in tensors:
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-    for _, (path, tensor) in tensors[:: math.ceil(len(tensors) / SAMPLED_TENSORS)]:
+    for _, (path, tensor) in tensors[:: math.ceil(len(tensors) / SAMPLED_TENSORS) or 1]:
         middle = (tensor.begin + tensor.end - SAMPLED_BYTES) // 2
         begin = max(middle, tensor.begin)
         with path.open("rb") as file:
