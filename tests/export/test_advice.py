@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from offbook.errors import CheckpointError, ConfigError, ExportError, ModelError, OffbookError
+from offbook.errors import ConfigError, ExportError, ModelError, OffbookError
 from offbook.export.export import export_run
 from offbook.export.gguf import write_model
 from offbook.export.weights import BaseWeights, LoraWeights
