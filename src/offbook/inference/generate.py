@@ -117,8 +117,7 @@ def generate(
     cache, known = remembered.take(prompt_ids)
     seen, computed = list(prompt_ids), known
     processors = _processors(sampling)
-    repeatable = sampling.seed is not None or sampling.temperature == 0
-    faster = None if repeatable else FasterThreads()
+    faster = FasterThreads() if sampling.seed is None else None
     try:
         for number in range(sampling.max_new_tokens):
             ids = torch.tensor([seen[computed:]], device=generator.device)

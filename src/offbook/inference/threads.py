@@ -17,8 +17,8 @@ class FasterThreads:
 
     A token is a thousand small operations, and after each of them all threads wait for each other.
     Where another program has taken a core, two threads need twice as long as one. The result is
-    the same to rounding: PyTorch divides the keys of attention among the threads. So a reply that
-    is to be the same each time has all threads.
+    the same to rounding: PyTorch divides the keys of attention among the threads. So a reply with
+    a seed, which is to be the same each time, has all threads.
     """
 
     def __init__(self) -> None:
