@@ -73,7 +73,7 @@ def main() -> None:
     exact = logits(make_model(options.base, torch.float32)) if options.distance else None
     model = make_model(options.base, dtype)
     merged = Merged(model, most=lambda device: 2**62)
-    forms = {"base": model.disable_adapter, "side by side": nullcontext, "merged": merged.used}
+    forms = {"base": merged.without_adapter, "side by side": nullcontext, "merged": merged.used}
     times = defaultdict(list)
     for _ in range(options.rounds + 1):  # the first is a warm-up
         for count in (1, TOGETHER):

@@ -65,6 +65,24 @@ def test_the_base_answers_alone_and_adds_nothing(chat: Chat, tiny_base: Path) ->
     assert Chat(TorchEngine(plain, chat.template), sampling=GREEDY).ask("hello") == base
 
 
+def test_replies_can_be_written_by_turns(chat: Chat) -> None:
+    """As a comparison of both models on a screen reads them."""
+    alone = [chat.ask("hello", base=base) for base in (False, True)]
+    chat.reset()
+    engine, prompt = chat._engine, chat.template.build_prompt([Message("user", "hello")])
+    replies = [iter(engine.reply(prompt, GREEDY, base)) for base in (False, True)]
+    texts, open_ones = ["", ""], {0, 1}
+    while open_ones:
+        for number in sorted(open_ones):
+            piece = next(replies[number], None)
+            texts[number] += piece or ""
+            open_ones -= {number} if piece is None else set()
+    assert texts == alone
+    abandoned = iter(engine.reply(prompt, GREEDY))
+    next(abandoned)
+    assert chat.ask("hello", base=True) == alone[1]
+
+
 def test_an_adapter_has_a_strength_in_range(chat: Chat, tiny_base: Path) -> None:
     whole, base = chat.ask("hello"), chat.ask("hello", base=True)
     told = {}

@@ -32,7 +32,7 @@ def test_replies_are_those_of_base_and_adapter(family: str) -> None:
     apart = logits(model)
     with Merged(model).used():
         assert (logits(model) - apart).abs().max() < EXACT
-        assert all(layer.disable_adapters for layer in lora_layers(model))  # it was merged
+        assert all("forward" in vars(layer) for layer in lora_layers(model))  # it was merged
         assert greedy_replies(model, PROMPTS, {1}, 12) == expected
     for (place, value), (old_place, old_value) in zip(weights(model), before, strict=True):
         assert place == old_place
@@ -46,7 +46,10 @@ def test_the_base_answers_between_replies_of_the_adapter() -> None:
     with merged.used():
         tuned = logits(model)
     with model.disable_adapter():
+        expected = logits(model)
+    with merged.without_adapter():
         base = logits(model)
+    assert torch.equal(base, expected)
     assert (tuned - base).abs().max() > 100 * EXACT
     with merged.used():
         assert torch.equal(logits(model), tuned)
@@ -86,5 +89,18 @@ def test_what_cannot_be_merged_stays_apart(why: str) -> None:
     size = sum(layer.get_base_layer().weight.nbytes for layer in lora_layers(model))
     apart = logits(model)
     with Merged(model, lambda device: size - (why == "memory")).used():
-        assert not any(layer.disable_adapters for layer in lora_layers(model))
+        assert not any("forward" in vars(layer) for layer in lora_layers(model))
+        assert torch.equal(logits(model), apart)
+
+
+def test_without_memory_to_merge_the_adapter_stays_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(FAMILIES["llama-gqa"], torch.float32).eval()
+    last = list(lora_layers(model))[-1]
+
+    def no_memory(adapter: str) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(last, "get_delta_weight", no_memory)
+    apart = logits(model)
+    with Merged(model).used():
         assert torch.equal(logits(model), apart)

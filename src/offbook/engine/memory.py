@@ -97,6 +97,13 @@ def free_on_gpu(device: torch.device) -> int:
     return int(torch.get_device_module(device).mem_get_info(device)[0])
 
 
+def total_on_gpu(device: torch.device) -> int:
+    """Bytes of memory that a GPU, which is here, has in all."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return int(torch.get_device_module(device).mem_get_info(device)[1])
+
+
 def release_cached(device: torch.device) -> None:
     """Have PyTorch's allocator give back what it keeps for later tensors on a GPU."""
     if device.type != "cpu":

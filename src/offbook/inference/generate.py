@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import takewhile
 from typing import Any
 
@@ -102,6 +102,7 @@ def generate(
     sampling: Sampling,
     generator: torch.Generator,
     remembered: Remembered | None = None,
+    answering: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[int]:
     """Yield the tokens of a reply, without the stop token.
 
@@ -112,6 +113,8 @@ def generate(
         sampling: how tokens are chosen.
         generator: of random numbers, on the model's device.
         remembered: of the conversation that the prompt goes on with; it is used and changed.
+        answering: makes a context in which the model computes; each token has its own, as other
+            replies may be written between two tokens.
     """
     remembered = remembered or Remembered()
     cache, known = remembered.take(prompt_ids)
@@ -121,7 +124,8 @@ def generate(
     try:
         for number in range(sampling.max_new_tokens):
             ids = torch.tensor([seen[computed:]], device=generator.device)
-            with torch.no_grad(), faster.token(number) if faster else nullcontext():
+            threads = faster.token(number) if faster else nullcontext()
+            with torch.no_grad(), answering(), threads:
                 out = backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
                 scores = head(model)(out.last_hidden_state[:, -1]).float()
             computed = len(seen)

@@ -7,88 +7,119 @@ the merged ones, since a sum that is taken back is not the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 from peft import PeftModel
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import Linear
 from torch.nn import Parameter
 
 from offbook.engine.machine import usable_memory
-from offbook.engine.memory import free_on_gpu
+from offbook.engine.memory import is_out_of_memory, total_on_gpu
 from offbook.models.adapter import lora_layers
 
-# With larger weights, a processor's tokens wait for memory, and the adapter costs little.
+# Above this, reading the base's weights takes most of a token's time, so merging gains little.
 CPU_BYTES = 1_000_000_000
 
 
-def half_of_free(device: torch.device) -> int:
-    """Bytes that merged weights may have on a device, at most."""
+def room(device: torch.device) -> int:
+    """The bytes that merged weights may take on a device.
+
+    On a GPU, a third of all: so the base fits, too, and the same replies come each time, whatever
+    is free.
+    """
     if device.type != "cpu":
-        return free_on_gpu(device) // 2
+        return total_on_gpu(device) // 3
     used = int(psutil.Process().memory_info().rss)
     return min((usable_memory(used) - used) // 2, CPU_BYTES)
 
 
-class Merged:
-    """A model's weights with its adapter, made at their first use, where memory allows.
+class _Weight(NamedTuple):
+    """A layer's weight, as the base has it, and with the adapter."""
 
-    They are made again where the adapter has another strength since; its own weights must not
-    change. Layers of 4 bits, those that processes share and those of DoRA stay as they are, and so
-    do all others of such a model.
+    parameter: Parameter
+    base: torch.Tensor
+    merged: torch.Tensor
+
+
+class Merged:
+    """A model whose adapter can be left out, or be in its weights where memory allows.
+
+    The weights are merged at their first use, and again after the strength has changed; the
+    adapter itself must not change. If one layer cannot be merged (4 bits, shared by processes,
+    DoRA), none is.
 
     Args:
         model: in evaluation mode.
-        most: bytes that merged weights may have on a device, which is its argument.
+        most: gives the bytes that merged weights may take on a device.
     """
 
-    def __init__(
-        self, model: PeftModel, most: Callable[[torch.device], int] = half_of_free
-    ) -> None:
-        self._model, self._most = model, most
+    def __init__(self, model: PeftModel, most: Callable[[torch.device], int] = room) -> None:
+        self._layers: list[Any] = list(lora_layers(model))
+        self._most = most
         self._strengths: list[float] | None = None
-        self._weights: list[tuple[Parameter, torch.Tensor]] = []
+        self._weights: list[_Weight] = []
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base alone computes while the context lasts.
+
+        PEFT's own way takes as long as a token of a small model.
+        """
+        for layer in self._layers:
+            layer.forward = layer.get_base_layer().__call__
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                del layer.forward
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """The model computes with merged weights while the context lasts, where it has them."""
-        layers = list(lora_layers(self._model))
-        strengths = [layer.scaling["default"] for layer in layers]
+        """The model with its adapter computes while the context lasts, merged where possible."""
+        strengths = [layer.scaling["default"] for layer in self._layers]
         if strengths != self._strengths:
             self._weights = []  # free their memory first
-            self._weights = self._merge(layers)
-            self._strengths = strengths
+            self._weights, self._strengths = self._merge(), strengths
         if not self._weights:
             yield
             return
-        before = [parameter.data for parameter, _ in self._weights]
-        with self._model.disable_adapter():
-            for parameter, merged in self._weights:
-                parameter.data = merged
+        with self.without_adapter():
+            for weight in self._weights:
+                weight.parameter.data = weight.merged
             try:
                 yield
             finally:
-                for (parameter, _), weight in zip(self._weights, before, strict=True):
-                    parameter.data = weight
+                for weight in self._weights:
+                    weight.parameter.data = weight.base
 
-    def _merge(self, layers: Sequence[LoraLayer]) -> list[tuple[Parameter, torch.Tensor]]:
-        """The base's weight of each layer, and its sum with the adapter; none without the room."""
-        changed = []
-        room: dict[torch.device, int] = {}
-        for layer in layers:
+    @torch.no_grad()
+    def _merge(self) -> list[_Weight]:
+        """The weights of all layers, or none where one cannot be merged or there is no room."""
+        left: dict[torch.device, int] = {}
+        for layer in self._layers:
             weight = layer.get_base_layer().weight
             if not isinstance(layer, Linear) or layer.lora_variant or type(weight) is not Parameter:
                 return []
-            if weight.device not in room:
-                room[weight.device] = self._most(weight.device)
-            room[weight.device] -= weight.nbytes
-            if room[weight.device] < 0:
+            if weight.device not in left:
+                left[weight.device] = self._most(weight.device)
+            left[weight.device] -= weight.nbytes
+        if min(left.values(), default=-1) < 0:
+            return []
+        try:
+            return [_merged(layer) for layer in self._layers]
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
                 return []
-            changed.append((layer, weight))
-        with torch.no_grad():  # the sum is in float32 and rounded once
-            return [
-                (weight, (weight + layer.get_delta_weight("default")).to(weight.dtype))
-                for layer, weight in changed
-            ]
+            raise
+
+
+def _merged(layer: Linear) -> _Weight:
+    """The sum is in float32, and rounded once."""
+    parameter = layer.get_base_layer().weight
+    assert isinstance(parameter, Parameter)
+    merged = (parameter + layer.get_delta_weight("default")).to(parameter.dtype)
+    return _Weight(parameter, parameter.data, merged)

@@ -72,8 +72,11 @@ class TorchEngine:
     def reply(self, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> TorchReply:
         """Begin a reply; see `ReplyEngine`."""
         remembered = Remembered() if base else self._remembered
-        ids = generate(self.model, prompt, self.stop_ids, sampling, self._generator, remembered)
-        return TorchReply(self, ids, sampling.max_new_tokens, base)
+        ids = generate(
+            *(self.model, prompt, self.stop_ids, sampling, self._generator, remembered),
+            answering=lambda: self.answering(base),
+        )
+        return TorchReply(self.template, ids, sampling.max_new_tokens)
 
     def replies(
         self,
@@ -94,21 +97,20 @@ class TorchEngine:
 
     def answering(self, base: bool) -> AbstractContextManager[None]:
         """The model, or its base alone, answers while the context lasts."""
-        if not isinstance(self.model, PeftModel) or self._merged is None:
+        if self._merged is None:
             return nullcontext()
-        return self.model.disable_adapter() if base else self._merged.used()
+        return self._merged.without_adapter() if base else self._merged.used()
 
 
 class TorchReply:
     """A reply that is being written; see `Reply`. `TorchEngine.reply` makes it."""
 
-    def __init__(self, engine: TorchEngine, ids: Iterator[int], most: int, base: bool) -> None:
+    def __init__(self, template: ChatTemplate, ids: Iterator[int], most: int) -> None:
         self.tokens, self.stopped = 0, False
-        self._engine, self._ids, self._most, self._base = engine, ids, most, base
+        self._template, self._ids, self._most = template, ids, most
 
     def __iter__(self) -> Iterator[str]:
-        with self._engine.answering(self._base):
-            yield from self._engine.template.stream_reply(self._counted())
+        yield from self._template.stream_reply(self._counted())
         self.stopped = self.tokens < self._most
 
     def _counted(self) -> Iterator[int]:

@@ -13,7 +13,7 @@ EVERY = 32  # tokens
 
 
 class FasterThreads:
-    """Chooses between all threads and one, by what the first of every 32 tokens take.
+    """Chooses between all threads and one: of every 32 tokens, each is tried with two.
 
     A token is a thousand small operations, and after each of them all threads wait for each other.
     Where another program has taken a core, two threads need twice as long as one. The result is
