@@ -49,7 +49,9 @@ FORMATS = "use instruction/input/output, conversations (from, value) or messages
 ROLES = "the roles are {', '.join(ROLES)}"
 HISTORY = 'write it as JSON: [["question", "reply"]]'
 CONTEXT = "write 1, or 0 to keep the turn as context that is not trained on"
-SEPARATOR = "quote fields with {name}"
+SEPARATOR = "quote fields with {DELIMITERS[delimiter]}"
+ALL_COLUMNS = "write all columns, also those that are empty"
+COLUMNS = f"name the keys with 'data.columns={{instruction: KEY, output: KEY}}'; or {FORMATS}"
 QUOTE = "a quote inside a quoted field is written twice; look for one that is not closed"
 GB = "中文对话，你好吗".encode("gb18030")
 
@@ -77,7 +79,13 @@ FILES: dict[str, list[tuple[str, Content, str, Content]]] = {
         )
         for good in (chat(*PAIR, weight=1) + chat(*PAIR), chat(*PAIR))
     ],
-    FORMATS: [("a.jsonl", rows({"foo": "a", "bar": "b"}), FORMATS, rows(OK))],
+    FORMATS: [("a.jsonl", rows({"foo": "a"}), FORMATS, rows(OK))],
+    "name the keys with 'data.columns={instruction: KEY, output: KEY}'; or {fix}": [
+        ("a.jsonl", rows({"foo": "a", "bar": "b"}), COLUMNS, rows(OK))
+    ],
+    ALL_COLUMNS: [
+        ("a.csv", "instruction,output\na,b\nc\n", ALL_COLUMNS, "instruction,output\na,b\nc,d\n")
+    ],
     "rename {' and '.join(pairs)}; or {fix}": [
         (
             "a.jsonl",
@@ -453,6 +461,13 @@ TESTS: dict[str, tuple[str, ...]] = {
         "name another file: nothing that exists is replaced",
     ),
     f"{HERE}a_file_that_is_changed_as_advised_is_read": tuple(FILES),
+    "tests/data/test_sources.py::test_a_misnamed_file_is_renamed_as_advised": (
+        "rename it to {path.stem}",
+        "rename it to {' or '.join((stem + ending for ending in endings))}",
+    ),
+    "tests/data/test_sources.py::test_an_old_workbook_is_saved_as_advised": (
+        "open it in the program that made it, and save it as .xlsx",
+    ),
     f"{CHECK}rows_of_another_format_go_into_a_file_of_their_own": (
         "put rows of another format into a file of their own",
     ),
@@ -502,18 +517,18 @@ TESTS: dict[str, tuple[str, ...]] = {
         "'to train on the replies alone, set ' + ignoring(['tools'], ignored)",
     ),
     f"{READ}the_rows_under_a_key_are_taken_out_by_the_advice": (
-        "take them out: {_extraction(inside(path), lists[0])}",
+        "take them out: {command_for(path, program, '-rows.jsonl')}",
     ),
     f"{READ}a_line_of_jsonl_takes_bounded_memory": ("put one row on each line",),
     f"{READ}another_encoding_is_converted_by_the_advice": (
-        "convert it: {conversion(inside(path), encoding)}",
+        "convert it: {conversion(path, encoding)}",
         (
             "as GB18030 it reads `{shorten(text)}`; if that is right, convert it: "
-            "{conversion(inside(path), 'GB18030')}"
+            "{conversion(path, 'GB18030')}"
         ),
     ),
     f"{READ}text_in_latin_1_is_converted_by_the_advice": (
-        "save the file as UTF-8, or convert it: {conversion(inside(path), 'ITS-ENCODING')}",
+        "save the file as UTF-8, or convert it: {conversion(path, 'ITS-ENCODING')}",
     ),
     f"{HUB}a_data_set_that_leaves_the_file_open_is_read_as_advised": (
         "name one, as in {repo}:{names[0] if names else 'rows.json'}",
@@ -883,7 +898,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "use the original model, whose weights are not quantized",
     ),
     f"{EXPORT}a_dora_adapter_has_its_own_strength_or_is_trained_as_plain_lora": (
-        "leave out --strength, or train without lora.use_dora",
+        "leave out the strength, or train without lora.use_dora",
     ),
     f"{REPORTS}what_cannot_be_reported_is_as_advised": (
         "name another file with -o",

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from offbook.data.conversations import read_conversations
 from offbook.data.formats import read_rows, resolve
 from offbook.data.remarks import Remarks
 from offbook.errors import DataError
@@ -40,7 +41,9 @@ def read(path: Path) -> list[tuple[object, int]]:
     """The rows and their lines, of a file without a fault."""
     rows, errors = sorted_out(path)
     assert errors == []
-    return [(row, int(where.removeprefix(f"{path}:"))) for row, where in rows]
+    places = [where.removeprefix(f"{path}:") for _, where in rows]
+    assert len(set(places)) == len(places)
+    return [(row, int(place.split(":")[0])) for (row, _), place in zip(rows, places, strict=True)]
 
 
 def sorted_out(path: Path) -> tuple[list[tuple[object, str]], list[DataError]]:
@@ -129,9 +132,24 @@ def test_a_file_without_rows_gives_none(tmp_path, name, text):
     assert read(written(tmp_path, name, text)) == []
 
 
-def test_the_rows_of_a_compact_array_are_on_one_line(tmp_path):
-    path = written(tmp_path, "rows.json", '\n[{"a":1},{"a":2},{"a":3}]')
-    assert read(path) == [({"a": 1}, 2), ({"a": 2}, 2), ({"a": 3}, 2)]
+def test_rows_after_the_first_of_a_line_have_their_column(tmp_path):
+    path = written(tmp_path, "rows.json", '\n[{"a":1},{"a":2},\n{"a":3},  {"a":4}]')
+    places = [where.removeprefix(f"{path}:") for _, where in read_rows(path)]
+    assert places == ["2", "2:10", "3", "3:11"]
+    path = written(tmp_path, "rows.jsonl", '{"a":1} {"a":2}\n{"a":3}\n')
+    assert [where.removeprefix(f"{path}:") for _, where in read_rows(path)] == ["1", "1:9", "2"]
+
+
+def test_faults_on_one_line_are_counted_and_told_by_column(tmp_path):
+    rows = [{"instruction": "q", "output": n if n in (7, 9) else "a"} for n in range(12)]
+    rows[2] |= {"outputt": "x"}
+    rows[5] |= {"outputt": "x"}
+    path = written(tmp_path, "rows.json", json.dumps(rows))
+    with pytest.raises(DataError) as caught:
+        list(read_conversations(str(path)))
+    unknown, number = str(caught.value).splitlines()
+    assert unknown.startswith(f'{path}:1:76: unknown key "outputt" in 2 rows')
+    assert number.startswith(f'{path}:1:293: "output" is a number, not text (in 2 rows: 1:293, 1:')
 
 
 def test_the_rows_of_an_indented_array_are_on_the_line_where_they_begin(tmp_path):
@@ -241,7 +259,7 @@ def test_a_fault_is_named_with_line_column_and_the_text_around_it(tmp_path, inde
 def test_the_rows_before_a_broken_one_are_read(tmp_path):
     path = written(tmp_path, "rows.json", '[{"a": 1}, {"a": 2}, {"a"')
     reading = read_rows(path)
-    assert [next(reading), next(reading)] == [({"a": 1}, f"{path}:1"), ({"a": 2}, f"{path}:1")]
+    assert [next(reading), next(reading)] == [({"a": 1}, f"{path}:1"), ({"a": 2}, f"{path}:1:12")]
     with pytest.raises(DataError):
         next(reading)
 
@@ -598,7 +616,7 @@ def test_csv_rows_of_another_width_are_skipped_and_all_named(tmp_path):
         ({"a": "7", "b": "8"}, f"{path}:5"),
     ]
     assert [str(error) for error in errors] == [
-        f"{path}:3: 1 columns, not 2; quote fields with commas",
+        f"{path}:3: 1 columns, not 2; write all columns, also those that are empty",
         f"{path}:4: 3 columns, not 2; quote fields with commas",
     ]
 

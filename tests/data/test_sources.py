@@ -7,6 +7,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -138,11 +139,11 @@ def test_cells_without_a_heading_are_named_and_skipped_as_advised(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
-        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: it cannot be unpacked"),
+        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: it is not packed; rename it to a.jsonl"),
         ("a.jsonl.gz", gzip.compress(JSONL.encode())[:-9], "a.jsonl.gz: it cannot be unpacked"),
         ("a.jsonl.gz", gzip.compress(b'{"a": \n'), "a.jsonl.gz:2: not valid JSON"),
         ("a.csv.gz", gzip.compress(b"instruction\xff"), "a.csv.gz:1: not UTF-8 text"),
-        ("a.jsonl.zst", b"no zstd", "a.jsonl.zst: cannot be read"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd no", "a.jsonl.zst: cannot be read"),
         ("a.zip", b"PK no zip", "a.zip: it cannot be unpacked"),
         ("a.xlsx", b"no workbook", "a.xlsx: not valid XLSX"),
         ("a.parquet.gz", gzip.compress(b"PAR1"), "a.parquet.gz: .parquet is packed already"),
@@ -157,6 +158,87 @@ def test_broken_packed_files_are_named(
     with pytest.raises(DataError) as refused:
         list(read_conversations(str(tmp_path / name)))
     assert str(refused.value).startswith(f"{tmp_path}/{error}")
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "content"),
+    [
+        ("a.jsonl", "a.jsonl.gz", gzip.compress(JSONL.encode())),
+        ("a.jsonl.gz", "a.jsonl", JSONL.encode()),
+        ("a.json", "a.parquet", None),
+    ],
+    ids=["gzip", "text", "parquet"],
+)
+def test_a_misnamed_file_is_renamed_as_advised(
+    tmp_path: Path, name: str, right: str, content: bytes | None
+) -> None:
+    if content is None:
+        pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        read_conversations(str(tmp_path / name))
+    assert refused.value.fix == f"rename it to {right}"
+    (tmp_path / name).rename(tmp_path / right)
+    assert len(list(read_conversations(str(tmp_path / right)))) == len(ROWS)
+
+
+def test_an_old_workbook_is_saved_as_advised(tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").write_bytes(b"\xd0\xcf\x11\xe0 and so on")
+    with pytest.raises(DataError, match=r"an old Office file.* save it as \.xlsx"):
+        read_conversations(str(tmp_path / "a.xlsx"))
+    book = openpyxl.Workbook()
+    book.active.append(["instruction", "output"])
+    book.active.append(["Q", "A"])
+    book.save(tmp_path / "a.xlsx")
+    assert len(list(read_conversations(str(tmp_path / "a.xlsx")))) == 1
+
+
+def test_other_sheets_are_told(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "Notes"
+    book.active.append(["what Anna says"])
+    for name, line in (("Anna", "A"), ("Bob", "B")):
+        sheet = book.create_sheet(name)
+        sheet.append(["instruction", "output"])
+        sheet.append(["Q", line])
+    book.save(tmp_path / "a.xlsx")
+    reader = read_conversations(str(tmp_path / "a.xlsx"))
+    assert [c.messages[1].content for c in reader] == ["A"]
+    (said,) = reader.notices()
+    assert said.endswith('a.xlsx: only the sheet "Anna" is read, not "Notes", "Bob"')
+
+
+def test_files_in_an_archive_that_are_not_read_are_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("a.jsonl", JSONL)
+        archive.writestr("b.jsonl.gz", gzip.compress(JSONL.encode()))
+    reader = read_conversations(str(tmp_path / "c.zip"))
+    assert len(list(reader)) == len(ROWS)
+    (said,) = reader.notices()
+    assert said.endswith("1 of its files end in something else, and are not read: b.jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ('instruction,output\nQ, "A, B"\n', {"instruction": "Q", "output": "A, B"}),
+        ('instruction,output\nQ,"say, ""A"""\n', {"instruction": "Q", "output": 'say, "A"'}),
+        ("instruction|output\nQ, R|A\n", {"instruction": "Q, R", "output": "A"}),
+        ("instruction,output,,\nQ,A,,\n", {"instruction": "Q", "output": "A"}),
+    ],
+    ids=["space", "quoted", "bars", "blank headings"],
+)
+def test_other_ways_to_write_csv(tmp_path: Path, text: str, row: dict[str, str]) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    (found,) = read_conversations(str(tmp_path / "a.csv"))
+    assert [m.content for m in found.messages] == list(row.values())
+
+
+def test_a_cell_under_no_heading_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("instruction,output,,\nQ,A,,B\n")
+    with pytest.raises(DataError, match='unknown key "column D"'):
+        list(read_conversations(str(tmp_path / "a.csv")))
 
 
 def test_what_has_no_rows_is_read_as_advised(tmp_path: Path) -> None:

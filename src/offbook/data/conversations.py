@@ -271,6 +271,8 @@ def _no_format(row: Mapping[str, Any], where: str) -> DataError:
     if others:
         pairs = [f'"{name}" to "{known}"' for name, known in others.items()]
         fix = f"rename {' and '.join(pairs)}; or {fix}"
+    elif len(row) > 1:
+        fix = f"name the keys with 'data.columns={{instruction: KEY, output: KEY}}'; or {fix}"
     return DataError(what, where=where, fix=fix)
 
 

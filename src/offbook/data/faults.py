@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,17 +35,23 @@ class Faults:
         found = list(others)
         for (what, fix), places in self._places.items():
             if len(places) > 1:
-                file = places[0].rpartition(":")[0]
+                file = _split(places[0])[0]
                 shown = first_few([p.removeprefix(f"{file}:") for p in places], MAX_PLACES)
                 what = f"{what} (in {len(places):,} rows: {shown})"
             found.append(DataError(what, where=places[0] or None, fix=fix))
         order = {str(path): number for number, path in enumerate(files)}
 
-        def place(error: DataError) -> tuple[int, int]:
-            file, _, line = (error.where or "").rpartition(":")
-            return order.get(file, -1), int(line) if line.isdecimal() else 0
+        def place(error: DataError) -> tuple[int, list[int]]:
+            file, numbers = _split(error.where or "")
+            return order.get(file, -1), numbers
 
         lines = [str(error) for error in sorted(found, key=place)]
         if self.many:
             lines.append(f"stopped after {MAX_FAULTS} different errors; there may be more")
         return DataError("\n".join(lines)) if lines else None
+
+
+def _split(where: str) -> tuple[str, list[int]]:
+    """The file of a place, and its line and column as far as they are there."""
+    found = re.fullmatch(r"(.+?)((?::\d+){0,2})", where, re.DOTALL)
+    return (found[1], [int(n) for n in found[2].split(":")[1:]]) if found else (where, [])

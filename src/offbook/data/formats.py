@@ -5,7 +5,6 @@ Files are read as a stream, so memory does not grow with their size.
 
 from __future__ import annotations
 
-import csv
 import glob
 import gzip
 import json
@@ -15,18 +14,19 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
-from itertools import chain
 from pathlib import Path
-from typing import TextIO
 
-from offbook.data.json_text import MAX_ROW_CHARS, JsonText, Row, repeated
+from offbook.data.delimited import read_csv, require_different
+from offbook.data.json_text import JsonText, Row
 from offbook.data.packed import (
     ARCHIVE,
     PACKERS,
     Packed,
+    command_for,
     inside,
     is_hidden,
     members,
+    refuse_misnamed,
     unpacking,
 )
 from offbook.data.remarks import Remarks
@@ -40,8 +40,6 @@ from offbook.settings.sections import SAMPLES
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xlsx")
 BINARY = (".parquet", ".xlsx")
-DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-SEPARATOR_LINE = re.compile(r'"?sep=([,;|\t])"?\s*', re.IGNORECASE)
 
 
 def resolve(source: str, commit: str | None = None) -> list[Path]:
@@ -135,11 +133,17 @@ def read_rows(path: Path, remarks: Remarks | None = None) -> Iterator[Row]:
         raise DataError(f'unknown file type "{path.suffix}"', where=str(path), fix=fix)
     with unpacking(path), _reading(path):
         refuse_pointer(path, DataError)
+        refuse_misnamed(path)
         if path.suffix.lower() == ARCHIVE:
-            files: list[Path | Packed] = list(members(path, SUFFIXES))
+            every = list(members(path))
+            files: list[Path | Packed] = [m for m in every if m.inside.suffix.lower() in SUFFIXES]
             if not files:
                 fix = f"put files ending in {', '.join(SUFFIXES)} into it"
                 raise DataError("no data file in this archive", where=str(path), fix=fix)
+            others = [member.inside.name for member in every if member not in files]
+            if others and remarks:
+                what = f"{len(others)} of its files end in something else, and are not read: "
+                remarks.add(what + first_few(others, 3), str(path))
         else:
             files = [Packed(path) if path.suffix.lower() in PACKERS else path]
     for file in files:
@@ -152,7 +156,7 @@ def _rows_of(file: Path | Packed, remarks: Remarks) -> Iterator[Row]:
     if suffix in BINARY:
         if isinstance(file, Packed):
             raise DataError(f"{suffix} is packed already", where=str(file), fix="unpack it")
-        return _read_parquet(file) if suffix == ".parquet" else read_sheet(file)
+        return _read_parquet(file) if suffix == ".parquet" else read_sheet(file, remarks)
     readers = {".json": _read_json, ".csv": read_csv, ".tsv": read_csv}
     return readers.get(suffix, _read_jsonl)(file, remarks)
 
@@ -228,10 +232,11 @@ def _objects(text: JsonText, path: Path | Packed, remarks: Remarks) -> Iterator[
         lists = [name for name, rows in first.items() if rows and _is_objects(rows)]
         if lists and not {"messages", "conversations", "instruction"} & first.keys():
             names = first_few([f'"{shorten(name)}"' for name in lists], 3)
+            program = f"jq -c {shlex.quote(f'.[{json.dumps(lists[0])}][]')}"
             raise DataError(
                 f"one JSON object, whose rows are under {names}",
                 where=where,
-                fix=f"take them out: {_extraction(inside(path), lists[0])}",
+                fix=f"take them out: {command_for(path, program, '-rows.jsonl')}",
             )
     remarks.add("objects one after another, not an array of rows", where)
     yield first, where
@@ -244,88 +249,14 @@ def _is_objects(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
-def _extraction(path: Path, key: str) -> str:
-    """The command that writes the rows under a key to a file of their own."""
-    copy = path.with_name(f"{path.stem}-rows.jsonl")
-    return (
-        f"jq -c {shlex.quote(f'.[{json.dumps(key)}][]')} {shlex.quote(str(path))} "
-        f"> {shlex.quote(str(copy))}"
-    )
-
-
-def read_csv(path: Path | Packed, remarks: Remarks, encoding: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a CSV file, with a DataError in place of each bad one.
-
-    Args:
-        path: the file.
-        remarks: gets what is read in another way than the file's name says.
-        encoding: of the file, where it is not UTF-8.
-    """
-    csv.field_size_limit(MAX_ROW_CHARS)  # a setting of the module; 131,072 unless it is set
-    with open_text(path, encoding) as file:
-        delimiter, skipped = _delimiter(file, path, remarks)
-    with open_text(path, encoding) as file:  # once more: not all packed files can go back
-        for _ in range(skipped):
-            file.readline()
-        reader = csv.reader(file, strict=True, delimiter=delimiter)
-        header: list[str] | None = None
-        where = f"{path}:1"
-        try:
-            while True:
-                where = f"{path}:{skipped + reader.line_num + 1}"  # a quoted field may span lines
-                values = next(reader, None)
-                if values is None:
-                    return
-                if not values:
-                    continue  # a blank line
-                if header is None:
-                    header = _header(values, where)
-                elif len(values) == len(header):
-                    yield dict(zip(header, values, strict=True)), where
-                else:
-                    what = f"{len(values)} columns, not {len(header)}"
-                    name = DELIMITERS.get(delimiter, delimiter)
-                    yield DataError(what, where=where, fix=f"quote fields with {name}"), where
-        except csv.Error as error:
-            what = f"not valid CSV: {error}"
-            fix = "a quote inside a quoted field is written twice; look for one that is not closed"
-            raise DataError(what, where=where, fix=fix) from None
-
-
-def _delimiter(file: TextIO, path: Path | Packed, remarks: Remarks) -> tuple[str, int]:
-    """What separates the fields of a file, and how many lines come before its header.
-
-    A line `sep=;`, which Excel writes and reads, says so, or a header that commas do not separate.
-    """
-    usual = "\t" if inside(path).suffix.lower() == ".tsv" else ","
-    first = file.readline(MAX_ROW_CHARS)
-    stated = SEPARATOR_LINE.fullmatch(first)
-    if stated:
-        remarks.add("its first line tells the separator", f"{path}:1")
-        return stated[1], 1
-    lines = chain([first], iter(lambda: file.readline(MAX_ROW_CHARS), ""))
-    header = next((line for line in lines if line.strip()), "")
-    present = [delimiter for delimiter in DELIMITERS if delimiter in header]
-    if usual in present or len(present) != 1:
-        return usual, 0
-    remarks.add(f"the fields are separated by {DELIMITERS[present[0]]}", f"{path}:1")
-    return present[0], 0
-
-
-def _header(names: list[str], where: str) -> list[str]:
-    name = repeated(names)
-    if name is not None:
-        raise DataError(f'two columns are named "{shorten(name)}"', where=where, fix="rename one")
-    return names
-
-
 def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            names, number = _header(file.schema_arrow.names, str(path)), 0
+            names, number = file.schema_arrow.names, 0
+            require_different(names, str(path))
             for batch in file.iter_batches(batch_size=1024):
                 # Dates become integers: Python cannot represent all of Arrow's dates.
                 columns = [

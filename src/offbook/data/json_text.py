@@ -21,7 +21,9 @@ MAX_ROW_CHARS = 64 * 2**20  # a longer "row" is a broken file, not a line that s
 CHUNK_CHARS = 2**20
 AROUND = 24  # characters before and after a fault that its error shows
 
-Row = tuple[object, str]  # the decoded value, or a DataError; and the file:line where it begins
+# The decoded value, or a DataError; and the file:line where it begins, with its column where it is
+# not the first on its line.
+Row = tuple[object, str]
 
 CONTROL = "Invalid control character"
 LINE_BREAK = "a line break or control character inside a text, kept as it is; JSON has it as \\n"
@@ -43,11 +45,18 @@ class JsonText:
         self._file = file
         self._text, self._position, self._ended = "", 0, False
         self.line, self._column = 1, 1
+        self._row_line = 0  # that of the last row
 
     @property
     def where(self) -> str:
         """The `file:line` of the next character."""
         return f"{self.path}:{self.line}"
+
+    def _place(self) -> str:
+        """The place of the row that begins here; see `Row`."""
+        column = f":{self._column}" if self.line == self._row_line else ""
+        self._row_line = self.line
+        return self.where + column
 
     def array(self) -> Iterator[Row]:
         """Yield the elements of the array that begins here, after which nothing comes.
@@ -85,7 +94,7 @@ class JsonText:
             yield key
 
     def places(self, closing: str = "]") -> Iterator[str]:
-        """Yield the `file:line` of each element of the array, or object, that begins here.
+        """Yield the place of each element of the array, or object, that begins here; see `Row`.
 
         The caller reads each element.
 
@@ -96,7 +105,7 @@ class JsonText:
         after = closing if self.peek() == closing else ","
         while after == ",":
             self.peek()
-            yield self.where
+            yield self._place() if closing == "]" else self.where
             after = self.peek()
             if after not in (",", closing):
                 what = "no comma between rows" if after else "the file ends inside the array"
@@ -120,7 +129,7 @@ class JsonText:
         """Yield values that follow each other, with a DataError in place of each bad one."""
         spread = False  # whether rows may have several lines
         while self.peek():
-            where, line = self.where, self.line
+            where, line = self._place(), self.line
             try:
                 value = self._value()
             except _FaultError as fault:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import shlex
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,14 @@ from offbook.errors import DataError, first_line
 
 PACKERS = (".gz", ".zst")
 ARCHIVE = ".zip"
+# What files begin with: what they are, and the endings that say so.
+MAGIC = {
+    b"\x1f\x8b": ("a gzip file", (".gz",)),
+    b"\x28\xb5\x2f\xfd": ("a Zstandard file", (".zst",)),
+    b"PK\x03\x04": ("a ZIP file", (ARCHIVE, ".xlsx")),
+    b"PAR1": ("a Parquet file", (".parquet",)),
+    b"\xd0\xcf\x11\xe0": ("an old Office file", ()),
+}
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,25 @@ def inside(path: Path | Packed) -> Path:
     return path.inside if isinstance(path, Packed) else path
 
 
-def members(path: Path, suffixes: Sequence[str]) -> Iterator[Packed]:
-    """The files of a `.zip` that end in one of these, in the order of their names."""
+def command_for(path: Path | Packed, program: str, ending: str) -> str:
+    """A command that writes a copy of a file, which a packed one has to be unpacked for.
+
+    Args:
+        path: the file.
+        program: with its arguments, after which the file comes.
+        ending: of the copy's name.
+    """
+    file = inside(path)
+    copy = file.with_name(file.stem + ending)
+    command = f"{program} {shlex.quote(str(file))} > {shlex.quote(str(copy))}"
+    return f"unpack it, and run {command}" if isinstance(path, Packed) else command
+
+
+def members(path: Path) -> Iterator[Packed]:
+    """The files of a `.zip` that are not hidden, in the order of their names."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in sorted(archive.namelist()) if not name.endswith("/")]
-    for name in names:
-        if not is_hidden(Path(name)) and name.lower().endswith(tuple(suffixes)):
-            yield Packed(path, name)
+    yield from (Packed(path, name) for name in names if not is_hidden(Path(name)))
 
 
 def is_hidden(path: Path) -> bool:
@@ -87,3 +108,24 @@ def unpacking(path: Path | Packed) -> Iterator[None]:
         if not isinstance(path, Packed):
             raise
         raise DataError(f"it cannot be unpacked ({first_line(error)})", where=str(path)) from None
+
+
+def refuse_misnamed(path: Path) -> None:
+    """Refuse a file that is of another kind than its name says.
+
+    Raises:
+        DataError: with the name that it should have.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    suffix = path.suffix.lower()
+    what, endings = next((m for magic, m in MAGIC.items() if start.startswith(magic)), ("", ()))
+    if not what and start and suffix in PACKERS:
+        fix = f"rename it to {path.stem}"
+        raise DataError("it is not packed", where=str(path), fix=fix)
+    if what and suffix not in endings:
+        stem = path.name if set(endings) & set(PACKERS) else path.stem
+        fix = "open it in the program that made it, and save it as .xlsx"
+        if endings:
+            fix = f"rename it to {' or '.join(stem + ending for ending in endings)}"
+        raise DataError(f"it is {what}, whatever its name says", where=str(path), fix=fix)

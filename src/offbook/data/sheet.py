@@ -1,21 +1,31 @@
-"""Rows of an .xlsx file: its first sheet, whose first row has the names of the columns."""
+"""Rows of an .xlsx file: its first sheet that has any, whose first row names the columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
-from offbook.data.json_text import Row, repeated
-from offbook.errors import ConfigError, DataError, first_line, shorten
+from offbook.data.delimited import require_different, row_of
+from offbook.data.json_text import Row
+from offbook.data.remarks import Remarks
+from offbook.errors import ConfigError, DataError, first_few, first_line, shorten
+
+if TYPE_CHECKING:
+    from openpyxl.worksheet._read_only import ReadOnlyWorksheet
 
 
-def read_sheet(path: Path) -> Iterator[Row]:
+def read_sheet(path: Path, remarks: Remarks) -> Iterator[Row]:
     """Yield the rows; empty ones are none.
 
     A number or a date is text, as it would be in CSV. A cell without a heading has the key
     `column B`.
+
+    Args:
+        path: the file.
+        remarks: gets the names of sheets that are not read.
 
     Raises:
         ConfigError: when openpyxl is not installed.
@@ -23,31 +33,32 @@ def read_sheet(path: Path) -> Iterator[Row]:
     """
     try:
         from openpyxl import load_workbook
-        from openpyxl.utils import get_column_letter
     except ImportError:
         fix = "run `pip install 'offbook[xlsx]'`"
         raise ConfigError(".xlsx files need openpyxl", where=str(path), fix=fix) from None
     try:
         book = load_workbook(path, read_only=True, data_only=True)
-        table = enumerate(book.worksheets[0].iter_rows(values_only=True), 1)
-        first = next(table, None)
-        headings = [str(value or "") for value in first[1]] if first else []
-        if (name := repeated(filter(None, headings))) is not None:
-            what = f'two columns are named "{shorten(name)}"'
-            raise DataError(what, where=f"{path}:1", fix="rename one")
-        for number, values in table:
-            cells = ["" if value is None else str(value) for value in values]
-            if any(cells):
-                columns = enumerate(zip_longest(headings, cells, fillvalue=""), 1)
-                yield (
-                    {
-                        heading or f"column {get_column_letter(k)}": cell
-                        for k, (heading, cell) in columns
-                        if heading or cell
-                    },
-                    f"{path}:{number}",
-                )
+        filled = [sheet for sheet in book.worksheets if next(_rows(sheet), None)]
+        with_rows = [sheet for sheet in filled if len(list(islice(_rows(sheet), 2))) == 2]
+        for sheet in with_rows[:1]:
+            others = [f'"{shorten(other.title)}"' for other in filled if other is not sheet]
+            if others:
+                own, names = shorten(sheet.title), first_few(others, 3)
+                remarks.add(f'only the sheet "{own}" is read, not {names}', str(path))
+            table = _rows(sheet)
+            first, headings = next(table)
+            require_different(filter(None, headings), f"{path}:{first}")
+            for number, cells in table:
+                yield row_of(headings, cells), f"{path}:{number}"
     except DataError:
         raise
     except (BadZipFile, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise DataError(f"not valid XLSX: {first_line(error)}", where=str(path)) from None
+
+
+def _rows(sheet: ReadOnlyWorksheet) -> Iterator[tuple[int, list[str]]]:
+    """The number and the cells of each row that is not empty."""
+    for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
+        cells = ["" if value is None else str(value) for value in values]
+        if any(cells):
+            yield number, cells

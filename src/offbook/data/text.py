@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import codecs
 import io
-import shlex
 from pathlib import Path
 from typing import TextIO
 
-from offbook.data.packed import Packed, inside, open_bytes
+from offbook.data.packed import Packed, command_for, inside, open_bytes
 from offbook.errors import DataError, shorten
 
 # UTF-32 first: its mark begins with that of UTF-16.
@@ -51,7 +50,7 @@ def encoding_of(path: Path | Packed) -> str:
         raise DataError(
             f"{encoding} text without a byte order mark",
             where=f"{path}:1",
-            fix=f"convert it: {conversion(inside(path), encoding)}",
+            fix=f"convert it: {conversion(path, encoding)}",
         )
     return "utf-8-sig"
 
@@ -72,17 +71,16 @@ def undecodable(path: Path | Packed) -> DataError:
         text = found.decode("gb18030", errors="ignore")[:20].partition("\n")[0]
         fix = (
             f"as GB18030 it reads `{shorten(text)}`; if that is right, convert it: "
-            f"{conversion(inside(path), 'GB18030')}"
+            f"{conversion(path, 'GB18030')}"
         )
         return DataError(what, where=where, fix=fix)
-    fix = f"save the file as UTF-8, or convert it: {conversion(inside(path), 'ITS-ENCODING')}"
+    fix = f"save the file as UTF-8, or convert it: {conversion(path, 'ITS-ENCODING')}"
     return DataError(what, where=where, fix=fix)
 
 
-def conversion(path: Path, encoding: str) -> str:
+def conversion(path: Path | Packed, encoding: str) -> str:
     """The command that writes a copy of a file as UTF-8."""
-    copy = path.with_name(f"{path.stem}-utf8{path.suffix}")
-    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(copy))}"
+    return command_for(path, f"iconv -f {encoding} -t UTF-8", f"-utf8{inside(path).suffix}")
 
 
 def _first_bad_bytes(path: Path | Packed, encoding: str) -> tuple[int, int, bytes]:

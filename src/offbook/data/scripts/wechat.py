@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from offbook.data.formats import read_csv as read_table
+from offbook.data.delimited import read_csv as read_table
 from offbook.data.scripts.days import Days
 from offbook.data.scripts.json_chats import messages
 from offbook.data.scripts.script import Line, Script
