@@ -463,6 +463,24 @@ def test_music_is_no_speech(tmp_path: Path, cue: str, said: list[str]) -> None:
     assert [text for _, text in found] == said
 
 
+@pytest.mark.parametrize(
+    ("cue", "said"),
+    [
+        (
+            "<v.loud Bob Smith>Hey</v>\n<v Anna>What?</v>",
+            [("Bob Smith", "Hey"), ("Anna", "What?")],
+        ),
+        ("<v Bob>Hey <v Anna>What\nis it?", [("Bob", "Hey"), ("Anna", "What is it?")]),
+        ("<v Bob>Hey\nyou.</v>", [("Bob", "Hey you.")]),
+    ],
+)
+def test_each_voice_of_a_cue_has_its_words(
+    tmp_path: Path, cue: str, said: list[tuple[str, str]]
+) -> None:
+    timed = f"WEBVTT\n\n00:01.000 --> 00:02.000\n{cue}\n"
+    assert texts(tmp_path / "a.vtt", timed) == said
+
+
 # Speed.
 
 

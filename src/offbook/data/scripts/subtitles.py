@@ -78,7 +78,7 @@ def read(script: Script) -> Iterator[Line]:
 def _cues(script: Script) -> Iterator[Cue]:
     """The cues of SubRip and WebVTT: a line of times, and the text up to a blank line."""
     timing: tuple[float, float] | None = None
-    speaker, parts, first = "", list[str](), 0
+    parts, first = list[str](), 0
     for number, text in _with_end(script.numbered()):
         match = TIMING.fullmatch(text)
         if "-->" in text and not match:
@@ -88,15 +88,13 @@ def _cues(script: Script) -> Iterator[Cue]:
             # Where the blank line is missing, the number of the next cue is the last line.
             if match and parts and parts[-1].strip().isdecimal():
                 parts.pop()
-            yield Cue(*timing, speaker, "\n".join(parts), first)
+            yield Cue(*timing, "", "\n".join(parts), first)
             timing = None
         if match:
             times = match.groups(default="0")
-            timing, speaker, parts = (_seconds(times[:4]), _seconds(times[4:])), "", []
+            timing, parts = (_seconds(times[:4]), _seconds(times[4:])), []
             first = number + 1
         elif timing:
-            if voice := VOICE.search(text):
-                speaker = speaker or unescape(voice[1]).strip()
             parts.append(text)
 
 
@@ -126,9 +124,17 @@ def _events(script: Script) -> Iterator[Cue]:
 
 
 def _said(cue: Cue, where: str) -> Iterator[Line]:
-    """The lines of a cue: one, or where dashes or names begin several, those."""
-    speech = Speech(cue.speaker, where)
-    text = unescape(TAGS.sub("", cue.text))
+    """The lines of a cue: one, or those of its voices."""
+    text, *voices = VOICE.split(cue.text)
+    yield from _spoken(cue.speaker, text, where)
+    for name, text in zip(voices[::2], voices[1::2], strict=True):
+        yield from _spoken(unescape(name).strip(), text, where)
+
+
+def _spoken(speaker: str, text: str, where: str) -> Iterator[Line]:
+    """The lines of a voice: one, or where dashes or names begin several, those."""
+    speech = Speech(speaker, where)
+    text = unescape(TAGS.sub("", text))
     if SONG.fullmatch(text):
         return
     for part in text.splitlines():
@@ -142,7 +148,7 @@ def _said(cue: Cue, where: str) -> Iterator[Line]:
         if named or dashed:
             if speech.parts:
                 yield speech.line()
-            speech = Speech(named[0] if named else cue.speaker, where)
+            speech = Speech(named[0] if named else speaker, where)
         part = named[1] if named else part
         part = "" if SONG.fullmatch(part) else re.sub(r"\s+", " ", SOUNDS.sub("", part)).strip()
         if part:
