@@ -164,6 +164,28 @@ def test_a_speech_on_several_lines(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "Characters:\nANNA: a girl\nBEN: a boy\n\n",
+        "Characters:\n\nANNA: a girl\nBEN: a boy\n\n",
+        "# Dramatis Personae\nANNA: a girl\n\nBEN: a boy\n\n# Act 1\n",
+        "CAST\nANNA: a girl\nBEN: a boy\nScene 1\n\n",
+        "人物：\nANNA：四十岁。\nBEN：二十岁，话多。\n\n第一幕\n\n",
+        "【主要人物介绍】\nANNA：四十岁。\nBEN：二十岁。\n",
+        "人物：ANNA、BEN\n",
+        "",
+    ],
+)
+def test_a_list_of_characters_is_no_speech(tmp_path: Path, before: str) -> None:
+    play = f"{before}ANNA: Hello?\nBEN: Hello.\nANNA: Come in.\n"
+    assert texts(tmp_path / "a.txt", play) == [
+        ("ANNA", "Hello?"),
+        ("BEN", "Hello."),
+        ("ANNA", "Come in."),
+    ]
+
+
 def test_names_in_the_middle_of_a_line_of_their_own(tmp_path: Path) -> None:
     page = (
         "The rain falls.\n\n                    Anna\n          Come in.\n\n"

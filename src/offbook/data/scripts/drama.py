@@ -1,6 +1,7 @@
 """Drama text: a speech on each line, after its speaker and a colon, in English or Chinese.
 
-What stands in brackets is a stage direction, and so is a line without a speaker. Where blank lines
+What stands in brackets is a stage direction, and so is a line without a speaker. A list of
+characters is no speech. Where blank lines
 separate speeches, the lines up to the next one belong to the speech; elsewhere only those that are
 indented, or that continue a sentence.
 """
@@ -26,6 +27,13 @@ HEADING = re.compile(
     r"|\d{1,3}[-.、]\d{1,3}[ 、.].{0,40}[日夜内外晨昏].{0,40}|序幕|尾声|幕落|幕启|剧终|完)[ \t]*",
     re.IGNORECASE,
 )
+CAST = re.compile(
+    r"[#*【\s]*(?:characters|(?:the )?cast(?: of characters)?|list of characters"
+    r"|dramatis person(?:ae|æ)|persons of the play"
+    r"|(?:主要|出场|登场|登場|剧中)?(?:人物|角色)(?:表|介绍|介紹|简介|簡介|列表)?)"
+    r"[*】\s]*[:：]?[*\s]*",
+    re.IGNORECASE,
+)
 DIRECTION = re.compile(r"[ \t\u3000]*(?:[(（\[【〔△▲◇◆].*|\*[^*]+\*|_[^_]+_)")
 BRACKETS = re.compile(
     r"[ \t]*(?:\([^()]{0,200}\)|（[^（）]{0,200}）|\[[^\[\]]{0,200}\]|【[^【】]{0,200}】"
@@ -47,7 +55,9 @@ def recognizes(head: Sequence[str]) -> bool:
 def read(script: Script) -> Iterator[Line]:
     """Yield the speeches."""
     head, blank = script.head(), True
-    spoken = [(not before.strip()) for before, text in pairwise(["", *head]) if split_name(text)]
+    cast = _cast(head)
+    rest = ["", *head[: cast.start], "", *head[cast.stop :]]
+    spoken = [(not before.strip()) for before, text in pairwise(rest) if split_name(text)]
     apart = sum(spoken) > len(spoken) / 2
     speech: Speech | None = None
     scene = 0
@@ -56,14 +66,15 @@ def read(script: Script) -> Iterator[Line]:
         if not text.strip():
             blank = True
             continue
+        listed = number - 1 in cast
         heading = HEADING.fullmatch(text)
-        named = None if heading else split_name(text)
+        named = None if heading or listed else split_name(text)
         if named or heading:
             yield from finished(speech, script)
             speech, scene = None, scene + bool(heading)
         if named:
             speech = Speech(named[0], where, scene, [named[1]])
-        elif heading or DIRECTION.fullmatch(text):
+        elif heading or listed or DIRECTION.fullmatch(text):
             script.remarks.add(OUTSIDE, where)
         elif speech and not blank and (apart or text[:1] in SPACE or _is_open(speech)):
             speech.parts.append(text.strip())
@@ -84,6 +95,26 @@ def finished(speech: Speech | None, script: Script) -> Iterator[Line]:
     text = re.sub(r"[ \t]+", " ", text).strip()
     if text:
         yield Line(line.speaker, text, line.where, line.scene)
+
+
+def _cast(head: Sequence[str]) -> range:
+    """The lines of the list of characters, whose descriptions nobody says.
+
+    It goes up to a heading; where a name comes again before one, up to a blank line.
+    """
+    begin = next((k for k, text in enumerate(head) if CAST.fullmatch(text)), len(head))
+    names: set[str] = set()
+    blank = None
+    for k in range(begin + 1, len(head)):
+        if HEADING.fullmatch(head[k]):
+            return range(begin, k)
+        if named := split_name(head[k]):
+            if named[0] in names:
+                return range(begin, blank or k)
+            names.add(named[0])
+        elif not head[k].strip() and head[k - 1].strip() and k > begin + 1:
+            blank = blank or k
+    return range(begin, blank or len(head))
 
 
 def _is_open(speech: Speech) -> bool:
