@@ -7,9 +7,13 @@ import re
 from offbook.data.scripts.script import WIDE
 
 MAX_NAME = 40  # characters
+# [00:01], as transcripts have it: perhaps with hours, fractions, and the time when it ends
+TIME = r"\d{1,2}:\d{2}(?::\d{2})?(?:[.,]\d{1,3})?"
+STAMP = rf"\[{TIME}(?: *--> *{TIME})?\]"
 # A name, perhaps how it is said in brackets, a colon, and what is said.
 NAMED = re.compile(
-    r"[ \t\u3000]*(?P<name>[^:：()（）\[\]【】]{1,60}?)[ \t]*"
+    rf"[ \t\u3000]*(?:{STAMP}[ \t]*)?"
+    r"(?P<name>[^:：()（）\[\]【】]{1,60}?)[ \t]*"
     r"(?:[(（\[【][^()（）\[\]【】]{0,80}[)）\]】][ \t]*){0,3}[:：](?!//)(?P<text>.*)"
 )
 SMALL_WORDS = frozenset(

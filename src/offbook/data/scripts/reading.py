@@ -35,12 +35,16 @@ NOT_TEXT = {
     ".docx": "pandoc -t plain --wrap=none {} -o {}.txt",
     ".odt": "pandoc -t plain --wrap=none {} -o {}.txt",
     ".epub": "pandoc -t plain --wrap=none {} -o {}.txt",
+    ".rtf": "pandoc -t plain --wrap=none {} -o {}.txt",
+    ".doc": "soffice --headless --convert-to 'txt:Text (encoded):UTF8' {}",
     ".zip": "unzip {} -d {}",
 }
 SUFFIXES = (
     *(".txt", ".md", ".fountain", ".spmd", ".text", ".json", ".csv", ".html", ".htm"),
     *subtitles.SUFFIXES,
 )
+# A list of objects, or an object with keys; else a bracket is a direction or a time.
+JSON = re.compile(r'\s*(?:\[\s*)?\{\s*"')
 HALF = re.compile("[\ud800-\udfff]")  # of a character, as a JSON file may have it
 TRIED = 50  # messages of a JSON file that are looked at
 
@@ -125,7 +129,7 @@ def kind_of(script: Script) -> Kind:
         return TELEGRAM_HTML
     if whatsapp.recognizes(head):
         return WHATSAPP
-    if "".join(head[:1]).lstrip()[:1] in ("{", "["):
+    if JSON.match("\n".join(head[:TRIED])):
         return _json_kind(script)
     for kind, recognizes in (
         (DRAMA, drama.recognizes),
