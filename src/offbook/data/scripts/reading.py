@@ -27,6 +27,7 @@ from offbook.data.scripts import (
 )
 from offbook.data.scripts.json_chats import messages
 from offbook.data.scripts.script import Line, Script
+from offbook.data.text import conversion
 from offbook.errors import DataError, quoted, stem, suggest
 from offbook.settings.config import local_path
 
@@ -140,6 +141,9 @@ def kind_of(script: Script) -> Kind:
             return kind
     what = "no speakers found" if any(map(str.strip, head)) else "the file is empty"
     fix = "name who speaks, as in `ANNA: Come in.`, or put speech in quotation marks"
+    if not script.encoding.startswith("utf"):
+        what += f" in it, read as {script.encoding.upper()} (detected)"
+        fix += f"; if that is not its encoding, {_conversion(script)}"
     raise DataError(what, where=f"{path}:1", fix=fix)
 
 
@@ -191,4 +195,11 @@ def _notice(script: Script, kind: Kind) -> str:
     text = f"{script.path}: {kind.name}"
     if script.encoding == "utf-8-sig":
         return text
-    return f"{text}, in the encoding {script.encoding.upper()} (detected)"
+    text += f", in the encoding {script.encoding.upper()} (detected)"
+    if script.unsure:
+        text += f"; it is short: if names or words are wrong, {_conversion(script)}"
+    return text
+
+
+def _conversion(script: Script) -> str:
+    return f"convert it: {conversion(script.path, 'ITS-ENCODING')}"

@@ -16,6 +16,7 @@ from offbook.errors import DataError, first_line
 
 HEAD_LINES = 2000  # that tell what a file is
 MAX_LINE_CHARS = 2**20  # a longer line is no script
+SURE_BYTES = 300  # that are not ASCII, from which the encoding is known
 # Chinese, Japanese and Korean: the first two have no spaces between words.
 WIDE = "\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef"
 WIDE_CHAR = re.compile(f"[{WIDE}]")
@@ -65,12 +66,13 @@ class Script:
         path: of the file.
         remarks: gets what is left out, and the encoding where it is not UTF-8.
         encoding: as Python names it.
+        unsure: whether the text is too short to be sure of the encoding.
     """
 
     def __init__(self, path: Path, remarks: Remarks) -> None:
         self.path, self.remarks = path, remarks
         try:
-            self.encoding = _encoding(path)
+            self.encoding, self.unsure = _encoding(path)
         except OSError as error:
             what = f"cannot be read ({error.strerror or first_line(error)})"
             raise DataError(what, where=str(path)) from None
@@ -124,8 +126,11 @@ def joined(parts: Sequence[str], between: str = " ") -> str:
     return "".join(whole)
 
 
-def _encoding(path: Path) -> str:
-    """The encoding of a byte order mark, or the one that the bytes have most likely."""
+def _encoding(path: Path) -> tuple[str, bool]:
+    """The encoding of a byte order mark, or the one that the bytes have most likely.
+
+    Also whether there are too few bytes to be sure of it.
+    """
     from charset_normalizer import from_bytes
 
     with path.open("rb") as file:
@@ -133,20 +138,40 @@ def _encoding(path: Path) -> str:
         ends = not file.read(1)
     for mark, encoding in MARKS.items():
         if start.startswith(mark):
-            return encoding
+            return encoding, False
     zeros = start[: 2**12].count(0)
     if zeros > len(start[: 2**12]) // 5:
-        return "utf-16-le" if start[1:2] == b"\0" else "utf-16-be"
+        return "utf-16-le" if start[1:2] == b"\0" else "utf-16-be", False
     try:
         codecs.getincrementaldecoder("utf-8")().decode(start, final=ends)
-        return "utf-8-sig"
+        return "utf-8-sig", False
     except UnicodeDecodeError:
         # Whole lines: the last bytes may be a part of a character, which no encoding has.
         last = len(start) if ends else start.rfind(b"\n") + 1 or len(start)
-        found = from_bytes(start[:last]).best()
-    if found is None:
-        return "utf-8-sig"  # whose error names the place
+    start = start[:last]
+    unsure = sum(byte >= 0x80 for byte in start) < SURE_BYTES
+    if _is_simplified_chinese(start):
+        return "gb18030", unsure
     western = start.decode("cp1252", errors="replace")
     if all(char < "\x80" or char in WESTERN for char in western):
-        return "cp1252"
-    return {"gb2312": "gb18030", "gbk": "gb18030"}.get(found.encoding, found.encoding)
+        return "cp1252", unsure
+    found = from_bytes(start).best()
+    if found is None:
+        return "utf-8-sig", False  # whose error names the place
+    return {"gb2312": "gb18030", "gbk": "gb18030"}.get(found.encoding, found.encoding), unsure
+
+
+def _is_simplified_chinese(data: bytes) -> bool:
+    """Whether nearly all characters are common ones and punctuation of GB2312.
+
+    Statistics need more than a few lines to find that. Korean has the same bytes, but only those of
+    the first half of the common characters.
+    """
+    try:
+        codes = [c.encode("gb2312", "replace") for c in data.decode("gb18030") if c > "\x7f"]
+    except UnicodeDecodeError:
+        return False
+    common = sum(b"\xb0" <= code < b"\xd8" for code in codes)
+    marks = sum(b"\xa1" <= code < b"\xa4" for code in codes)
+    late = sum(b"\xc9" <= code < b"\xd8" for code in codes)
+    return common + marks >= 0.9 * len(codes) and late > 0.05 * common
