@@ -305,6 +305,24 @@ def test_dates_of_any_locale(tmp_path: Path, header: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        'Nora changed the subject to "x: y"',
+        'Nora changed the subject from "a" to "x: y"',
+        "Nora hat den Betreff zu „x: y“ geändert",
+        "Nora将主题更改为“x: y”",
+        "Nora a changé le sujet en « x: y »",
+    ],
+)
+def test_a_subject_with_a_colon_is_no_message(tmp_path: Path, event: str) -> None:
+    names = ("Nora", 'Jem "Jimmy" Marsh', "„Jem“ Marsh")
+    chat = f"1/5/24, 3:20 PM - {event}\n" + "".join(
+        f'1/5/24, 3:2{k} PM - {name}: about "x: y"\n' for k, name in enumerate(names)
+    )
+    assert texts(tmp_path / "a.txt", chat) == [(name, 'about "x: y"') for name in names]
+
+
 def test_a_day_and_a_pause_cut_a_chat(tmp_path: Path) -> None:
     path = tmp_path / "chat.txt"
     clock = ("1/5/24, 11:58 AM", "1/5/24, 12:10 PM", "1/5/24, 1:09 PM", "1/5/24, 3:00 PM")

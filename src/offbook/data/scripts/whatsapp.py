@@ -31,7 +31,9 @@ HEADERS = (
     re.compile(rf"\[{MOMENT}\]\s?(?P<rest>.*)", re.IGNORECASE),
     re.compile(rf"{MOMENT}\s[-–—]\s?(?P<rest>.*)", re.IGNORECASE),
 )
-SENDER = re.compile(r"(?P<name>[^:]{1,80}): (?P<text>.*)")
+# 'Anna changed the subject to "x: y"' has no sender: the colon is between quotation marks.
+QUOTED = '"[^":]*"|„[^“”:]*[“”]|“[^”:]*”|«[^»:]*»|「[^」:]*」'
+SENDER = re.compile(rf"(?P<name>(?:[^:\"„“«「]|{QUOTED}){{1,80}}): (?P<text>.*)")
 EDITED = re.compile("\u200e?<[^<>\n]{4,60}>$")
 DELETED = re.compile(
     r"(?:this message was deleted|you deleted this message|diese nachricht wurde gelöscht"
