@@ -51,3 +51,28 @@ def test_a_file_of_a_word_processor_is_named(tmp_path: Path, suffix: str) -> Non
     (tmp_path / f"a{suffix}").write_bytes(b"\xd0\xcf\x11\xe0\0")
     with pytest.raises(DataError, match=rf"a\{suffix}: \{suffix} is not text; convert it: "):
         Play([str(tmp_path / f"a{suffix}")])
+
+
+def test_files_of_a_folder_that_are_no_scripts_are_left_out_and_named(tmp_path: Path) -> None:
+    others = {
+        "notes.md": ("to do\n", "notes.md:1: no speakers found"),
+        "empty.txt": ("", "empty.txt:1: the file is empty"),
+        "package.json": ('{"a": 1}', "package.json: no list of messages"),
+        "rows.json": ('[{"a": 1}]', "rows.json: not the messages of a chat that is known"),
+        "table.csv": ("a,b\n1,2\n", "table.csv:2: not a WeChat export"),
+    }
+    for name, (content, _) in others.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataError, match="; "):
+            Play([str(tmp_path / name)])
+    with pytest.raises(DataError, match="the file is empty"):
+        Play([str(tmp_path)])  # nothing is left
+    (tmp_path / "play.txt").write_text(SPEECH)
+    play = Play([str(tmp_path)])
+    assert len(list(play)) == 3
+    first, *notices = play.notices
+    assert first == f"{tmp_path}/play.txt: drama text (NAME: speech)"
+    assert sorted(notices) == sorted(f"{tmp_path}/{what}, left out" for _, what in others.values())
+    (tmp_path / "chat.json").write_text('{"messages": [')
+    with pytest.raises(DataError, match="not valid JSON"):
+        Play([str(tmp_path)])  # a script that is broken is not left out

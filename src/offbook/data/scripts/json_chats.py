@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offbook.data.json_text import JsonText
-from offbook.data.scripts.script import Script
+from offbook.data.scripts.script import NoScriptError, Script
 from offbook.data.text import undecodable
 from offbook.errors import DataError
 
@@ -45,7 +45,7 @@ def messages(script: Script) -> Iterator[Message]:
                 yield from walker.inside(0)
             if not walker.chats:
                 fix = "give the file that the chat program's export has written"
-                raise DataError("no list of messages", where=str(script.path), fix=fix)
+                raise NoScriptError("no list of messages", where=str(script.path), fix=fix)
             if text.peek():
                 raise DataError("text after the end of the JSON", where=text.where)
     except UnicodeError:

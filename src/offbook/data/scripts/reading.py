@@ -26,7 +26,7 @@ from offbook.data.scripts import (
     whatsapp,
 )
 from offbook.data.scripts.json_chats import messages
-from offbook.data.scripts.script import Line, Script
+from offbook.data.scripts.script import Line, NoScriptError, Script
 from offbook.data.text import conversion
 from offbook.errors import DataError, quoted, stem, suggest
 from offbook.settings.config import local_path
@@ -122,6 +122,7 @@ def kind_of(script: Script) -> Kind:
     if suffix == ".json":
         return _json_kind(script)
     if suffix == ".csv":
+        next(WECHAT_CSV.read(script), None)  # it has the columns
         return WECHAT_CSV
     head = script.head()
     if suffix in (".fountain", ".spmd"):
@@ -144,7 +145,7 @@ def kind_of(script: Script) -> Kind:
     if not script.encoding.startswith("utf"):
         what += f" in it, read as {script.encoding.upper()} (detected)"
         fix += f"; if that is not its encoding, {_conversion(script)}"
-    raise DataError(what, where=f"{path}:1", fix=fix)
+    raise NoScriptError(what, where=f"{path}:1", fix=fix)
 
 
 def _json_kind(script: Script) -> Kind:
@@ -153,7 +154,7 @@ def _json_kind(script: Script) -> Kind:
             if recognizes(message.values):
                 return kind
     fix = "give Telegram's result.json, DiscordChatExporter's, Slack's or a WeChat tool's JSON"
-    raise DataError("not the messages of a chat that is known", where=str(script.path), fix=fix)
+    raise NoScriptError("not the messages of a chat that is known", where=str(script.path), fix=fix)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -167,14 +168,27 @@ class Play:
 
     Attributes:
         remarks: what was left out when they were last read.
-        notices: a line about each file: its kind, and its encoding where it is not UTF-8.
+        notices: a line about each file: its kind, and its encoding where it is not UTF-8. In a
+            folder with scripts, a file that is none is left out.
     """
 
     def __init__(self, sources: list[str]) -> None:
         self.remarks = Remarks()
-        scripts = [Script(p, self.remarks) for source in sources for p in files_of(source)]
-        self._scripts = [(script, kind_of(script)) for script in scripts]
-        self.notices = [_notice(script, kind) for script, kind in self._scripts]
+        self._scripts: list[tuple[Script, Kind]] = []
+        self.notices: list[str] = []
+        for source in sources:
+            found, others = [], []
+            for path in files_of(source):
+                script = Script(path, self.remarks)
+                try:
+                    found.append((script, kind_of(script)))
+                except NoScriptError as error:
+                    others.append(error)
+            if not found:
+                raise others[0]
+            self._scripts += found
+            self.notices += [_notice(script, kind) for script, kind in found]
+            self.notices += [f"{error.where}: {error.what}, left out" for error in others]
 
     def __iter__(self) -> Iterator[tuple[Line, Kind]]:
         """Yield each line, with the kind of its script; no two files have a scene in common."""

@@ -23,6 +23,10 @@ WIDE_CHAR = re.compile(f"[{WIDE}]")
 WESTERN = frozenset("ÄÖÜäöüßÉÈÊËéèêëÀÂàâÇçÎÏîïÔÙÛôùûÑñÁÍÓÚáíóúÅØÆåøæœŒãõ“”‘’„«»–—…•°§©®¡¿\xa0€´")
 
 
+class NoScriptError(DataError):
+    """A file in which nobody speaks, such as notes in a folder of scripts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """Something that is said.

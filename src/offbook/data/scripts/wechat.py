@@ -14,7 +14,7 @@ from typing import Any
 from offbook.data.delimited import read_csv as read_table
 from offbook.data.scripts.days import Days
 from offbook.data.scripts.json_chats import messages
-from offbook.data.scripts.script import Line, Script
+from offbook.data.scripts.script import Line, NoScriptError, Script
 from offbook.data.text import undecodable
 from offbook.errors import DataError
 
@@ -55,7 +55,7 @@ def _csv(script: Script) -> Iterator[tuple[Mapping[str, Any], str]]:
             assert isinstance(row, dict)
             if not recognizes_message(row):
                 fix = f"it needs a column {', '.join(TEXTS[:3])} and one of {', '.join(NAMES[:5])}"
-                raise DataError("not a WeChat export", where=where, fix=fix)
+                raise NoScriptError("not a WeChat export", where=where, fix=fix)
             yield row, where
     except UnicodeError:
         raise undecodable(script.path) from None
