@@ -76,3 +76,12 @@ def test_files_of_a_folder_that_are_no_scripts_are_left_out_and_named(tmp_path: 
     (tmp_path / "chat.json").write_text('{"messages": [')
     with pytest.raises(DataError, match="not valid JSON"):
         Play([str(tmp_path)])  # a script that is broken is not left out
+
+
+def test_names_in_lower_case_are_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("anna: hi\nben: hello\nanna: bye\n")
+    with pytest.raises(DataError, match="begin names with a capital letter, as in `Anna: Come"):
+        Play([str(path)])
+    path.write_text("Anna: hi\nBen: hello\nAnna: bye\n")
+    assert len(list(Play([str(path)]))) == 3

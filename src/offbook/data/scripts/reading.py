@@ -142,6 +142,8 @@ def kind_of(script: Script) -> Kind:
             return kind
     what = "no speakers found" if any(map(str.strip, head)) else "the file is empty"
     fix = "name who speaks, as in `ANNA: Come in.`, or put speech in quotation marks"
+    if drama.recognizes([text.upper() for text in head]):
+        fix = "begin names with a capital letter, as in `Anna: Come in.`"
     if not script.encoding.startswith("utf"):
         what += f" in it, read as {script.encoding.upper()} (detected)"
         fix += f"; if that is not its encoding, {_conversion(script)}"
