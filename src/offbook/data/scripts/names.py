@@ -13,8 +13,9 @@ STAMP = rf"\[{TIME}(?: *--> *{TIME})?\]"
 # A name, perhaps how it is said in brackets, a colon, and what is said.
 NAMED = re.compile(
     rf"[ \t\u3000]*(?:{STAMP}[ \t]*)?"
-    r"(?P<name>[^:：()（）\[\]【】]{1,60}?)[ \t]*"
-    r"(?:[(（\[【][^()（）\[\]【】]{0,80}[)）\]】][ \t]*){0,3}[:：](?!//)(?P<text>.*)"
+    r"(?P<bold>\*{1,3}|_{1,3})?(?P<name>[^:：()（）\[\]【】]{1,60}?)[ \t]*"
+    r"(?:[(（\[【][^()（）\[\]【】]{0,80}[)）\]】][ \t]*){0,3}[:：](?!//)"
+    r"(?(bold)(?P=bold)?)(?P<text>.*)"
 )
 SMALL_WORDS = frozenset(
     ("and", "da", "de", "del", "der", "di", "du", "of", "the", "und", "van", "von", "&")
