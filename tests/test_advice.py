@@ -843,6 +843,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         "it needs a column {', '.join(TEXTS[:3])} and one of {', '.join(NAMES[:5])}",
         "convert it: {NOT_TEXT[suffix].format(quoted(path), stem)}",
     ),
+    "tests/data/scripts/test_reading.py::test_names_in_lower_case_are_refused_with_the_reason": (
+        "begin names with a capital letter, as in `Anna: Come in.`",
+    ),
+    "tests/data/scripts/test_script.py::test_a_wrong_guess_is_told_and_corrected_by_the_advice": (
+        "; if that is not its encoding, {_conversion(script)}",
+    ),
     "tests/data/scripts/test_readers.py::test_missing_scripts_are_found_as_advised": (
         "give a script, subtitles, a novel or a chat",
         "name a file, or put files ending in {', '.join(SUFFIXES)} into it",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,10 +61,22 @@ def test_of_a_long_script_the_encoding_is_sure(tmp_path: Path) -> None:
     assert notice.endswith("in the encoding GB18030 (detected)")
 
 
-def test_without_speakers_the_encoding_is_told(tmp_path: Path) -> None:
+def test_a_wrong_guess_is_told_and_corrected_by_the_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes("今天天气真好，我们去公园吧。".encode("gb18030"))
-    with pytest.raises(DataError) as refused:
-        Play([str(path)])
-    assert "no speakers found in it, read as GB18030 (detected); name" in str(refused.value)
-    assert f"convert it: iconv -f ITS-ENCODING -t UTF-8 {path} > " in str(refused.value)
+    path.write_bytes(TAIWANESE.encode("big5"))
+    with monkeypatch.context() as patch:
+        patch.setattr("offbook.data.scripts.script._encoding", lambda _: ("cp932", True))
+        with pytest.raises(DataError) as refused:
+            Play([str(path)])
+    message = str(refused.value)
+    assert "no speakers found in it, read as CP932 (detected); name" in message
+    _, found, command = message.partition("; if that is not its encoding, convert it: ")
+    assert found
+    if not shutil.which("iconv"):
+        pytest.skip("needs iconv")
+    command = command.replace("ITS-ENCODING", "BIG5")
+    subprocess.run(command, shell=True, check=True, timeout=60)
+    lines = [line for line, _ in Play([str(tmp_path / "a-utf8.txt")])]
+    assert [line.speaker for line in lines] == ["安娜", "鮑勃"] * 2
