@@ -124,6 +124,43 @@ def test_what_cannot_be_changed_is_left_out(tmp_path: Path) -> None:
     assert fixed.left_out.total() == 2
 
 
+JUNK = "Me.<|im_end|>\n<|im_start|>user\nMore?"
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("reply", "clean"),
+    [
+        ({"content": JUNK, "reasoning_content": "Hm."}, {"content": "Me."}),
+        ({"content": "Me.", "reasoning_content": JUNK}, {"reasoning_content": "Me."}),
+        ({"content": parts(JUNK, "Who asks?")}, {"content": parts("Me.")}),
+        ({"content": JUNK, "weight": 0}, {"content": "Me."}),
+    ],
+)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_reply_ends_where_control_text_begins_however_it_is_written(
+    tmp_path: Path, reply: dict[str, Any], clean: dict[str, Any], as_text: bool
+) -> None:
+    def row(reply: dict[str, Any]) -> dict[str, Any]:
+        first, second = turns("role", "content", "Who is it?", "")
+        more = turns("role", "content", "And?", "The keeper.")
+        messages = [first, {**second, **reply}, *more]
+        return {"messages": json.dumps(messages) if as_text else messages}
+
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row(reply)))
+    assert fix(tmp_path / "rows.jsonl")[1] == [row({**reply, **clean})]
+
+
+def test_a_swapped_reply_with_reasoning_is_left_out(tmp_path: Path) -> None:
+    messages = turns("role", "content", "Assistant: It is me.", "Who is it?")
+    messages[1]["reasoning_content"] = "Hm."
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}))
+    assert fix(tmp_path / "rows.jsonl")[1] == []
+
+
 def test_the_better_of_two_similar_rows_stays(tmp_path: Path) -> None:
     reply = "I have kept this lamp for eleven winters, and the gulls know me by name, little boat"
     rows = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,11 +14,13 @@ from offbook.data.conversations import ConversationReader
 from offbook.data.formats import read_rows
 from offbook.data.messages import Conversation
 from offbook.data.personal import Replacer
+from offbook.data.remarks import Remarks
+from offbook.data.values import text_of, unpacked
 from offbook.doctor.doctor import once
 from offbook.doctor.findings import KINDS, Hit, Severity
 from offbook.doctor.leftovers import CONTROL
 from offbook.doctor.row import Row
-from offbook.errors import ConfigError
+from offbook.errors import ConfigError, DataError
 from offbook.files.strict_json import to_json
 
 LOG = ".changes.jsonl"  # in place of the copy's `.jsonl`
@@ -162,24 +164,31 @@ def _changed(
 ) -> object:
     """A row without what was found in it; None where that is not possible."""
     pairs = Row.of(0, conversation).pairs
-    replies = {reply for _, reply in pairs}
+    replies = [m.content for m in conversation.messages if m.role == "assistant"]
     swap: dict[str, str] = {}
     if "swapped" in kinds:
         prompt, reply = pairs[0]
-        # A prompt that is written in two parts is no text of the row.
-        if len(pairs) > 1 or prompt not in _texts_in(value):
+        if len(pairs) > 1:
             return None
-        swap, replies = {prompt: reply, reply: prompt}, {prompt}
+        swap, replies = {prompt: reply, reply: prompt}, [prompt]
+    edits: list[tuple[str, str]] = []
 
     def edit(text: str) -> str:
         new = swap.get(text, text)
         if "control_text" in kinds:
-            new = without_control_text(new, is_reply=new in replies)
-        return replacer.replace(new) if "personal" in kinds else new
+            # A reply may be two texts of the row: its reasoning, and what is said.
+            is_reply = any(new.strip() in reply for reply in replies)
+            new = without_control_text(new, is_reply)
+        new = replacer.replace(new) if "personal" in kinds else new
+        edits.append((text, new))
+        return new
 
-    before, after = _texts_in(value), _texts_in(done := _edited(value, edit))
-    emptied = any(a.strip() and not b.strip() for a, b in zip(before, after, strict=True))
-    return None if emptied or before == after else done
+    done = _edited(value, edit)
+    before = {text for text, _ in edits}
+    emptied = any(old.strip() and not new.strip() for old, new in edits)
+    same = all(old == new for old, new in edits)
+    # A prompt that is written in two parts, or a reply with reasoning, is no text of the row.
+    return None if emptied or same or not swap.keys() <= before else done
 
 
 def without_control_text(text: str, is_reply: bool) -> str:
@@ -192,18 +201,18 @@ def without_control_text(text: str, is_reply: bool) -> str:
 
 def _edited(value: Any, edit: Callable[[str], str]) -> Any:
     """A row with another text in place of each of its own."""
-    if isinstance(value, str):
-        return edit(value)
-    if isinstance(value, list):
-        return [_edited(item, edit) for item in value]
     if isinstance(value, dict):
         return {key: _edited(item, edit) for key, item in value.items()}
+    if isinstance(value, list):
+        with suppress(DataError):  # a text that is written in parts
+            old = text_of(value, "", "", Remarks())
+            new = edit(old)
+            return value if new == old else [{**value[0], "text": new}]
+        return [_edited(item, edit) for item in value]
+    if isinstance(value, str):
+        turns = unpacked(value)
+        if not isinstance(turns, list):
+            return edit(value)
+        edited = _edited(turns, edit)
+        return value if edited == turns else to_json(edited)
     return value
-
-
-def _texts_in(value: Any) -> list[str]:
-    """All texts of a row."""
-    if isinstance(value, (list, dict)):
-        inner = value.values() if isinstance(value, dict) else value
-        return [text for item in inner for text in _texts_in(item)]
-    return [value] if isinstance(value, str) else []
