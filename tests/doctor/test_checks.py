@@ -264,6 +264,33 @@ def test_near_duplicates_are_those_of_a_comparison_of_all_pairs() -> None:
     assert len(found) >= 0.98 * len(expected - equal)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (("Why?", "Yes, so it is."), ("Why?!", "Yes — so it is…"), True),
+        (("为什么？", "是的，娘娘。"), ("为什么", "是的。「娘娘」！"), True),
+        (("😀", "❤️"), ("🎉🎉", "🔥"), False),
+        (
+            ("What is that?", "I like it 👍 so much."),
+            ("What is that?", "I like it 👎 so much."),
+            False,
+        ),
+        (("What is C++?", "A language."), ("What is C#?", "A language."), False),
+        (("Is it -5 or 5, keeper?", "It is 5."), ("Is it 5 or -5, keeper?", "It is 5."), False),
+        (("What does x*y mean?", "Times."), ("What does x/y mean?", "Times."), False),
+        (("a > b?", "a < b"), ("a < b?", "a > b"), False),
+        (("कि?", "हाँ, वह है।"), ("की?", "हाँ, वह है।"), False),
+        (("…", "Yes, so it is."), ("?!", "Yes, so it is!"), False),
+        (("Why?", "…"), ("Why?", "?!"), False),
+    ],
+)
+def test_case_spaces_and_punctuation_do_not_count_but_symbols_do(
+    one: tuple[str, str], other: tuple[str, str], alike: bool
+) -> None:
+    doctor, _ = examine([talk(*one), talk(*other)])
+    assert rows_with(doctor, "near_duplicate") == [1] * alike
+
+
 def test_rows_that_differ_in_a_number_are_not_nearly_equal() -> None:
     rows = [talk(f"How deep is it at buoy {k}?", f"At buoy {k}, it is deep enough.") for k in "12"]
     assert "near_duplicate" not in examine(rows)[1]

@@ -9,9 +9,9 @@ computed for a thousand rows at a time with numpy, in 96 bytes for each row.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import combinations
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,7 @@ MARGIN = 0.2  # by which the estimate of an overlap may be too low
 MOST_CHARACTERS = 1000  # of a prompt or of a reply that are compared
 BATCH = 1024  # rows
 ROWS = 2**31  # more than there are: two row numbers are one number
-NOT_SAID = re.compile(r"[\W_]+")
-NUMBERS = re.compile(r"\d+")
+MARKS = "#%&*+-/@\\"  # punctuation by its category, but "C#" is not "C", and "-5" is not "5"
 BOUNDARY = "\0" * GRAM  # before each text, so that no 3-gram is in two texts
 
 _draw = np.random.default_rng(0)
@@ -35,6 +34,19 @@ PLACES = _draw.integers(2**63, size=GRAM, dtype=np.uint64)
 for _numbers in (MULTIPLIERS, PLACES):
     _numbers |= np.uint64(1)  # odd, so that no two products are equal
 MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+class _Said(dict[int, int | None]):
+    """For `str.translate`: removes white space and punctuation, and remembers which that is."""
+
+    def __missing__(self, code: int) -> int | None:
+        kind = category(chr(code))
+        removed = (kind[0] in "PZ" or kind in ("Cc", "Cf")) and chr(code) not in MARKS
+        self[code] = None if removed else code
+        return self[code]
+
+
+SAID = _Said()
 
 
 class Similar:
@@ -107,9 +119,7 @@ class Similar:
 
     def _overlap(self, one: int, other: int) -> bool:
         pairs = list(zip(self._texts[one], self._texts[other], strict=True))
-        return all(NUMBERS.findall(a) == NUMBERS.findall(b) for a, b in pairs) and all(
-            overlap(a, b, self._least) for a, b in pairs
-        )
+        return all(_exact(a) == _exact(b) and overlap(a, b, self._least) for a, b in pairs)
 
     def _finish_batch(self) -> None:
         if self._batch:
@@ -123,7 +133,7 @@ class Similar:
 def overlap(one: str, other: str, least: float) -> bool:
     """Whether two texts have so large a share of their 3-grams in common."""
     if one == other:
-        return True
+        return bool(one)  # what has no text is like nothing
     short, long = sorted((len(one), len(other)))
     if short < least * long / 2:  # repeated 3-grams count once, so the lengths alone say little
         return False
@@ -136,10 +146,15 @@ def _grams(text: str) -> set[str]:
     return {padded[k : k + GRAM] for k in range(len(padded) - GRAM + 1)}
 
 
+def _exact(text: str) -> list[str]:
+    """The numbers and symbols of a text, which have to be the same in one that is like it."""
+    return "".join(" " if category(char)[0] in "LM" else char for char in text).split()
+
+
 def _texts(row: Row) -> tuple[str, str]:
-    """What is said in the prompts and in the replies: letters and digits alone, in lower case."""
+    """What is said in prompts and replies: no white space or punctuation, in lower case."""
     together = (" ".join(texts)[: 2 * MOST_CHARACTERS] for texts in zip(*row.pairs, strict=True))
-    prompt, reply = (NOT_SAID.sub("", text).casefold()[:MOST_CHARACTERS] for text in together)
+    prompt, reply = (text.translate(SAID).casefold()[:MOST_CHARACTERS] for text in together)
     return prompt, reply
 
 
