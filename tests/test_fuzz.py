@@ -15,6 +15,7 @@ from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,7 +39,8 @@ SUFFIXES = ("json", "jsonl", "csv", "tsv", "parquet")
 
 # The csv module of Python 3.10 does not accept NUL.
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
-SAID = TEXT.filter(str.strip)
+INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
+SAID = TEXT.filter(lambda text: any(category(char) not in INVISIBLE for char in text))
 NAMES = st.sampled_from(
     [
         *("instruction", "input", "output", "system", "history"),

@@ -248,6 +248,7 @@ def test_a_misspelt_key_deep_in_a_file_is_refused_with_its_line(tmp_path):
         ({**GOOD, "history": [["a", " "]]}, f"the reply of turn 2 is empty; {FILL}"),
         ({**GOOD, "output": ""}, f"the reply is empty; {FILL}"),
         ({**GOOD, "output": " \n\t"}, f"the reply is empty; {FILL}"),
+        ({**GOOD, "output": "\u200b\ufeff\n"}, f"the reply is empty; {FILL}"),
         ({**GOOD, "instruction": ""}, f"the prompt is empty; {FILL}"),
         (
             {**GOOD, "output": "half \ud83d"},

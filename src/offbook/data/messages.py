@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+from unicodedata import category
 
 from offbook.errors import DataError
 
@@ -83,12 +84,17 @@ def check_order(messages: Sequence[Message], where: str | None) -> None:
                 where=where,
                 fix="user and assistant take turns, the user first; system text goes before them",
             )
-        if not message.content.strip():
+        if not any(map(_is_visible, message.content)):
             name = "reply" if message.role == "assistant" else "prompt"
             turn = f" of turn {number}" if len(turns) > 2 else ""
             raise DataError(f"the {name}{turn} is empty", where=where, fix="fill or remove the row")
     if not turns or turns[-1].role != "assistant":
         raise DataError("no reply at the end", where=where, fix="end with the assistant's turn")
+
+
+def _is_visible(char: str) -> bool:
+    """Not white space, nor a character such as U+200B, which has no width."""
+    return not char.isspace() and category(char) not in ("Cc", "Cf")
 
 
 def _digest(parts: Iterator[str]) -> bytes:
