@@ -11,8 +11,7 @@ from offbook.data.conversations import read_conversations
 from offbook.data.messages import Conversation, Message
 from offbook.doctor.doctor import Doctor
 from offbook.doctor.findings import KINDS, Finding, brief
-from offbook.doctor.fixes import CHANGED, LEFT_OUT, without_control_text
-from offbook.doctor.leftovers import CONTROL, PLACEHOLDER, boilerplate_in, model_in
+from offbook.doctor.fixes import CHANGED, LEFT_OUT
 from offbook.doctor.shape import NAMES, NO_SCRIPT, script_of
 from offbook.doctor.similar import overlap
 from offbook.settings.sections import SAMPLES, DoctorSettings, FindingKind
@@ -71,85 +70,6 @@ def test_a_voice_is_noted_by_its_formula() -> None:
     assert found["ending"].what == "replies that end with “lamp is lit” (35%)"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "As an AI language model, I cannot eat.",
-        "Well, as an artificial intelligence assistant, no.",
-        "I'm sorry, but I can't assist with that request.",
-        "How can I assist you today?",
-        "作为一个人工智能语言模型，我没有感情。",
-        "很抱歉，我无法回答这个问题。",
-    ],
-)
-def test_an_assistants_phrases_are_found(text: str) -> None:
-    assert boilerplate_in(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry, but I cannot leave the lamp tonight.",
-        "As a keeper I have no opinion.",
-        "As an aide to the harbour master, I know.",
-        "作为一个守灯人，我从不睡觉。",
-        "抱歉，我不能离开这里。",
-        "我是在给小主出主意。",
-    ],
-)
-def test_a_role_may_be_sorry(text: str) -> None:
-    assert not boilerplate_in(text)
-    assert not model_in(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("Ask ChatGPT about it.", "ChatGPT"),
-        ("I was created by OpenAI.", "itself"),
-        ("我是由阿里巴巴开发的。", "itself"),
-        ("你可以问问文心一言。", "文心一言"),
-        ("Aye, the machine in the lamp room hums.", ""),
-        ("I like apple pie, and Google is a strange word.", ""),
-    ],
-)
-def test_models_are_found_by_name_and_by_what_they_say(text: str, named: str) -> None:
-    assert model_in(text) == named
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["Hello {{user}}!", "Dear [Your Name],", "I am <name>.", "你好，{姓名}。", "Ask ${owner}."],
-)
-def test_placeholders_are_found(text: str) -> None:
-    assert PLACEHOLDER.search(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["[laughs] No.", "(sighs)", "a < b > c", "{a, b}", "【旁白】", "（笑）你来了。", "[phone 1]"],
-)
-def test_stage_directions_are_no_placeholders(text: str) -> None:
-    assert not PLACEHOLDER.search(text)
-
-
-@pytest.mark.parametrize(
-    ("reply", "left"),
-    [
-        ("Yes.<|im_end|>", "Yes."),
-        ("<s>[INST] Yes. [/INST] No.", "Yes."),
-        ("Yes.\n### Instruction:\nMore", "Yes."),
-        ("Yes.<｜end▁of▁sentence｜>User: And?", "Yes."),
-        ("<|assistant|>\nYes.", "Yes."),
-        ("</s>", ""),
-    ],
-)
-def test_a_reply_ends_where_control_text_begins(reply: str, left: str) -> None:
-    assert CONTROL.search(reply)
-    assert without_control_text(reply, is_reply=True) == left
-    assert CONTROL.search(without_control_text(reply, is_reply=False)) is None
-
-
 def test_a_role_whose_lines_are_in_the_prompts_is_named() -> None:
     said = ("ANNA: Hello?\nBRACK: Who is there?", "It is me."), ("ANNA: Hello?", "Who is there?")
     system = Message("system", "You are Captain Brack.")
@@ -178,11 +98,6 @@ def test_replies_without_marks_are_complete_where_the_role_writes_none() -> None
     marked = [talk(f"message {k}", f"Number {k} it is.") for k in range(40)]
     assert rows_with(examine([*chat, talk("x", "and so,")])[0], "unfinished") == [40]
     assert rows_with(examine([*marked, talk("x", "and so we")])[0], "unfinished") == [40]
-
-
-def test_a_prompt_of_marks_alone_says_nothing() -> None:
-    doctor, _ = examine([talk("……", "Yes."), talk("？", "No."), talk("🙂", "Ha."), talk("7", "8")])
-    assert rows_with(doctor, "empty_prompt") == [0, 1]
 
 
 @pytest.mark.parametrize(

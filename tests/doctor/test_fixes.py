@@ -116,12 +116,13 @@ def test_what_cannot_be_changed_is_left_out(tmp_path: Path) -> None:
     rows = [
         {"instruction": "Assistant:", "input": "Here.", "output": "Thanks."},  # of two parts
         {"instruction": "And?", "output": "</s>"},  # nothing would be left
+        {"instruction": "So?", "output": "<think>Hm.</think></s>"},  # nor here
         {"instruction": "Assistant: It is me.", "output": "Who is it?"},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     fixed, clean = fix(tmp_path / "rows.jsonl")
     assert clean == [{"instruction": "Who is it?", "output": "It is me."}]
-    assert fixed.left_out.total() == 2
+    assert fixed.left_out.total() == 3
 
 
 JUNK = "Me.<|im_end|>\n<|im_start|>user\nMore?"

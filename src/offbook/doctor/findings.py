@@ -74,6 +74,16 @@ KINDS: Mapping[str, Kind] = {
         "rows with a placeholder",
         "fill in what belongs there, or remove the rows",
     ),
+    "no_answer": Kind(
+        "fix",
+        "replies of reasoning without an answer",
+        "write the answer after </think>, or remove the rows: the role learns to stop there",
+    ),
+    "garbled": Kind(
+        "fix",
+        "rows with control characters, or text that was decoded wrongly",
+        "read the text in its own encoding, or remove the rows",
+    ),
     "control_text": Kind(
         "fix",
         "rows with control text of a chat template",

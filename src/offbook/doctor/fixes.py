@@ -18,7 +18,7 @@ from offbook.data.remarks import Remarks
 from offbook.data.values import text_of, unpacked
 from offbook.doctor.doctor import once
 from offbook.doctor.findings import KINDS, Hit, Severity
-from offbook.doctor.leftovers import CONTROL
+from offbook.doctor.leftovers import CONTROL, no_answer_in
 from offbook.doctor.row import Row
 from offbook.errors import ConfigError, DataError
 from offbook.files.strict_json import to_json
@@ -28,7 +28,7 @@ ANOTHER = "name another file: nothing that exists is replaced"
 # What is done to a row with a finding: its text is changed, or the row is left out.
 CHANGED = ("swapped", "control_text", "personal")
 LEFT_OUT = (
-    *("duplicate", "near_duplicate", "boilerplate", "placeholder"),
+    *("duplicate", "near_duplicate", "boilerplate", "placeholder", "no_answer", "garbled"),
     *("conflict", "model", "empty_prompt", "unfinished", "length", "language"),
 )
 # A row that is like another stays where that one is left out for a fault of its own.
@@ -185,7 +185,7 @@ def _changed(
 
     done = _edited(value, edit)
     before = {text for text, _ in edits}
-    emptied = any(old.strip() and not new.strip() for old, new in edits)
+    emptied = any(old.strip() and (not new.strip() or no_answer_in(new)) for old, new in edits)
     same = all(old == new for old, new in edits)
     # A prompt that is written in two parts, or a reply with reasoning, is no text of the row.
     return None if emptied or same or not swap.keys() <= before else done

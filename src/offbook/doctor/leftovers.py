@@ -66,6 +66,9 @@ PLACEHOLDER = re.compile(
 )
 # What programs write for a value that is not there; a reply "None." is one.
 NOTHING = re.compile(r"nan|NaN|None|null|NULL|#?[Nn]/[Aa]|undefined|TBD|TODO")
+# Control characters, U+FFFD, and what UTF-8 looks like when it is read as GBK or as Latin-1.
+GARBLED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]|锟斤拷|â€|Ã[\xa0-\xaa\xac-\xba\xbc-\xbf]")
+OPEN, CLOSE = "<think>", "</think>"
 # Tokens of ChatML, Llama, Mistral, Gemma, DeepSeek, Qwen, Phi; the headings of Alpaca and Vicuna.
 CONTROL = re.compile(
     r"<\|[\w /-]{1,40}\|>|<｜[^｜\n]{1,40}｜>|</?s>|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS)\]"
@@ -92,6 +95,8 @@ class Leftovers:
             ("boilerplate", boilerplate),
             ("model", "" if boilerplate else next(filter(None, map(model_in, replies)), "")),
             ("placeholder", _first(PLACEHOLDER, texts) or _nothing(replies)),
+            ("no_answer", next(filter(None, map(no_answer_in, replies)), "")),
+            ("garbled", _garbled(texts)),
             ("control_text", _first(CONTROL, texts)),
             ("empty_prompt", next((p for p, _ in row.pairs if not SAID.search(p)), "").strip()),
             ("personal", ", ".join(dict.fromkeys(one.kind for t in texts for one in find(t)))),
@@ -123,6 +128,20 @@ def model_in(reply: str) -> str:
     text = reply.replace("’", "'")
     is_one = ENGLISH.match(text) or (UNSPACED.search(text) and CHINESE.match(text))
     return "itself" if is_one else ""
+
+
+def no_answer_in(reply: str) -> str:
+    """Why a reply that begins with reasoning has no answer, or an empty text."""
+    if not reply.lstrip().startswith(OPEN):
+        return ""
+    _, close, answer = reply.partition(CLOSE)
+    return "" if answer.strip() else f"nothing after {close}" if close else f"no {CLOSE}"
+
+
+def _garbled(texts: list[str]) -> str:
+    found = next(filter(None, map(GARBLED.search, texts)), None)
+    text = found[0] if found else ""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _first(pattern: re.Pattern[str], texts: list[str]) -> str:

@@ -30,6 +30,8 @@ FindingKind = Literal[
     "near_duplicate",
     "boilerplate",
     "placeholder",
+    "no_answer",
+    "garbled",
     "control_text",
     "swapped",
     "personal",
