@@ -162,6 +162,19 @@ def test_a_swapped_reply_with_reasoning_is_left_out(tmp_path: Path) -> None:
     assert fix(tmp_path / "rows.jsonl")[1] == []
 
 
+def test_what_is_written_for_an_empty_cell_is_removed(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "a?", "input": "nan", "output": "b.", "system": ""},
+        {"instruction": "c?", "input": "", "output": "d.", "system": "None"},
+        {"instruction": "e?\nNULL", "input": "", "output": "f.", "system": ""},
+        {"instruction": "nan", "input": "nan", "output": "g.", "system": ""},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    fixed, clean = fix(tmp_path / "rows.jsonl")
+    assert clean == [rows[0] | {"input": ""}, rows[1] | {"system": ""}]
+    assert (fixed.changed["empty_cell"], fixed.left_out.total()) == (2, 2)
+
+
 def test_the_better_of_two_similar_rows_stays(tmp_path: Path) -> None:
     reply = "I have kept this lamp for eleven winters, and the gulls know me by name, little boat"
     rows = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from offbook.data.messages import Conversation
+from offbook.data.messages import Conversation, Message
 from offbook.doctor.fixes import without_control_text
 from offbook.doctor.leftovers import CONTROL, PLACEHOLDER, Leftovers, boilerplate_in, model_in
 from offbook.doctor.row import Row
@@ -81,6 +81,21 @@ def test_placeholders_are_found(text: str) -> None:
 )
 def test_stage_directions_are_no_placeholders(text: str) -> None:
     assert not PLACEHOLDER.search(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["nan", " None\n", "NULL", "<NA>", "#N/A", "#REF!", "#NAME?", "#VALUE!", "nan\nNone"]
+)
+def test_the_text_of_an_empty_cell_says_nothing(text: str) -> None:
+    assert details("placeholder", talk("a?", text), talk(text, "b.")) == [text.strip()] * 2
+    assert details("placeholder", talk("a?", f"{text}?"), talk("Any?", "No.", text, "Fine.")) == []
+
+
+def test_an_empty_cell_is_found_where_a_system_text_or_an_input_is() -> None:
+    system = Conversation((Message("system", "nan"), *talk("a?", "b.").messages))
+    rows = (system, talk("a?\nNone", "b."), talk("a?", "b.", "c?\n\n#N/A", "d."))
+    assert details("empty_cell", *rows) == ["nan", "None", "#N/A"]
+    assert details("empty_cell", talk("None", "b.\nNone"), talk("a?\n    None", "b.")) == []
 
 
 @pytest.mark.parametrize(

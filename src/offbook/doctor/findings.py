@@ -74,6 +74,11 @@ KINDS: Mapping[str, Kind] = {
         "rows with a placeholder",
         "fill in what belongs there, or remove the rows",
     ),
+    "empty_cell": Kind(
+        "fix",
+        "rows with “nan” or the like in place of an empty input or system text",
+        "leave it empty: the model reads it as a part of the prompt",
+    ),
     "no_answer": Kind(
         "fix",
         "replies of reasoning without an answer",

@@ -18,7 +18,7 @@ from offbook.data.remarks import Remarks
 from offbook.data.values import text_of, unpacked
 from offbook.doctor.doctor import once
 from offbook.doctor.findings import KINDS, Hit, Severity
-from offbook.doctor.leftovers import CONTROL, no_answer_in
+from offbook.doctor.leftovers import CONTROL, NOTHING, no_answer_in
 from offbook.doctor.row import Row
 from offbook.errors import ConfigError, DataError
 from offbook.files.strict_json import to_json
@@ -26,7 +26,7 @@ from offbook.files.strict_json import to_json
 LOG = ".changes.jsonl"  # in place of the copy's `.jsonl`
 ANOTHER = "name another file: nothing that exists is replaced"
 # What is done to a row with a finding: its text is changed, or the row is left out.
-CHANGED = ("swapped", "control_text", "personal")
+CHANGED = ("empty_cell", "swapped", "control_text", "personal")
 LEFT_OUT = (
     *("duplicate", "near_duplicate", "boilerplate", "placeholder", "no_answer", "garbled"),
     *("conflict", "model", "empty_prompt", "unfinished", "length", "language"),
@@ -163,6 +163,12 @@ def _changed(
     value: object, conversation: Conversation, kinds: Mapping[str, str], replacer: Replacer
 ) -> object:
     """A row without what was found in it; None where that is not possible."""
+    original = value
+    if "empty_cell" in kinds:
+        said = {m.content for m in conversation.messages if m.role != "system"}
+        value = _edited(value, lambda text: text if text in said or not _is_nothing(text) else "")
+        if value == original or any(map(_is_nothing, said)):  # a part of a text, or all of one
+            return None
     pairs = Row.of(0, conversation).pairs
     replies = [m.content for m in conversation.messages if m.role == "assistant"]
     swap: dict[str, str] = {}
@@ -186,9 +192,12 @@ def _changed(
     done = _edited(value, edit)
     before = {text for text, _ in edits}
     emptied = any(old.strip() and (not new.strip() or no_answer_in(new)) for old, new in edits)
-    same = all(old == new for old, new in edits)
     # A prompt that is written in two parts, or a reply with reasoning, is no text of the row.
-    return None if emptied or same or not swap.keys() <= before else done
+    return None if emptied or done == original or not swap.keys() <= before else done
+
+
+def _is_nothing(text: str) -> bool:
+    return NOTHING.fullmatch(text.strip()) is not None
 
 
 def without_control_text(text: str, is_reply: bool) -> str:

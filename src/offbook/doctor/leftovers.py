@@ -64,8 +64,12 @@ PLACEHOLDER = re.compile(
     r"|\b(?:lorem ipsum|TODO:|FIXME:)|\[(?:TODO|TBD|PLACEHOLDER)\]",
     re.IGNORECASE,
 )
-# What programs write for a value that is not there; a reply "None." is one.
-NOTHING = re.compile(r"nan|NaN|None|null|NULL|#?[Nn]/[Aa]|undefined|TBD|TODO")
+# What programs write for a value that is not there, and Excel for one that it cannot compute.
+CELL = (
+    r"(?:nan|NaN|NaT|<NA>|None|null|NULL|#?[Nn]/[Aa]|undefined|TBD|TODO"
+    r"|#(?:REF!|VALUE!|DIV/0!|NUM!|NULL!|NAME\?))"
+)
+NOTHING = re.compile(rf"{CELL}(?:\n+{CELL})*")
 # Control characters, U+FFFD, and what UTF-8 looks like when it is read as GBK or as Latin-1.
 GARBLED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]|锟斤拷|â€|Ã[\xa0-\xaa\xac-\xba\xbc-\xbf]")
 OPEN, CLOSE = "<think>", "</think>"
@@ -90,11 +94,13 @@ class Leftovers:
         """Look at a row."""
         replies = [reply for _, reply in row.pairs]
         texts = [message.content for message in row.conversation.messages]
+        asked = [m.content for m in row.conversation.messages if m.role == "user"]
         boilerplate = next(filter(None, map(boilerplate_in, replies)), "")
         for kind, found in (
             ("boilerplate", boilerplate),
             ("model", "" if boilerplate else next(filter(None, map(model_in, replies)), "")),
-            ("placeholder", _first(PLACEHOLDER, texts) or _nothing(replies)),
+            ("placeholder", _first(PLACEHOLDER, texts) or _nothing([*asked[:1], *replies])),
+            ("empty_cell", _empty_cell(row)),
             ("no_answer", next(filter(None, map(no_answer_in, replies)), "")),
             ("garbled", _garbled(texts)),
             ("control_text", _first(CONTROL, texts)),
@@ -149,5 +155,14 @@ def _first(pattern: re.Pattern[str], texts: list[str]) -> str:
     return found[0].strip() if found else ""
 
 
-def _nothing(replies: list[str]) -> str:
-    return next((reply.strip() for reply in replies if NOTHING.fullmatch(reply.strip())), "")
+def _nothing(texts: list[str]) -> str:
+    return next((text.strip() for text in texts if NOTHING.fullmatch(text.strip())), "")
+
+
+def _empty_cell(row: Row) -> str:
+    """What is in place of a system text, or of an input, which is the end of a prompt."""
+    for message in row.conversation.messages:
+        before, _, last = message.content.rstrip().rpartition("\n")
+        if message.role == ("user" if before else "system") and NOTHING.fullmatch(last):
+            return last
+    return ""

@@ -30,6 +30,7 @@ FindingKind = Literal[
     "near_duplicate",
     "boilerplate",
     "placeholder",
+    "empty_cell",
     "no_answer",
     "garbled",
     "control_text",
