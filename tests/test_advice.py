@@ -62,6 +62,9 @@ FILES: dict[str, list[tuple[str, Content, str, Content]]] = {
         ("a.jsonl", chat("user", "user", "assistant"), TURNS, chat(*PAIR)),
         ("a.jsonl", chat("user", "system", "assistant"), TURNS, chat("system", *PAIR)),
     ],
+    "join the two": [
+        ("a.jsonl", chat("system", "system", *PAIR), "join the two", chat("system", *PAIR)),
+    ],
     FILL: [
         ("a.jsonl", rows(OK, {**OK, "output": " "}), FILL, rows(OK, {**OK, "output": "Aye."})),
         ("a.jsonl", rows(OK, {**OK, "instruction": ""}), FILL, rows(OK)),

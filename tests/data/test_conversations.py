@@ -287,7 +287,7 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         ),
         (
             said("system", "assistant"),
-            f'turn 1 has the role "assistant", not "user"; {TURNS}',
+            f'turn 2 has the role "assistant", not "user"; {TURNS}',
         ),
         (
             said("user", "user", "assistant"),
@@ -303,7 +303,15 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         ),
         (
             said("system", "system", "user", "assistant"),
-            f'turn 1 has the role "system", not "user"; {TURNS}',
+            "turn 2 is system text, as is turn 1; join the two",
+        ),
+        (
+            {"system": "s", **said("system", "user", "assistant")},
+            'turn 1 is system text, as is the key "system"; join the two',
+        ),
+        (
+            {"system": "s", **said("user", "assistant", "system", "assistant")},
+            f'turn 3 has the role "system", not "user"; {TURNS}',
         ),
         (said("user", "asistant"), 'turn 2: unknown role "asistant"; did you mean "assistant"?'),
         (
@@ -320,6 +328,10 @@ def said(*names: str, **texts: str) -> dict[str, object]:
         (
             said("user", "assistant", "user", "assistant", assistant=""),
             f"the reply of turn 2 is empty; {FILL}",
+        ),
+        (
+            said("system", "user", "assistant", "user", "assistant", assistant=""),
+            f"the reply of turn 3 is empty; {FILL}",
         ),
         ({"messages": "a"}, "the turns are text, not a list; write a list of turns"),
         ({"messages": None}, "the turns are null, not a list; write a list of turns"),
@@ -361,7 +373,7 @@ def test_faulty_turns_are_refused_with_their_line(tmp_path, row, problem):
         ),
         (
             {"system": "s", "conversations": [{"from": "system", "value": "t"}]},
-            f'turn 1 has the role "system", not "user"; {TURNS}',
+            'turn 1 is system text, as is the key "system"; join the two',
         ),
     ],
 )

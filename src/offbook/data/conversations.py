@@ -177,15 +177,16 @@ class ConversationReader:
                 if key == "instruction" and "input" in row:
                     fix = 'rename "input" to "instruction"'
                 raise DataError(f'no "{key}"', where=where, fix=fix)
+        system = self._system(row, where)
         if row_format == "alpaca":
-            messages = self._alpaca(row, where)
+            turns = self._alpaca(row, where)
         else:
             key = FORMAT_KEYS[row_format][0]
-            messages = self._system(row, where) + self._turns(row[key], where, row_format)
-        if self._settings.system and messages and messages[0].role != "system":
-            messages.insert(0, Message("system", self._settings.system))
-        check_order(messages, where)
-        return Conversation(_up_to_trained(messages, where), where)
+            turns = self._turns(row[key], where, row_format)
+        check_order(turns, where, bool(system))
+        if self._settings.system and not system and turns[0].role != "system":
+            system = [Message("system", self._settings.system)]
+        return Conversation(_up_to_trained(system + turns, where), where)
 
     def _system(self, row: Mapping[str, Any], where: str) -> list[Message]:
         text = optional_text(row, "system", where, self._remarks)
@@ -193,7 +194,7 @@ class ConversationReader:
 
     def _alpaca(self, row: Mapping[str, Any], where: str) -> list[Message]:
         text = partial(text_of, where=where, remarks=self._remarks)
-        messages = self._system(row, where)
+        messages = []
         for number, pair in enumerate(history_of(row, where), 1):
             if not isinstance(pair, list) or len(pair) != 2:
                 what = f'"history" {number} is not a pair'

@@ -68,25 +68,31 @@ class Conversation:
         return _digest(m.content + "\0context" * (not m.trained) for m in self.messages)
 
 
-def check_order(messages: Sequence[Message], where: str | None) -> None:
-    """Refuse messages that are no conversation.
+def check_order(turns: Sequence[Message], where: str | None, has_system: bool = False) -> None:
+    """Refuse turns that are no conversation.
+
+    Args:
+        turns: of a row, the first of which may be system text.
+        where: the row's `file:line`.
+        has_system: whether it has system text before them, under a key of its own.
 
     Raises:
         DataError: when user and assistant do not take turns, one says nothing, or the last message
             is no reply.
     """
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
-    for number, message in enumerate(turns, 1):
-        expected = "user" if number % 2 else "assistant"
+    begins = bool(turns) and turns[0].role == "system" and not has_system
+    for number, message in enumerate(turns[begins:], 1 + begins):
+        expected = "user" if (number - begins) % 2 else "assistant"
         if message.role != expected:
-            raise DataError(
-                f'turn {number} has the role "{message.role}", not "{expected}"',
-                where=where,
-                fix="user and assistant take turns, the user first; system text goes before them",
-            )
+            what = f'turn {number} has the role "{message.role}", not "{expected}"'
+            fix = "user and assistant take turns, the user first; system text goes before them"
+            if message.role == "system" and number == 1 + begins and (begins or has_system):
+                other = "turn 1" if begins else 'the key "system"'
+                what, fix = f"turn {number} is system text, as is {other}", "join the two"
+            raise DataError(what, where=where, fix=fix)
         if not any(map(_is_visible, message.content)):
             name = "reply" if message.role == "assistant" else "prompt"
-            turn = f" of turn {number}" if len(turns) > 2 else ""
+            turn = f" of turn {number}" if len(turns) - begins > 2 else ""
             raise DataError(f"the {name}{turn} is empty", where=where, fix="fill or remove the row")
     if not turns or turns[-1].role != "assistant":
         raise DataError("no reply at the end", where=where, fix="end with the assistant's turn")
