@@ -154,7 +154,7 @@ def first_line(error: BaseException) -> str:
 
 def stem(name: str) -> str:
     """What a file is called, before any suffix: `rows` for `Rows.jsonl.gz`."""
-    return name.casefold().partition(".")[0]
+    return Path(name).name.casefold().partition(".")[0]
 
 
 def suggest(

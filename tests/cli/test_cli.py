@@ -237,7 +237,7 @@ def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
     assert cli("train", "data.train=lighthouse", "model.base=nothing")[0] == 2
     assert cli("train", "data.train=nothing.json")[0] == 3
     assert cli("train", "rows.jsonl")[2] == (
-        "error: rows.jsonl: these are rows, not a configuration; train on them:\n"
+        "error: rows.jsonl: these are rows, not a configuration; name them as data:\n"
         "    offbook train data.train=rows.jsonl\n"
     )
     (tmp_path / "file").write_text("")

@@ -73,13 +73,17 @@ def test_rows_that_are_given_as_a_configuration_are_trained_on_as_advised(
 ) -> None:
     code, _, err = cli("train", "rows.jsonl")
     assert (code, "these are rows, not a configuration" in err) == (2, True)
-    _, _, advised = err.strip().partition("train on them:\n    ")
+    _, _, advised = err.strip().partition("name them as data:\n    ")
     assert advised == "offbook train data.train=rows.jsonl"
     others = [word for word in arguments if not word.startswith("data.train")]
     assert cli(*typed(advised), *others)[0] == 0
+    _, _, err = cli("plan", "rows.jsonl")
+    _, _, advised = err.strip().partition("name them as data:\n    ")
+    assert advised == "offbook plan data.train=rows.jsonl"
+    assert cli(*typed(advised), *others)[0] == 0
     (tmp_path / "more rows.jsonl").write_text(ROWS, encoding="utf-8")
     code, _, err = cli("train", "rows.jsonl", "more rows.jsonl", "train.max_steps=1")
-    _, _, advised = err.strip().partition("train on them:\n    ")
+    _, _, advised = err.strip().partition("name them as data:\n    ")
     assert advised == "offbook train 'data.train=[rows.jsonl, more rows.jsonl]'"
     assert cli(*typed(advised), *others, "--overwrite")[0] == 0
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from offbook.errors import ConfigError, quoted
+
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override those of the file."),
@@ -36,3 +38,18 @@ def file_and_settings(
     if config is not None and "=" in str(config) and local_path(str(config)) is None:
         return None, [str(config), *(settings or [])]
     return config, list(settings or [])
+
+
+def refuse_rows(command: str, config: Path | None, settings: list[str]) -> None:
+    """Refuse rows in the place of a configuration.
+
+    Raises:
+        ConfigError: with the command that takes them.
+    """
+    from offbook.data.formats import file_type
+
+    if config is not None and file_type(config):
+        rows = [str(config), *(text for text in settings if "=" not in text)]
+        listed = f"[{', '.join(rows)}]" if len(rows) > 1 else rows[0]
+        fix = f"name them as data: `offbook {command} {quoted(f'data.train={listed}')}`"
+        raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)

@@ -41,7 +41,8 @@ def init(
         with rows.open("xb") as file:
             file.write((samples / "lighthouse.jsonl").read_bytes())
     except OSError as error:
-        raise ConfigError(f"cannot write ({error.strerror})", where=str(folder)) from None
+        what = "it is a file" if folder.is_file() else f"cannot write ({error.strerror})"
+        raise ConfigError(what, where=str(folder), fix="choose another folder") from None
     for what, why in (
         (str(config), "all settings, explained"),
         (str(rows), "a sample role of 260 rows: replace them with your own"),

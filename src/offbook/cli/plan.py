@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from offbook.cli.arguments import Settings, file_and_settings
+from offbook.cli.arguments import Settings, file_and_settings, refuse_rows
 from offbook.cli.console import ProgressMonitor, out, put, say
 from offbook.errors import ConfigError, MemoryPlanError, shorten
 
@@ -53,6 +53,7 @@ def plan(
     from offbook.training.practice import PUBLISHED, Amount
 
     config, settings = file_and_settings(config, settings)
+    refuse_rows("plan", config, settings)
     planned = torch.device(device.value) if device else None
     available = parse_size(memory) if memory else None
     try:
@@ -120,6 +121,8 @@ def _gb(size: int) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
     if seconds < 7200:
         return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours"

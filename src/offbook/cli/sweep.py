@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from offbook.cli.arguments import Settings, file_and_settings
+from offbook.cli.arguments import Settings, file_and_settings, refuse_rows
 from offbook.cli.console import ProgressMonitor, out, put, say
 from offbook.cli.train import exit_code, stop_signals
 from offbook.errors import quoted
@@ -50,6 +50,7 @@ def sweep(
     from offbook.settings.config import Config
 
     config, settings = file_and_settings(config, settings)
+    refuse_rows("sweep", config, settings)
     with ProgressMonitor() as monitor, stop_signals(monitor.pace) as received:
         monitor.busy("starting")
         from offbook.training.sweep import parse_grid

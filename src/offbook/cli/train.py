@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offbook.cli.arguments import YAML, Settings, file_and_settings
+from offbook.cli.arguments import YAML, Settings, file_and_settings, refuse_rows
 from offbook.cli.console import ProgressMonitor, put, say
 from offbook.cli.launch import launch, leads, nproc_option, without_nproc
 from offbook.cli.scorecard import put_short_scorecard
@@ -119,14 +119,9 @@ def load_config(config: Path | None, settings: list[str]) -> Config:
     Raises:
         ConfigError: when it is neither, or names no rows.
     """
-    from offbook.data.formats import file_type
     from offbook.settings.config import Config
 
-    if config is not None and file_type(config):
-        rows = [str(config), *(text for text in settings if "=" not in text)]
-        listed = f"[{', '.join(rows)}]" if len(rows) > 1 else rows[0]
-        fix = f"train on them: `offbook train {quoted(f'data.train={listed}')}`"
-        raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)
+    refuse_rows("train", config, settings)
     if several := [text for text in settings if "=" not in text and text.endswith(YAML)]:
         files = [str(config), *several]
         fix = f"train several roles: `offbook train --many {' '.join(map(quoted, files))}`"

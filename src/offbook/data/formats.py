@@ -68,8 +68,8 @@ def resolve(source: str, commit: str | None = None) -> list[Path]:
     if hub and (hub[2] or not file_type(Path(source))) and not path:
         return _from_hub(hub[1], hub[2], commit)
     parent = local_path(str(Path(source).parent))
-    near = [p.name for p in parent.glob("*")] if parent else []
-    advice = suggest(Path(source).name, [*near, *SAMPLES], stem)
+    near = [str(Path(source).with_name(p.name)) for p in parent.glob("*")] if parent else []
+    advice = suggest(source, [*near, *SAMPLES], stem)
     raise DataError(
         "no such file",
         where=source,

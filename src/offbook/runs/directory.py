@@ -130,6 +130,8 @@ class RunDirectory:
             cause = error.__cause__
             if isinstance(cause, (PermissionError, NotADirectoryError, FileExistsError)):
                 what = f"cannot be made ({cause.strerror})"
+                if self.path.is_file():
+                    what = "it is a file, where a folder is to be made"
                 raise ConfigError(what, where=str(self.path), fix="set output_dir") from None
             raise
         held = self.path / storage.LOCK
