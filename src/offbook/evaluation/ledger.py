@@ -55,8 +55,8 @@ def make_ledger(
         ledger.append(
             LedgerRow(
                 source=row.example.source,
-                question=_question(row)[:SHOWN],
-                reply=_reply(row)[:SHOWN],
+                question=row.question[:SHOWN],
+                reply=row.reply[:SHOWN],
                 tokens=int(scores.tokens[number]),
                 base=round(float(base[number]), 4),
                 first=first.get(row.number),
@@ -92,7 +92,7 @@ def _repeats(rows: Sequence[Row]) -> dict[int, str]:
     first: dict[str, int] = {}
     remarks = {}
     for number, row in enumerate(rows):
-        earlier = first.setdefault(_plain(_reply(row)), number)
+        earlier = first.setdefault(_plain(row.reply), number)
         # A row that `data.train` repeats is no other one.
         if rows[earlier].example.source != row.example.source:
             remarks[number] = f"repeats {rows[earlier].example.source}"
@@ -117,7 +117,7 @@ def _common(a: Row, b: Row) -> float:
     """The share of character trigrams that two replies have in common."""
     first, second = (
         {text[k : k + 3] for k in range(len(text) - 2)}
-        for text in (_plain(_reply(a)), _plain(_reply(b)))
+        for text in (_plain(a.reply), _plain(b.reply))
     )
     return len(first & second) / max(len(first | second), 1)
 
@@ -125,11 +125,3 @@ def _common(a: Row, b: Row) -> float:
 def _plain(text: str) -> str:
     """A text without case, white space and punctuation."""
     return "".join(char for char in text.casefold() if char.isalnum())
-
-
-def _reply(row: Row) -> str:
-    return row.conversation.messages[row.conversation.replies[-1]].content
-
-
-def _question(row: Row) -> str:
-    return row.conversation.messages[row.conversation.replies[-1] - 1].content

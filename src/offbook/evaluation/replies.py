@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offbook.data.messages import Message
 from offbook.evaluation.copies import Run, TrainingLines
 from offbook.evaluation.figures import compare, compare_shares, figure, share
 from offbook.evaluation.record import Compared, Copied, Copy, Reply, Voice
@@ -69,7 +68,9 @@ def listen(
     rows = list({row.prompt: row for row in held_out}.values())[:most]
     more = list({row.prompt: row for row in training}.values())
     more = more[:: max(len(more) // texts, 1)][: max(texts - len(rows), 0)]
-    prompts = [writer.template.build_prompt(_before(row)) for row in [*rows, *more]]
+    prompts = [
+        writer.template.build_prompt(row.conversation.messages[:-1]) for row in [*rows, *more]
+    ]
     limit = reply_limit([*rows, *more])
 
     def write(what: str, prompts: list[list[int]], base: bool) -> list[WholeReply]:
@@ -78,7 +79,7 @@ def listen(
 
     base = write("replies of the base", prompts, base=True)
     tuned = write("replies of the tuned model", prompts[: len(rows)], base=False)
-    lines, others = [_line(row) for row in [*rows, *more]], [reply.text for reply in base]
+    lines, others = [row.reply for row in [*rows, *more]], [reply.text for reply in base]
     right = cross_validate(lines, others, [row.prompt for row in [*rows, *more]])
     accuracy = share(right > 0.5, [row.prompt for row in [*rows, *more]] * 2)
     sure = len(lines) >= FEWEST_TEXTS and accuracy.low >= ENOUGH_ACCURACY
@@ -95,7 +96,7 @@ def listen(
         replies=[
             Reply(
                 row.example.source,
-                _before(row)[-1].content,
+                row.question,
                 reference,
                 old.text,
                 new.text,
@@ -131,7 +132,7 @@ def _copied(
     rows: Sequence[Row], before: Sequence[str], after: Sequence[str], training: Sequence[Row]
 ) -> Copied:
     """What of the replies stands in training lines of other prompts."""
-    lines = TrainingLines((_line(row), row.example.source) for row in training)
+    lines = TrainingLines((row.reply, row.example.source) for row in training)
     base, tuned = ([lines.longest_run(text) for text in texts] for texts in (before, after))
     found: list[tuple[Run, Row, str]] = [
         (run, row, text) for run, row, text in zip(tuned, rows, after, strict=True) if run.is_copy
@@ -141,17 +142,6 @@ def _copied(
         share=compare_shares([r.is_copy for r in base], [r.is_copy for r in tuned]),
         longest=compare([len(r.text) for r in base], [len(r.text) for r in tuned]),
         examples=[
-            Copy(_before(row)[-1].content, text, run.text, run.source)
-            for run, row, text in found[:EXAMPLES]
+            Copy(row.question, text, run.text, run.source) for run, row, text in found[:EXAMPLES]
         ],
     )
-
-
-def _before(row: Row) -> list[Message]:
-    """The messages before the last reply that is trained on."""
-    return list(row.conversation.messages[: row.conversation.replies[-1]])
-
-
-def _line(row: Row) -> str:
-    """That reply."""
-    return row.conversation.messages[row.conversation.replies[-1]].content

@@ -20,7 +20,7 @@ from offbook.runs.checkpoint import best_step
 from offbook.runs.directory import RunDirectory, step_of
 from offbook.runs.places import find_data
 from offbook.settings.config import Config
-from offbook.tokens.examples import Example, Examples, tokenize
+from offbook.tokens.examples import Example, Examples, supervised_spans, tokenize
 from offbook.tokens.template import ChatTemplate
 from offbook.training.data import read_data
 
@@ -39,7 +39,7 @@ class Row:
 
     Attributes:
         example: its tokens.
-        conversation: its messages.
+        conversation: the messages of its row, up to the last reply that the example trains on.
         prompt: equal for rows with the same prompt.
         number: among the examples that it is one of.
     """
@@ -48,6 +48,16 @@ class Row:
     conversation: Conversation
     prompt: int
     number: int
+
+    @property
+    def question(self) -> str:
+        """What the user says before that reply."""
+        return self.conversation.messages[-2].content
+
+    @property
+    def reply(self) -> str:
+        """That reply."""
+        return self.conversation.messages[-1].content
 
 
 @dataclass(frozen=True)
@@ -189,7 +199,17 @@ def as_rows(
     wanted = {int(numbers[k]) for k in chosen}
     # Not by `file:line`: several rows may stand on one line.
     conversations = {n: c for n, c in enumerate(reader) if n in wanted}
-    return [Row(examples[k], conversations[int(numbers[k])], int(keys[k]), k) for k in chosen]
+    return [
+        Row(examples[k], _until(examples[k], conversations[int(numbers[k])]), int(keys[k]), k)
+        for k in chosen
+    ]
+
+
+def _until(example: Example, conversation: Conversation) -> Conversation:
+    """A conversation up to the last reply that one of its examples trains on."""
+    last = example.reply - 1 + len(supervised_spans(example.labels)) - 1
+    end = conversation.replies[last] + 1
+    return replace(conversation, messages=conversation.messages[:end])
 
 
 def spread(rows: Sequence[T], most: int) -> list[T]:

@@ -33,12 +33,14 @@ class Example:
         labels: int32 [tokens]; `input_ids` where supervised, else -100. Not shifted.
         source: the `file:line` of its row.
         truncated: whether the beginning of its prompt was removed so that it fits.
+        reply: which supervised reply of the row its first one is, from 1.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     source: str = ""
     truncated: bool = False
+    reply: int = 1
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -95,6 +97,7 @@ class Examples(Sequence[Example]):
         prompt_keys: uint64 [all examples]; equal where the prompt is the same.
         sources: the `file:line` of each.
         conversations: int64 [all examples]; the number of its conversation in the data set.
+        first_replies: int64 [all examples]; `Example.reply` of each.
         divided: the `file:line` of rows that were cut, so that replies lack earlier turns.
         truncated: the `file:line` of rows that lost the beginning of their prompt.
         dropped: the place of each reply left out because it alone is too long.
@@ -108,6 +111,7 @@ class Examples(Sequence[Example]):
     prompt_keys: NDArray[np.uint64]
     sources: tuple[str, ...]
     conversations: NDArray[np.int64]
+    first_replies: NDArray[np.int64]
     divided: tuple[str, ...] = ()
     truncated: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -125,7 +129,12 @@ class Examples(Sequence[Example]):
             return replace(self, rows=self.rows[index])
         row = self.rows[index]
         span = slice(self.offsets[row], self.offsets[row + 1])
-        return Example(self.input_ids[span], self.labels[span], self.sources[row])
+        return Example(
+            self.input_ids[span],
+            self.labels[span],
+            self.sources[row],
+            reply=int(self.first_replies[row]),
+        )
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -265,7 +274,7 @@ def tokenize(
     input_ids, labels = array("i"), array("i")
     offsets, prompt_keys = array("q", [0]), array("Q")
     sources: list[str] = []
-    numbers = array("q")
+    numbers, first_replies = array("q"), array("q")
     divided: list[str] = []
     truncated: list[str] = []
     dropped: list[str] = []
@@ -281,6 +290,7 @@ def tokenize(
                 prompt_keys.frombytes(conversation.prompt_key)
                 sources.append(example.source)
                 numbers.append(number)
+                first_replies.append(example.reply)
             source = conversation.source
             divided += [source] * row.divided
             truncated += [source] * any(example.truncated for example in row.examples)
@@ -302,6 +312,7 @@ def tokenize(
         prompt_keys=np.frombuffer(prompt_keys, dtype=np.uint64),
         sources=tuple(sources),
         conversations=np.frombuffer(numbers, dtype=np.int64),
+        first_replies=np.frombuffer(first_replies, dtype=np.int64),
         divided=tuple(divided),
         truncated=tuple(truncated),
         dropped=tuple(dropped),

@@ -333,7 +333,7 @@ class ChatTemplate:
         if not fault and len(written.marks) != self._control_count(part, rewritten):
             fault = "its text and the chat template's together spell a control token"
         if not fault:
-            example = Example(input_ids, labels, part.source, part.truncated)
+            example = Example(input_ids, labels, part.source, part.truncated, part.number)
             return RowExamples([example], trimmed=trimmed, divided=part.divided)
         if len(part.supervised) > 1:
             return None
