@@ -67,6 +67,9 @@ def put_scorecard(found: Evaluation) -> None:
             cells += [row.interval(row.change, signed=True), row.n]
         table.add_row(Text(row.name.en), *cells)
     out.print(table)
+    if found.unanswered:
+        prompts = "prompt is" if found.unanswered == 1 else "prompts are"
+        put(f"{found.unanswered} held-out {prompts} not answered: too long for the base's context")
     if found.voice and found.voice.in_voice is None:
         accuracy = found.voice.accuracy
         put(

@@ -124,6 +124,7 @@ def evaluate(
         stops=heard.stops,
         copied=heard.copied,
         replies=heard.replies,
+        unanswered=heard.unanswered,
         short=short,
         versions=installed_versions(),
         adapter=hash_adapter(subject.found.adapter),

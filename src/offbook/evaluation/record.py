@@ -273,6 +273,7 @@ class Evaluation:
         adapter: SHA-256 of its weights, by which an evaluation of other weights is known.
         lines, voice, in_role, stops, copied, forgetting: the answers to six questions.
         replies: the generated ones.
+        unanswered: held-out prompts that have none, since they leave no room in the context.
         strengths: the adapter at other strengths.
         best_strength: the best trade-off between role and forgetting.
         ledger: the training rows that are worth a look, the worst first.
@@ -292,6 +293,7 @@ class Evaluation:
     stops: Compared | None = None
     copied: Copied | None = None
     replies: list[Reply] = field(default_factory=list)
+    unanswered: int = 0
     strengths: list[AtStrength] = field(default_factory=list)
     best_strength: float | None = None
     ledger: list[LedgerRow] = field(default_factory=list)

@@ -10,7 +10,7 @@ import numpy as np
 from offbook.evaluation.copies import Run, TrainingLines
 from offbook.evaluation.figures import compare, compare_shares, figure, share
 from offbook.evaluation.record import Compared, Copied, Copy, Reply, Voice
-from offbook.evaluation.subject import Progress, Row
+from offbook.evaluation.subject import Progress, Row, prompts_of
 from offbook.evaluation.voice import (
     ENOUGH_ACCURACY,
     FEWEST_TEXTS,
@@ -21,7 +21,8 @@ from offbook.evaluation.voice import (
     repetition,
 )
 from offbook.inference.pytorch import TorchEngine, WholeReply
-from offbook.tokens.examples import IGNORED
+from offbook.tokens.examples import supervised_spans
+from offbook.tokens.template import ChatTemplate
 
 LEAST_TOKENS, MOST_TOKENS = 60, 256  # that a reply may have
 EXAMPLES = 5  # of copies
@@ -33,17 +34,17 @@ class Heard:
 
     Attributes:
         replies: to held-out prompts.
-        voice, stops, copied: what is heard in them.
+        unanswered: held-out prompts that leave no room for a reply in the context.
+        voice, stops, copied: what is heard in them; None where there are none.
         classifier: tells the role's voice; None where it is not sure enough to be used.
-        limit: most tokens that a reply could have.
     """
 
     replies: list[Reply]
-    voice: Voice
-    stops: Compared
-    copied: Copied | None
-    classifier: VoiceClassifier | None
-    limit: int
+    unanswered: int
+    voice: Voice | None = None
+    stops: Compared | None = None
+    copied: Copied | None = None
+    classifier: VoiceClassifier | None = None
 
 
 def listen(
@@ -68,10 +69,14 @@ def listen(
     rows = list({row.prompt: row for row in held_out}.values())[:most]
     more = list({row.prompt: row for row in training}.values())
     more = more[:: max(len(more) // texts, 1)][: max(texts - len(rows), 0)]
-    prompts = [
-        writer.template.build_prompt(row.conversation.messages[:-1]) for row in [*rows, *more]
-    ]
-    limit = reply_limit([*rows, *more])
+    limit = reply_limit([*rows, *more], writer.context)
+    room = None if writer.context is None else writer.context - limit
+    held, added = (_prompts(writer.template, some, room) for some in (rows, more))
+    unanswered = len(rows) - len(held)
+    if not held:
+        return Heard([], unanswered)
+    rows, asked = [row for row, _ in held], [row for row, _ in [*held, *added]]
+    prompts = [ids for _, ids in [*held, *added]]
 
     def write(what: str, prompts: list[list[int]], base: bool) -> list[WholeReply]:
         progress(what, 0, len(prompts))
@@ -79,9 +84,9 @@ def listen(
 
     base = write("replies of the base", prompts, base=True)
     tuned = write("replies of the tuned model", prompts[: len(rows)], base=False)
-    lines, others = [row.reply for row in [*rows, *more]], [reply.text for reply in base]
-    right = cross_validate(lines, others, [row.prompt for row in [*rows, *more]])
-    accuracy = share(right > 0.5, [row.prompt for row in [*rows, *more]] * 2)
+    lines, others = [row.reply for row in asked], [reply.text for reply in base]
+    right = cross_validate(lines, others, prompts_of(asked))
+    accuracy = share(right > 0.5, prompts_of(asked) * 2)
     sure = len(lines) >= FEWEST_TEXTS and accuracy.low >= ENOUGH_ACCURACY
     classifier = VoiceClassifier(lines, others) if sure else None
     before, after = others[: len(rows)], [reply.text for reply in tuned]
@@ -105,6 +110,7 @@ def listen(
             )
             for row, reference, old, new in zip(rows, references, base, tuned, strict=False)
         ],
+        unanswered=unanswered,
         voice=Voice(
             chrf=compare(*(list(map(likeness, texts, references)) for texts in (before, after))),
             accuracy=accuracy,
@@ -118,14 +124,48 @@ def listen(
         stops=compare_shares([r.stopped for r in base[: len(rows)]], [r.stopped for r in tuned]),
         copied=_copied(rows, before, after, training) if training else None,
         classifier=classifier,
-        limit=limit,
     )
 
 
-def reply_limit(rows: Sequence[Row]) -> int:
-    """Tokens that a reply may have: half as many again as most lines, so that it can end itself."""
-    longest = np.quantile([int((row.example.labels != IGNORED).sum()) for row in rows], 0.9)
-    return int(np.clip(1.5 * longest, LEAST_TOKENS, MOST_TOKENS))
+def reply_limit(rows: Sequence[Row], context: int | None) -> int:
+    """Tokens that a reply may have: half as many again as most lines, so that it can end itself.
+
+    It is at most half of the context.
+    """
+    spans = [supervised_spans(row.example.labels)[-1] for row in rows]
+    longest = np.quantile([end - begin for begin, end in spans], 0.9)
+    limit = int(np.clip(1.5 * longest, LEAST_TOKENS, MOST_TOKENS))
+    return limit if context is None else min(limit, context // 2)
+
+
+def prompt_within(template: ChatTemplate, row: Row, room: int | None) -> list[int] | None:
+    """A row's prompt, without the oldest exchanges for which there is no room, as in a chat.
+
+    Args:
+        template: of the model.
+        row: asks with what its example has before the reply.
+        room: most tokens; None for no limit.
+
+    Returns:
+        Its tokens; None where the last question alone has more.
+    """
+    ids, messages = row.prompt_ids, row.conversation.messages[:-1]
+    system = messages[: messages[0].role == "system"]
+    turns = messages[len(system) :]
+    while room is not None and len(ids) > room:
+        turns = turns[2:]
+        if not turns:
+            return None
+        ids = template.build_prompt([*system, *turns])
+    return ids
+
+
+def _prompts(
+    template: ChatTemplate, rows: Sequence[Row], room: int | None
+) -> list[tuple[Row, list[int]]]:
+    """The rows whose prompts fit, with them."""
+    prompts = [(row, prompt_within(template, row, room)) for row in rows]
+    return [(row, ids) for row, ids in prompts if ids]
 
 
 def _copied(

@@ -50,6 +50,13 @@ class Row:
     number: int
 
     @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens of its example before that reply."""
+        begin, _ = supervised_spans(self.example.labels)[-1]
+        ids: list[int] = self.example.input_ids[:begin].tolist()
+        return ids
+
+    @property
     def question(self) -> str:
         """What the user says before that reply."""
         return self.conversation.messages[-2].content
