@@ -71,6 +71,22 @@ def test_a_run_that_learned_nothing_remarks_no_row() -> None:
     assert len(worst(ledger)) == 9
 
 
+def test_short_replies_that_are_equal_do_not_contradict() -> None:
+    pairs = ordinary(9)
+    pairs += [("Are you there?", "No."), ("Are you there?", "No!"), ("在吗？", "是。")]
+    pairs += [("在吗？", "是！"), ("在吗？", "不。"), ("Well?", "……"), ("And?", "?!")]
+    ledger = make_ledger(rows_of(*pairs), scores_of([2.0] * len(pairs)), {})
+    assert [row.remark for row in ledger[9:]] == [
+        "",
+        "repeats rows.json:10",
+        "contradicts rows.json:14",
+        "contradicts rows.json:14",
+        "contradicts rows.json:12",
+        "",
+        "",
+    ]
+
+
 def test_parquet_has_all_of_it() -> None:
     ledger = make_ledger(rows_of(*ordinary(3)), scores_of([2.0, 1.0, 3.0]), {1: 0.5})
     table = pyarrow.parquet.read_table(io.BytesIO(to_parquet(ledger)))

@@ -92,9 +92,10 @@ def _repeats(rows: Sequence[Row]) -> dict[int, str]:
     first: dict[str, int] = {}
     remarks = {}
     for number, row in enumerate(rows):
-        earlier = first.setdefault(_plain(row.reply), number)
-        # A row that `data.train` repeats is no other one.
-        if rows[earlier].example.source != row.example.source:
+        plain = _plain(row.reply)
+        earlier = first.setdefault(plain, number)
+        # A row that `data.train` repeats is no other one; punctuation alone is no reply to compare.
+        if plain and rows[earlier].example.source != row.example.source:
             remarks[number] = f"repeats {rows[earlier].example.source}"
     return remarks
 
@@ -115,10 +116,10 @@ def _contradictions(rows: Sequence[Row]) -> dict[int, str]:
 
 def _common(a: Row, b: Row) -> float:
     """The share of character trigrams that two replies have in common."""
-    first, second = (
-        {text[k : k + 3] for k in range(len(text) - 2)}
-        for text in (_plain(a.reply), _plain(b.reply))
-    )
+    texts = _plain(a.reply), _plain(b.reply)
+    if texts[0] == texts[1]:
+        return 1.0  # short ones have no trigrams
+    first, second = ({text[k : k + 3] for k in range(len(text) - 2)} for text in texts)
     return len(first & second) / max(len(first | second), 1)
 
 
