@@ -62,9 +62,10 @@ class Meter:
         # The last hidden states [supervised tokens, D] of each row under the base.
         self._base = [torch.empty(0)] * len(examples)
         with model.disable_adapter():
-            for rows, _, states_ND in self._pass():
+            for rows, _, found_ND in self._pass():
+                states_ND = found_ND.cpu()
                 for row in np.unique(rows):
-                    self._base[row] = states_ND.cpu()[rows == row]
+                    self._base[row] = states_ND[rows == row]
 
     def some(self, rows: Sequence[int]) -> Meter:
         """A meter of some of the rows."""
