@@ -125,7 +125,8 @@ class InRole:
         probes: the probes.
         drill: for each turn of one long conversation, the probability that the classifier gives to
             the role; empty where its accuracy is too low.
-        drift: the mean of the later half of those turns, minus that of the first half.
+        drift: the mean of the later half of those turns, minus that of the first half; its `n`
+            is the number of pairs of turns.
     """
 
     leaks: Compared

@@ -140,8 +140,8 @@ class Row:
 
     @property
     def n(self) -> str:
-        """How many prompts it rests on."""
-        return f"{self.tuned.n:,}"
+        """How many prompts it rests on; nothing for the turns of a single conversation."""
+        return "" if self.key == "drift" else f"{self.tuned.n:,}"
 
     def value(self, figure: Figure | None, signed: bool = False) -> str:
         """A figure as text; nothing where there is none."""
