@@ -118,3 +118,5 @@ def test_a_difference_inside_the_noise_is_none() -> None:
     (found,) = find(replace(HEALTHY, voice=voice_of(compared(0.45, 0.5, 0.1))))
     assert found.kind == "cannot tell"
     assert "not certain that the replies sound like the role" in found.because
+    (found,) = find(replace(HEALTHY, voice=voice_of(compared(0.02, 0.55, 0.1))))
+    assert found.kind == "cannot tell"

@@ -144,7 +144,7 @@ def _took(facts: Facts) -> Finding | None:
     voice = facts.voice.probability if facts.voice else None
     sounds = voice is None or voice.change.n < FEWEST_PROMPTS
     if voice and not sounds:
-        sounds = voice.change.low > 0 and voice.tuned.value > IN_VOICE
+        sounds = voice.change.low > 0 and voice.tuned.low > IN_VOICE
     if not (learned and sounds):
         return None
     because = (
