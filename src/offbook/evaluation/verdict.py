@@ -1,7 +1,8 @@
 """The verdict: what an evaluation says in words, with the figures it rests on and what to change.
 
-Nothing is said of a difference inside the noise: each finding asks for the far end of an interval
-to be beyond its limit. What the limits are taken from is in docs/evaluation.md.
+Nothing is said of a difference inside the noise: each finding compares an interval with its limit.
+The limit itself may be a share of a measured mean. What the limits are taken from is in
+docs/evaluation.md.
 """
 
 from __future__ import annotations
