@@ -154,7 +154,7 @@ def _in_full(
         in_role=in_role,
         forgetting=replace(found.forgetting, in_voice=in_voice),
         strengths=measured,
-        best_strength=best_strength(measured) if measured else None,
+        best_strength=best_strength(measured),
     )
 
 

@@ -276,7 +276,7 @@ class Evaluation:
         replies: the generated ones.
         unanswered: held-out prompts that have none, since they leave no room in the context.
         strengths: the adapter at other strengths.
-        best_strength: the best trade-off between role and forgetting.
+        best_strength: the best trade-off between role and forgetting; None with too few prompts.
         ledger: the training rows that are worth a look, the worst first.
         seconds: the evaluation took.
         short: whether it was the short form, which is made after each training.

@@ -13,6 +13,7 @@ from offbook.evaluation.figures import figure
 from offbook.evaluation.losses import Measured
 from offbook.evaluation.record import AtStrength
 from offbook.evaluation.subject import Progress, prompts_of
+from offbook.evaluation.verdict import FEWEST_PROMPTS
 from offbook.models.adapter import set_strength
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -53,6 +54,11 @@ def measure_strengths(
     return found
 
 
-def best_strength(measured: Sequence[AtStrength]) -> float:
-    """The strength at which the held-out loss and KL from the base, both in nats, are least."""
+def best_strength(measured: Sequence[AtStrength]) -> float | None:
+    """The strength at which the held-out loss and KL from the base, both in nats, are least.
+
+    None where there are too few prompts to say so.
+    """
+    if not measured or min(n for at in measured for n in (at.loss.n, at.kl.n)) < FEWEST_PROMPTS:
+        return None
     return min(measured, key=lambda at: at.loss.value + at.kl.value).strength
