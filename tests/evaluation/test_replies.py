@@ -54,3 +54,16 @@ def test_prompts_without_room_are_counted(writer: TorchEngine, template: ChatTem
     assert heard.stops.tuned.n == 3
     none = listen(writer, held_out[-1:], [], 9, 9, lambda what, done, total: None)
     assert (none.replies, none.unanswered, none.voice) == ([], 1, None)
+
+
+def test_an_adapter_that_changes_nothing_sounds_as_the_base_does(
+    writer: TorchEngine, template: ChatTemplate
+) -> None:
+    """The engine has none: the two models are one."""
+    held_out = rows_of(template, *(talk(f"Who is {n}?", f"Aye, {n} it is.") for n in range(16)))
+    voice = listen(writer, held_out, [], 16, 16, lambda what, done, total: None).voice
+    assert voice is not None
+    for found in (voice.in_voice, voice.probability):
+        assert found is not None
+        assert found.change.low <= 0 <= found.change.high
+        assert found.tuned == found.base

@@ -85,17 +85,17 @@ def listen(
     base = write("replies of the base", prompts, base=True)
     tuned = write("replies of the tuned model", prompts[: len(rows)], base=False)
     lines, others = [row.reply for row in asked], [reply.text for reply in base]
-    right = cross_validate(lines, others, prompts_of(asked))
-    accuracy = share(right > 0.5, prompts_of(asked) * 2)
+    before, after = others[: len(rows)], [reply.text for reply in tuned]
+    right = cross_validate(lines, others, prompts_of(asked), after)
+    accuracy = share(right[: 2 * len(lines)] > 0.5, prompts_of(asked) * 2)
     sure = len(lines) >= FEWEST_TEXTS and accuracy.low >= ENOUGH_ACCURACY
     classifier = VoiceClassifier(lines, others) if sure else None
-    before, after = others[: len(rows)], [reply.text for reply in tuned]
     in_voice = probability = None
     if classifier:
-        # A text of the base that the classifier has learned would always be told right.
-        unseen, found = 1 - right[len(lines) :][: len(rows)], classifier.probability(after)
-        in_voice = compare_shares(unseen > 0.5, found > 0.5)
-        probability = compare(unseen, found)
+        # Both by a classifier that has not seen the prompt: one that has would know its replies.
+        old, new = (1 - right[len(lines) * k :][: len(rows)] for k in (1, 2))
+        in_voice = compare_shares(old > 0.5, new > 0.5)
+        probability = compare(old, new)
     references = lines[: len(rows)]
     return Heard(
         replies=[

@@ -67,7 +67,10 @@ class VoiceClassifier:
 
 
 def cross_validate(
-    role: Sequence[str], others: Sequence[str], prompts: Sequence[object]
+    role: Sequence[str],
+    others: Sequence[str],
+    prompts: Sequence[object],
+    judged: Sequence[str] = (),
 ) -> NDArray[np.float64]:
     """How likely a classifier that has not seen its prompt takes each text for what it is.
 
@@ -75,21 +78,27 @@ def cross_validate(
         role: a line for each prompt.
         others: a reply to each.
         prompts: equal where they are the same.
+        judged: replies to the first of the prompts that no classifier is trained on. They are
+            taken for replies of the others.
 
     Returns:
-        A probability for each line, and then for each reply; it is right where it is above 0.5.
+        A probability for each line, each reply, and each reply that is only judged; the classifier
+        is right where it is above 0.5.
     """
     numbers: dict[object, int] = {}
     fold = np.array([numbers.setdefault(p, len(numbers)) % FOLDS for p in prompts])
-    right = np.zeros((2, len(role)))
+    kinds = role, others, judged
+    right = [np.zeros(len(texts)) for texts in kinds]
     for held in range(FOLDS):
         inside, outside = (np.flatnonzero(x).tolist() for x in (fold == held, fold != held))
         if not inside or not outside:
             continue
         classifier = VoiceClassifier([role[k] for k in outside], [others[k] for k in outside])
-        right[0, inside] = classifier.probability([role[k] for k in inside])
-        right[1, inside] = 1 - classifier.probability([others[k] for k in inside])
-    return right.ravel()
+        for texts, found in zip(kinds, right, strict=True):
+            chosen = [k for k in inside if k < len(texts)]
+            probability = classifier.probability([texts[k] for k in chosen])
+            found[chosen] = probability if found is right[0] else 1 - probability
+    return np.concatenate(right)
 
 
 def likeness(text: str, reference: str) -> float:
