@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offbook.evaluation.figures import compare, figure, share, students_t
+from offbook.evaluation.figures import compare, compare_shares, figure, share, students_t
 
 TRIES = 400
 
@@ -62,6 +62,38 @@ def test_shares_that_all_agree_have_an_interval() -> None:
     assert share([0.9, 0.1, 0.0, 0.0, 0.0]).low == 0.0  # not below what a share can be
     half = share([True, False] * 10)
     assert 0 < half.low < half.value == 0.5 < half.high < 1
+
+
+@pytest.mark.parametrize("prompts", [3, 5, 16])
+@pytest.mark.parametrize(
+    ("base", "tuned", "alike"),  # `alike`: the share of rows that are hard or easy for both models
+    [(0.1, 0.9, 0.0), (0.5, 0.5, 0.0), (0.5, 0.6, 0.8), (0.3, 0.9, 0.5)],
+)
+@pytest.mark.parametrize("repeated", [False, True])
+def test_intervals_of_a_change_of_shares_cover_the_truth(
+    prompts: int, base: float, tuned: float, alike: float, repeated: bool
+) -> None:
+    draw = np.random.default_rng(prompts)
+    covered = 0
+    for _ in range(200):
+        easy = draw.random(prompts)
+        other = np.where(draw.random(prompts) < alike, easy, draw.random(prompts))
+        rows = np.arange(prompts)
+        if repeated:
+            rows = np.repeat(rows, draw.integers(1, 6, prompts))
+        change = compare_shares((easy < base)[rows], (other < tuned)[rows], rows.tolist()).change
+        covered += change.low <= tuned - base <= change.high
+    assert covered / 200 >= 0.9
+
+
+def test_a_change_of_all_rows_has_an_interval() -> None:
+    change = compare_shares([False] * 10, [True] * 10).change
+    assert (change.value, change.high) == (1.0, 1.0)
+    assert 0.4 < change.low < 0.8
+    none = compare_shares([False] * 10, [False] * 10).change
+    assert none.low < 0 == none.value < none.high
+    one = compare_shares([False], [True]).change
+    assert (one.low, one.high) == (-1.0, 1.0)
 
 
 def test_one_row_tells_nothing() -> None:

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from offbook.evaluation.record import Compared, Figure
 
+Sums = tuple[NDArray[np.float64], NDArray[np.float64]]  # of values and of weights, by prompt
+
 DRAWS = 4000
 SEED = 0
 Z = 1.959964  # of a normal distribution's 95% interval
@@ -75,10 +77,49 @@ def compare(
 def compare_shares(
     base: ArrayLike, tuned: ArrayLike, groups: Sequence[object] | None = None
 ) -> Compared:
-    """As `compare`, of values from 0 to 1."""
-    change = figure(np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float), groups)
+    """As `compare`, of values from 0 to 1.
+
+    Where all are 0 or 1, the interval of the change is Newcombe's (1998, method 10), since a
+    bootstrap of a few of them is too narrow, and has no width where all rows change alike.
+    """
+    pair = [np.asarray(values, dtype=float) for values in (base, tuned)]
+    sums = [_by_group(values, groups, None) for values in pair]
+    if len(sums[0][0]) > 1 and np.isin(pair, (0, 1)).all():
+        change = _newcombe(*sums)
+    else:
+        change = figure(pair[1] - pair[0], groups)
     change = replace(change, low=max(change.low, -1.0), high=min(change.high, 1.0))
     return Compared(share(base, groups), share(tuned, groups), change)
+
+
+def _newcombe(base: Sums, tuned: Sums) -> Figure:
+    """The change of a share: the intervals of both, combined by how they are correlated.
+
+    Both are Wilson's, with Student's t in place of the normal quantile. Their number of rows is
+    that of prompts, less where some prompts have more rows than others.
+    """
+    sizes, prompts = base[1], len(base[1])
+    z2 = students_t(prompts - 1) ** 2
+    n = sizes.sum() ** 2 / np.square(sizes).sum()
+    ends = []
+    for sums, _ in (base, tuned):
+        p = sums.sum() / sizes.sum()
+        middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+        half = math.sqrt(z2 * p * (1 - p) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
+        ends.append((p, p - middle + half, middle + half - p))
+    (before, *at_base), (after, *at_tuned) = ends
+    together = np.cov(base[0] / sizes, tuned[0] / sizes, bias=True)
+    spread = math.sqrt(together[0, 0] * together[1, 1])
+    covariance = together[0, 1]
+    if covariance > 0:  # Newcombe's continuity correction
+        covariance = max(covariance - 1 / (2 * prompts), 0)
+    correlation = covariance / spread if spread else 0.0
+    down, up = (
+        math.sqrt(a**2 + b**2 - 2 * correlation * a * b)
+        for a, b in zip(at_tuned, reversed(at_base), strict=True)
+    )
+    change = float(after - before)
+    return Figure(change, change - down, change + up, prompts)
 
 
 def students_t(degrees: int) -> float:
@@ -102,7 +143,7 @@ def students_t(degrees: int) -> float:
 
 def _by_group(
     values: ArrayLike, groups: Sequence[object] | None, weights: ArrayLike | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> Sums:
     """The sums of values and of weights of each group."""
     values = np.asarray(values, dtype=np.float64)
     sizes = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
