@@ -69,9 +69,6 @@ FILES: dict[str, list[tuple[str, Content, str, Content]]] = {
         ("a.jsonl", rows(OK, {**OK, "output": " "}), FILL, rows(OK, {**OK, "output": "Aye."})),
         ("a.jsonl", rows(OK, {**OK, "instruction": ""}), FILL, rows(OK)),
     ],
-    "join the two": [
-        ("a.jsonl", chat("system", "system", *PAIR), "join the two", chat("system", *PAIR))
-    ],
     "end with the assistant's turn": [
         ("a.jsonl", chat("user"), "end with the assistant's turn", chat(*PAIR)),
         ("a.jsonl", chat(*PAIR, "user"), "end with the assistant's turn", chat(*PAIR)),

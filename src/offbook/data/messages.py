@@ -88,7 +88,8 @@ def check_order(turns: Sequence[Message], where: str | None, has_system: bool = 
             fix = "user and assistant take turns, the user first; system text goes before them"
             if message.role == "system" and number == 1 + begins and (begins or has_system):
                 other = "turn 1" if begins else 'the key "system"'
-                what, fix = f"turn {number} is system text, as is {other}", "join the two"
+                what = f"turn {number} is system text, as is {other}"
+                fix = "join the two"
             raise DataError(what, where=where, fix=fix)
         if not any(map(_is_visible, message.content)):
             name = "reply" if message.role == "assistant" else "prompt"
