@@ -77,6 +77,11 @@ def hashes(run: Path) -> tuple[str, ...]:
     )
 
 
+def content(folder: Path) -> dict[Path, bytes]:
+    """Every file in a folder and its subfolders."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def difference(one: Path, other: Path) -> float:
     """The largest difference of a weight of two runs' adapters."""
 

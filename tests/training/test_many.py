@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from offbook.training.many import Ending, named, train_many
 from offbook.training.plan import ModelShape
 from offbook.training.shared import SharedBase
 from offbook.training.train import train
-from support.runs import Listener, StopAfter, curve, stop_after
+from support.runs import Listener, StopAfter, content, curve, stop_after
 from support.tiny import ROWS
 from support.together import ROOT
 
@@ -229,7 +230,14 @@ def test_an_error_before_the_first_step_names_its_run_and_leaves_nothing(
     assert str(caught.value).startswith("gull: ")
     assert "bad.jsonl:1" in str(caught.value)
     assert not (tmp_path / "runs").exists()
-    # A run that had begun before is as it was.
+    # A run that had finished before is as it was, and one that had begun.
+    place = Path(configs["mara"].output_dir)
+    train(configs["mara"])
+    before = content(place)
+    with pytest.raises(DataError):
+        train_many({name: wrong[name] for name in ("mara", "gull")}, overwrite=True)
+    assert content(place) == before
+    shutil.rmtree(place)
     stop = StopAfter(3)
     train(configs["brack"], monitor=stop, should_stop=stop.should_stop)
     with pytest.raises(DataError):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from offbook.errors import CheckpointError, ConfigError
+from offbook.engine import attention
+from offbook.errors import CheckpointError, ConfigError, EngineError
 from offbook.monitor import StepMetrics
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
 from offbook.settings.config import Config
 from offbook.training.changeable import settings_to_resume
 from offbook.training.train import train
-from support.runs import Listener, StopAfter, curve, hashes, records_of, stop_after
+from support.runs import Listener, StopAfter, content, curve, hashes, records_of, stop_after
 
 MakeConfig = Callable[..., Config]
 CONSTANT = "train.lr_scheduler_type=constant"
@@ -145,6 +147,27 @@ def test_what_was_given_on_the_first_command_line_need_not_be_repeated(
     merged = kept.model_copy(update={"model": own.model, "data": own.data, "lora": own.lora})
     settings = settings_to_resume(RunDirectory(run), merged.with_value("train.batch_size", 3))
     assert (settings.train.max_steps, settings.train.save_steps) == (5, 1)
+
+
+def test_a_run_stays_until_the_one_that_replaces_it_can_start(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tiny_config()).run
+    before = content(run)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(ConfigError, match="TensorBoard is not installed"):
+            train(tiny_config("train.report_to=tensorboard"), overwrite=True)
+    assert content(run) == before
+    with monkeypatch.context() as patch:
+        patch.setattr("offbook.engine.layers.attend", lambda *facts: 2 * attention.attend(*facts))
+        with pytest.raises(EngineError):
+            train(tiny_config(), overwrite=True)
+    assert content(run) == before
+    other = train(tiny_config("train.seed=7"), overwrite=True)
+    assert other.finished
+    assert content(run).keys() == before.keys()
+    assert content(run) != before
 
 
 def test_resume_and_overwrite_contradict_each_other(tiny_config: MakeConfig) -> None:

@@ -41,10 +41,6 @@ def training_steps(
         monitor.announce(f"the first {last:,} of {total:,} steps")
     elif share < 1:
         monitor.announce(f"all {total:,} steps, which are too few to stop before the last")
-    if progress.step < last:
-        monitor.busy("comparing gradients with those of transformers and PEFT")
-        # Fast and plain path must give the same gradients on these rows, on this device.
-        stepper.check_engine(inputs.examples(progress.step))
     monitor.begin(progress.step, last)
     while True:
         # What is due after `step` steps: save, evaluate, or end. Then the next step.

@@ -1,4 +1,4 @@
-"""How a run is started, or restored from its newest checkpoint; what has to be the same then."""
+"""How a run is loaded, new or from its newest checkpoint; what has to be the same then."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from offbook.training.shared import SharedBase
 FLOAT32 = 4  # bytes of a trained parameter
 
 
-def begin(
+def load_or_restore(
     run: RunDirectory,
     config: Config,
     monitor: Monitor,
@@ -37,8 +37,8 @@ def begin(
     resume: bool,
     within: float | None = None,
     shared: SharedBase | None = None,
-) -> tuple[LoadedRun, torch.optim.Optimizer, Progress]:
-    """Start a run, or restore the state of its newest checkpoint.
+) -> tuple[LoadedRun, torch.optim.Optimizer, Progress, Receipt]:
+    """Load a new run, or restore the state of the newest checkpoint.
 
     The first process does that; the others read the same rows and load the same base, and get the
     state from it.
@@ -48,7 +48,8 @@ def begin(
         config: all settings; of a run to resume, what `settings_to_resume` gives.
         monitor: receives messages of reading and loading.
         processes: that train the run.
-        resume: continue the run in the directory; otherwise, one that is there is replaced.
+        resume: continue the run in the directory; otherwise, one that is there stays as it is, and
+            the new one is to be begun with the receipt.
         within: seconds that a new run may take.
         shared: a base that other runs are trained on, too.
 
@@ -98,7 +99,6 @@ def begin(
     def restore() -> dict[str, Any]:
         if resume:
             return asdict(_restore(run, loaded, optimizer, monitor))
-        run.begin(inputs.config, receipt)
         return asdict(Progress(inputs.plan.micro_batch_tokens))
 
     progress = Progress(**processes.first(restore))
@@ -106,7 +106,7 @@ def begin(
     processes.spread(loaded.trained_parameters())
     if progress.step and processes.size > 1:
         processes.spread(_moments(optimizer))
-    return loaded, optimizer, progress
+    return loaded, optimizer, progress, receipt
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -22,6 +22,7 @@ from offbook.runs import checkpoint
 from offbook.runs.card import finished_adapter
 from offbook.runs.checkpoint import Progress
 from offbook.runs.directory import COMMITTED, RunDirectory
+from offbook.runs.receipt import Receipt
 from offbook.settings.config import Config
 from offbook.tokens.own_template import with_template_text
 from offbook.training.changeable import settings_to_resume
@@ -31,7 +32,7 @@ from offbook.training.interrupt import Interrupt, Stopped
 from offbook.training.joining import has_begun, join, require_shared
 from offbook.training.log import open_log
 from offbook.training.loop import training_steps
-from offbook.training.resume import begin
+from offbook.training.resume import load_or_restore
 from offbook.training.setup import LoadedRun
 from offbook.training.shared import SharedBase
 from offbook.training.step import Stepper, Wanted
@@ -130,7 +131,8 @@ def train_by_steps(
         What gradients it waits for; those that nobody computes, it computes itself. None when all
         is loaded.
 
-    A new run that is closed before its first step leaves nothing behind.
+    A new run that is closed before its first step leaves nothing behind. One that it is to replace
+    is removed when all is loaded and the engine is checked.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other", fix="give one of them")
@@ -159,23 +161,19 @@ def train_by_steps(
         opened = processes.first(open_)
         if opened["steps"] is not None:
             return _result(run, processes, opened["steps"])
-        loaded, optimizer, progress = begin(
+        loaded, optimizer, progress, receipt = load_or_restore(
             *(run, config, monitor, processes),
             resume=opened["resume"],
             within=within,
             shared=shared,
         )
-        try:
-            with Interrupt(should_stop) as interrupt:
-                yield None
-                seconds, examples, finished = yield from _train(
-                    *(run, loaded, optimizer, progress, monitor, interrupt, share, processes),
-                    together=bool(shared and shared.together),
-                )
-        except (OffbookError, GeneratorExit):
-            if progress.step == 0 and not opened["resume"] and processes.leads:
-                run.undo_begin()
-            raise
+        with Interrupt(should_stop) as interrupt:
+            yield None
+            seconds, examples, finished = yield from _train(
+                *(run, loaded, optimizer, progress, monitor, interrupt, share, processes),
+                new=None if opened["resume"] else receipt,
+                together=bool(shared and shared.together),
+            )
         if finished:
             processes.first(lambda: _commit_adapter(run, loaded))
         result = _result(run, processes, progress.step, finished, seconds, examples)
@@ -224,21 +222,28 @@ def _train(
     should_stop: Callable[[], bool],
     share: float,
     processes: Processes,
+    new: Receipt | None,
     together: bool,
 ) -> Generator[Wanted, None, tuple[float, int, bool]]:
-    """Take the steps that are left of a share of all, and save where the run is stopped.
+    """Begin a new run, take the steps that are left of a share, and save where it is stopped.
 
     Returns:
         Seconds spent in steps, examples seen in them, and whether the run has finished.
     """
-    seconds, examples = 0.0, 0
+    seconds, examples, inputs = 0.0, 0, loaded.inputs
     with open_log(
-        run if processes.leads else None, loaded.inputs.config.train, monitor, progress.step
+        run if processes.leads else None, inputs.config.train, monitor, progress.step
     ) as log:
         stepper = Stepper(
             *(loaded, optimizer, progress, log, monitor.announce, should_stop, processes),
             together=together,
         )
+        if progress.step < inputs.schedule.steps_of_share(stepper.settings, share):
+            monitor.busy("comparing gradients with those of transformers and PEFT")
+            # Fast and plain path must give the same gradients on these rows, on this device.
+            stepper.check_engine(inputs.examples(progress.step))
+        if new:  # only now, as this removes a run that was there
+            processes.first(lambda: run.begin(inputs.config, new))
         try:
             for result in training_steps(run, stepper, monitor, share):
                 if isinstance(result, Wanted):
@@ -250,11 +255,13 @@ def _train(
             if progress.step > 0:
                 stepper.save(run, stepper.validations(run))
             return seconds, examples, False
-        except PeerLostError:
-            if processes.leads and progress.step > 0:  # what was done is here
-                stepper.write(run, checkpoint.validations(run))
+        except (OffbookError, GeneratorExit) as error:
+            if processes.leads and progress.step == 0 and new:
+                run.undo_begin()
+            elif processes.leads and progress.step > 0 and isinstance(error, PeerLostError):
+                stepper.write(run, checkpoint.validations(run))  # what was done is here
             raise
-    total = loaded.inputs.schedule.total_steps(stepper.settings)
+    total = inputs.schedule.total_steps(stepper.settings)
     return seconds, examples, share == 1 or progress.step == total
 
 
