@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from offbook.errors import CheckpointError, ConfigError, NonFiniteError
+from offbook.engine.dropout import Masks
+from offbook.errors import CheckpointError, ConfigError, EngineError, NonFiniteError
 from offbook.files.storage import sha256
 from offbook.models import load
 from offbook.monitor import EvalMetrics
@@ -111,6 +112,23 @@ def test_a_run_that_is_too_short_to_stop_on_the_way_is_told_as_whole(
     ]
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_the_best_run_may_have_taken_fewer_steps_than_another(
+    tiny_config: MakeConfig, full: bool
+) -> None:
+    epochs = ("train.max_steps=null", "train.num_train_epochs=6", "train.learning_rate=0.3")
+    config = tiny_config(*epochs)
+    found = sweep(config, {"train.batch_size": ["1", "3"]}, full=full)
+    assert [one.settings["train.batch_size"] for one in found.candidates] == ["3", "1"]
+    best, other = found.candidates
+    assert best.steps < other.steps
+    assert best.loss is not None
+    assert other.loss is not None
+    assert best.loss < other.loss
+    assert (best.share, other.share) == (1, 1 if full else 0.5)
+    assert Config.load(folder_of(config) / "best.yaml", []).train.batch_size == 3
+
+
 def test_a_run_out_of_patience_is_compared_by_its_last_validation(
     tiny_config: MakeConfig,
 ) -> None:
@@ -171,6 +189,20 @@ def test_a_rate_that_is_too_high_ends_one_run_and_not_the_sweep(tiny_config: Mak
     with pytest.raises(NonFiniteError) as caught:
         sweep(config, {"train.learning_rate": ["1e38", "2e38"]})
     assert caught.value.fix == "lower the values of train.learning_rate"
+
+
+def test_a_run_whose_gradients_are_wrong_does_not_end_the_sweep(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Masks, "some", lambda masks, tokens: masks.of(tokens))  # of other tokens
+    config = tiny_config("train.max_steps=2")
+    found = sweep(config, {"lora.lora_dropout": ["0.3", "0"]})
+    assert found.finished
+    right, wrong = found.candidates
+    assert right.problem is None
+    assert "gradients differ from those of transformers and PEFT" in str(wrong.problem)
+    with pytest.raises(EngineError, match=r"differ from .* train with train\.engine=plain"):
+        sweep(config, {"lora.lora_dropout": ["0.3", "0.2"]}, overwrite=True)
 
 
 def test_a_sweep_is_made_possible_as_advised(tiny_config: MakeConfig, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def _print(found: Sweep, folder: Path) -> None:
     for name in (*keys, "steps", "validation loss", "seconds"):
         table.add_column(name, justify="left" if name in keys else "right", overflow="fold")
     for one in found.candidates:
-        loss = "not finite" if one.problem else "" if one.loss is None else f"{one.loss:.4f}"
+        loss = "failed" if one.problem else "" if one.loss is None else f"{one.loss:.4f}"
         cells = [*one.settings.values(), f"{one.steps:,}", loss, f"{math.ceil(one.seconds):,}"]
         table.add_row(*map(Text, cells))
     out.print(table)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from offbook.errors import ConfigError, NonFiniteError
+from offbook.errors import ConfigError, EngineError, NonFiniteError
 from offbook.files import storage
 from offbook.monitor import Monitor
 from offbook.runs import checkpoint
@@ -41,6 +41,7 @@ class Candidate:
         name: of its directory, in that of the sweep.
         settings: in which it differs from the others, as they were given.
         steps: optimizer steps that it has taken.
+        share: of its own steps, after which it was last compared with the others.
         loss: its last validation loss, in nats per token; None where there is none yet.
         seconds: its steps took.
         problem: why it could not go on.
@@ -49,6 +50,7 @@ class Candidate:
     name: str
     settings: dict[str, str]
     steps: int = 0
+    share: float = 0.0
     loss: float | None = None
     seconds: float = 0.0
     problem: str | None = None
@@ -59,7 +61,7 @@ class Sweep:
     """What a sweep found: the contents of `sweep.json`.
 
     Attributes:
-        candidates: the best first, those that took more steps before the others.
+        candidates: the best first, those that got further before the others.
         finished: whether the best one has taken all its steps.
     """
 
@@ -140,20 +142,29 @@ def sweep(
         for name, settings in zip(configs, _combinations(grid), strict=True)
     }
     shared, going = SharedBase(), list(found)
+    failed: NonFiniteError | EngineError | None = None
     for share in [1.0] if full else shares(len(found)):
         for name in going:
             first = overwrite and found[name].steps == 0
-            one = _advance(found[name], configs[name], share, first, monitor, should_stop, shared)
-            if one is None:
+            one = found[name]
+            try:
+                then = _advance(one, configs[name], share, first, monitor, should_stop, shared)
+            except (NonFiniteError, EngineError) as error:
+                monitor.announce(f"{_told(one)}: it goes no further; {error.what}")
+                failed, then = error, replace(one, loss=None, problem=error.what)
+            if then is None:
                 return _write(folder, found.values(), finished=False)
-            found[name] = one
+            found[name] = then
             _write(folder, found.values(), finished=False)
         going = [name for name in going if found[name].problem is None]
         going.sort(key=lambda name: _loss(found[name]))
         going = going[: math.ceil(len(going) / 2)]
     if not going:
+        assert failed is not None
+        if isinstance(failed, EngineError):
+            raise failed
         raise NonFiniteError(
-            f"no run could go on; {found[next(iter(found))].problem}",
+            f"no run could go on; {failed.what}",
             where=str(folder),
             fix="lower the values of train.learning_rate",
         )
@@ -227,32 +238,31 @@ def _advance(
     should_stop: Callable[[], bool],
     shared: SharedBase,
 ) -> Candidate | None:
-    """Train a run up to a share of its steps, if it is not there yet; None where it was stopped."""
+    """Train a run up to a share of its steps, if it is not there yet; None where it was stopped.
+
+    Raises:
+        OffbookError: as `train`.
+    """
     run = RunDirectory(Path(os.path.expanduser(config.output_dir)))  # noqa: PTH111
     if run.begun and not overwrite and share < 1 and (there := _reached(run, share)):
-        return replace(one, steps=there[0], loss=there[1])
-    told = ", ".join(f"{key}={value}" for key, value in one.settings.items())
-    monitor.announce(f"{told}: all the steps" if share == 1 else told)
-    try:
-        result = train(
-            config,
-            resume=run.begun and not overwrite,
-            overwrite=overwrite,
-            monitor=monitor,
-            should_stop=should_stop,
-            share=share,
-            shared=shared,
-        )
-    except NonFiniteError as error:
-        monitor.announce(f"{told}: it goes no further; {error.what}")
-        return replace(one, loss=None, problem=error.what)
+        return replace(one, steps=there[0], share=share, loss=there[1])
+    monitor.announce(f"{_told(one)}: all the steps" if share == 1 else _told(one))
+    result = train(
+        config,
+        resume=run.begun and not overwrite,
+        overwrite=overwrite,
+        monitor=monitor,
+        should_stop=should_stop,
+        share=share,
+        shared=shared,
+    )
     there = _reached(run, share)
     if there is None:
         if result.finished:  # the share of the rows was less than a prompt
             raise _nothing_held_out()
         return None
     seconds = one.seconds + result.seconds
-    return replace(one, steps=there[0], loss=there[1], seconds=round(seconds, 1))
+    return replace(one, steps=there[0], share=share, loss=there[1], seconds=round(seconds, 1))
 
 
 def _reached(run: RunDirectory, share: float) -> tuple[int, float] | None:
@@ -290,11 +300,16 @@ def _known(folder: Path, overwrite: bool) -> dict[str, Candidate]:
 
 def _write(folder: Path, found: Iterable[Candidate], *, finished: bool) -> Sweep:
     """Write what is known so far, the best run first."""
-    order = sorted(found, key=lambda one: (one.problem is not None, -one.steps, _loss(one)))
+    # The share and not the steps, of which there may be more in all, as with smaller batches.
+    order = sorted(found, key=lambda one: (one.problem is not None, -one.share, _loss(one)))
     told = Sweep(order, finished)
     storage.make_folder(folder)
     storage.replace_file(folder / FILE, told.to_json())
     return told
+
+
+def _told(one: Candidate) -> str:
+    return ", ".join(f"{key}={value}" for key, value in one.settings.items())
 
 
 def _loss(one: Candidate) -> float:
