@@ -12,7 +12,7 @@ import pytest
 
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files.storage import sha256
-from offbook.monitor import EvalMetrics
+from offbook.monitor import EvalMetrics, StepMetrics
 from offbook.runs.checkpoint import best_step, find, lowest, validations
 from offbook.runs.directory import RunDirectory
 from offbook.runs.trained import open_run
@@ -148,6 +148,30 @@ def test_a_run_ends_early_where_validations_get_no_better(
     assert hashes(result.run) == hashes(whole.run)
     assert curve(result.run) == curve(whole.run)
     assert "in step 12; add a higher train.max_steps to go on" in again(result.run)[1][0]
+
+
+def test_a_run_that_ends_early_has_logged_all_its_losses(
+    rising: MakeConfig, tmp_path: Path
+) -> None:
+    every = ("train.max_steps=30", "train.eval_steps=3", "train.patience=1")
+    each = train(rising(*every, "train.logging_steps=1", f"output_dir={tmp_path / 'each'}"))
+    losses = [record.loss for record in records_of(StepMetrics, each.run)]
+    assert each.steps == len(losses) < 30
+    config = rising(*every, "train.logging_steps=100", "train.save_steps=1")
+    result = train(config)
+    logged = records_of(StepMetrics, result.run)
+    assert [record.step for record in logged] == list(range(3, each.steps + 1, 3))
+    assert logged[-1].loss == pytest.approx(sum(losses[-3:]) / 3, rel=0.2)
+    # It logs the same where it is stopped before each step and resumed.
+    told = curve(result.run)
+    shutil.rmtree(result.run)
+    finished = False
+    while not finished:
+        monitor = StopAfter(1)
+        finished = train(
+            config, resume=True, monitor=monitor, should_stop=monitor.should_stop
+        ).finished
+    assert curve(result.run) == told
 
 
 def test_an_early_run_that_goes_on_is_not_finished_meanwhile(rising: MakeConfig) -> None:

@@ -345,7 +345,8 @@ class TrainSettings(Section):
     processor, all operations do."""
 
     logging_steps: int = Field(default=10, ge=1)
-    """Optimizer steps between lines in `metrics.jsonl`."""
+    """Optimizer steps between lines in `metrics.jsonl`. With `train.patience`, each
+    validation has one, too."""
 
     eval_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps between validations. By default once per epoch. The model is always validated

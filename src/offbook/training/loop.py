@@ -78,7 +78,9 @@ def training_steps(
         if step < schedule.steps_per_epoch:
             stepper.log_rows(rows, by_row)
         stepper.check_rate(total)
-        if progress.step == total or progress.step % settings.logging_steps == 0:
+        # With patience, a validation may end the run, which then has logged all its losses.
+        may_end = settings.patience is not None and progress.step % eval_steps == 0
+        if progress.step == total or progress.step % settings.logging_steps == 0 or may_end:
             stepper.log(
                 StepMetrics(
                     step=progress.step,
