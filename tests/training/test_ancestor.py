@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,24 @@ import pytest
 
 from offbook.errors import CheckpointError, ConfigError
 from offbook.files.storage import sha256
+from offbook.monitor import Monitor
 from offbook.runs.directory import RunDirectory
 from offbook.settings.config import Config
+from offbook.training.inputs import gather
 from offbook.training.train import train
+from support.runs import Listener
 
 SIZES = ("lora.r=4", "lora.lora_alpha=8", "train.max_steps=2")
+
+
+def open_rows(run: RunDirectory) -> tuple[set[str], set[str]]:
+    """The places of the rows that a run is trained on, and of those that it holds out."""
+    inputs = gather(run.config(), Monitor())
+    training, held_out = (
+        {part[k].source.rpartition(":")[2] for k in range(len(part))}
+        for part in (inputs.training, inputs.validation)
+    )
+    return training, held_out
 
 
 def test_a_run_goes_on_from_another(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
@@ -56,6 +70,37 @@ def test_a_run_goes_on_from_another(tiny_config: Callable[..., Config], tmp_path
         train(again, resume=True)
     again = again.override(f"train.init_adapter={tmp_path / 'gone'}")
     assert train(again, resume=True).finished
+
+
+def test_held_out_rows_that_the_adapter_was_trained_on_are_told(
+    tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    rows = [json.dumps({"instruction": f"row {n}", "output": f"{n} seven"}) for n in range(40)]
+    few, more, new = (tmp_path / f"{name}.jsonl" for name in ("few", "more", "new"))
+    few.write_text("\n".join(rows[:20]), encoding="utf-8")
+    more.write_text("\n".join(rows[:30]), encoding="utf-8")
+    new.write_text("\n".join(rows[30:]), encoding="utf-8")
+
+    def told(data: Path, *settings: str) -> list[str]:
+        heard = Listener()
+        config = tiny_config(*SIZES, f"data.train={data}", *settings)
+        train(config, monitor=heard, overwrite=True)
+        return [text for text in heard.heard if "the adapter to go on from was trained" in text]
+
+    first = f"output_dir={tmp_path / 'first'}"
+    assert told(few, first) == []
+    goes_on = f"train.init_adapter={tmp_path / 'first'}"
+    assert told(few, goes_on) == [], "the same rows are held out"
+    (said,) = told(more, goes_on)
+    reads = [open_rows(RunDirectory(tmp_path / name)) for name in ("first", "run")]
+    known = reads[0][0] & reads[1][1]
+    assert 0 < len(known) < len(reads[1][1]) == 6
+    assert f"the prompts of {len(known)} of 6 held-out examples" in said
+    advised = f"data.validation={new}"
+    assert said.endswith("set data.validation to a file of new rows")
+    assert told(more, goes_on, advised) == []
+    few.unlink()
+    assert told(more, goes_on) == [], "it cannot be known any more"
 
 
 def test_an_adapter_of_another_base_is_refused(

@@ -370,7 +370,7 @@ class TrainSettings(Section):
     init_adapter: str | None = None
     """An adapter to go on from, instead of a new one: a run or an adapter folder on the same base
     and with the same `lora` settings. The receipt of the run says which it was, and what that
-    one was trained on."""
+    one was trained on. A training says how many of its held-out prompts that run was trained on."""
 
     report_to: Literal["none", "tensorboard"] = "none"
     """Also write the metrics for TensorBoard (`pip install 'offbook[tensorboard]'`)."""

@@ -6,15 +6,22 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from offbook.errors import CheckpointError, ConfigError
+import numpy as np
+
+from offbook.errors import CheckpointError, ConfigError, OffbookError
 from offbook.files.storage import sha256
 from offbook.models.adapter_config import read_plain_lora
 from offbook.models.base import ADAPTER_WEIGHTS
+from offbook.monitor import Monitor
 from offbook.runs.checkpoint import newest
 from offbook.runs.directory import RunDirectory
+from offbook.runs.places import find_data
 from offbook.runs.receipt import Ancestor, Receipt, hash_base
 from offbook.settings.config import Config, local_path
 from offbook.settings.sections import LoraSettings
+from offbook.tokens.examples import Examples
+from offbook.tokens.template import ChatTemplate
+from offbook.training.data import read_data
 
 SETTING = "train.init_adapter"
 
@@ -26,10 +33,39 @@ class Start:
     Attributes:
         folder: of the adapter.
         ancestry: that adapter, the last one, and those that it went on from itself.
+        run: that it is the result of; None for an adapter alone.
     """
 
     folder: Path
     ancestry: list[Ancestor]
+    run: RunDirectory | None = None
+
+    def describe_known(self, held_out: Examples, template: ChatTemplate) -> str | None:
+        """What to say where held-out rows are ones that the adapter was trained on.
+
+        None, too, where the rows of that run are not there any more.
+
+        Args:
+            held_out: of the run that begins.
+            template: of its chats, which turns the rows of the other into examples, too.
+        """
+        if self.run is None:
+            return None
+        try:
+            config = find_data(self.run, self.run.config())
+            limit = config.data.max_length if isinstance(config.data.max_length, int) else None
+            data = read_data(config, template, limit, Monitor(), self.run.receipt().commits)
+        except OffbookError:
+            return None
+        trained = data.training.prompt_keys[data.training.rows]
+        known = int(np.isin(held_out.prompt_keys[held_out.rows], trained).sum())
+        if not known:
+            return None
+        return (
+            f"the adapter to go on from was trained on the prompts of {known:,} of "
+            f"{len(held_out):,} held-out examples, so their loss says less; hold out others: set "
+            "data.validation to a file of new rows"
+        )
 
 
 def find_start(config: Config, base: Path, known: Receipt) -> Start | None:
@@ -51,7 +87,9 @@ def find_start(config: Config, base: Path, known: Receipt) -> Start | None:
     run = RunDirectory(path) if path else None
     receipt = Receipt()
     folder = path
-    if run and run.begun:
+    if run and not run.begun:
+        run = None
+    if run:
         folder = run.adapter if run.finished else newest(run, lambda text: None)
         receipt = run.receipt()
     if folder is None or not (folder / ADAPTER_WEIGHTS).is_file():
@@ -66,7 +104,7 @@ def find_start(config: Config, base: Path, known: Receipt) -> Start | None:
         fix = f"restore it, or say where it is now: {SETTING}=PATH"
         raise CheckpointError("the adapter has changed", where=setting, fix=fix)
     this = Ancestor(Path(setting).name, weights, receipt.data)
-    return Start(folder, [*receipt.ancestry, this])
+    return Start(folder, [*receipt.ancestry, this], run)
 
 
 def _require_same_lora(folder: Path, lora: LoraSettings) -> None:

@@ -88,6 +88,10 @@ def load_or_restore(
             _require_same_data(run, receipt)
             _tell_changes(run, receipt, monitor)
             _tell_schedule(run, inputs, monitor)
+        elif inputs.start:
+            known = inputs.start.describe_known(inputs.validation, inputs.template)
+            if known:
+                monitor.announce(known)
 
     processes.first(check)
     loaded = processes.each(lambda: load(inputs, monitor, shared))
