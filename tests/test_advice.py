@@ -744,7 +744,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         ),
     ),
     f"{RUNS}rows_that_are_given_as_a_configuration_are_trained_on_as_advised": (
-        "name them as data: `offbook {command} {quoted(f'data.train={listed}')}`",
+        "name them as data: `{line}`",
     ),
     "tests/cli/test_many.py::test_several_configurations_are_trained_as_advised": (
         "train several roles: `offbook train --many {' '.join(map(quoted, files))}`",

@@ -745,7 +745,8 @@ def test_a_samples_name_means_the_sample_whatever_the_folder_holds(tmp_path, mon
 def test_a_missing_file_is_refused_with_the_one_that_was_meant(tmp_path):
     written(tmp_path, "huanhuan.json", "[]")
     source = str(tmp_path / "huanhaun.json")
-    assert refusal(source) == f'{source}: no such file; did you mean "huanhuan.json"?'
+    meant = tmp_path / "huanhuan.json"
+    assert refusal(source) == f'{source}: no such file; did you mean "{meant}"?'
 
 
 def test_a_missing_sample_is_refused_with_the_one_that_was_meant(tmp_path, monkeypatch):

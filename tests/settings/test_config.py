@@ -545,7 +545,6 @@ def test_what_the_sample_configuration_comments_out_is_the_default(tmp_path):
     default = Config().flat()
     assert {key for key in settings if settings[key] != default[key]} == {
         "data.train",
-        "data.validation",
         "lora.lora_dropout",
         "train.logging_steps",
         "output_dir",

@@ -51,5 +51,6 @@ def refuse_rows(command: str, config: Path | None, settings: list[str]) -> None:
     if config is not None and file_type(config):
         rows = [str(config), *(text for text in settings if "=" not in text)]
         listed = f"[{', '.join(rows)}]" if len(rows) > 1 else rows[0]
-        fix = f"name them as data: `offbook {command} {quoted(f'data.train={listed}')}`"
+        line = " ".join(("offbook", command, quoted(f"data.train={listed}")))
+        fix = f"name them as data: `{line}`"
         raise ConfigError("these are rows, not a configuration", where=str(config), fix=fix)
