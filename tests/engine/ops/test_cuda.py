@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
 from offbook.engine import ops
+from offbook.engine.check import TOLERANCE
 from offbook.engine.dropout import Masks
 from offbook.engine.engine import Engine
 from offbook.engine.layers import saved_per_token
@@ -62,9 +63,10 @@ def test_gradients_are_those_of_the_plain_path(
     fast = Engine(model, min_shared_tokens=1)
     assert fast.packed
     got = gradients(fast, budget, prefix)
-    with fast.plain():
-        expected = gradients(Engine(model, fast=False, min_shared_tokens=1), ANY, prefix)
-    assert (got - expected).norm() < 2e-4 * expected.norm()
+    exact = make_model(FAMILIES[family], torch.float64, lora)
+    expected = gradients(Engine(exact, fast=False, min_shared_tokens=1), ANY, prefix)
+    # Rounding alone is 2e-5 to 3e-4 on either path and on different processors.
+    assert (got - expected).norm() < TOLERANCE[torch.float32] * expected.norm()
 
 
 def test_a_checkpointed_layer_draws_the_same_masks_again() -> None:
