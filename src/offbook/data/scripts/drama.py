@@ -1,9 +1,8 @@
 """Drama text: a speech on each line, after its speaker and a colon, in English or Chinese.
 
 What stands in brackets is a stage direction, and so is a line without a speaker. A list of
-characters is no speech. Where blank lines
-separate speeches, the lines up to the next one belong to the speech; elsewhere only those that are
-indented, or that continue a sentence.
+characters is no speech. Where blank lines separate speeches, the lines up to the next one belong to
+the speech; elsewhere only those that are indented, or that continue a sentence.
 """
 
 from __future__ import annotations
